@@ -1,0 +1,71 @@
+# Everything runs from .venv, which `make install` fills from requirements.lock.
+# Another interpreter: make install PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install data run test lint typecheck bench figures lock clean
+
+help: ## Show this list
+	@echo "attn_jax: make <target>"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' \
+		$(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## Make .venv with the locked versions and attn_jax, editable
+
+$(INSTALLED): requirements.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "attn_jax needs Python >= 3.11; '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>&1 | head -n 1)." \
+			"Name another one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make a virtual environment with pip." \
+			"On Debian or Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
+	@touch $@
+
+data: install ## Fetch Fashion-MNIST once, check it, say where it came from
+	$(BIN)/python -m experiments.common.data fashion_mnist
+
+run: data ## The data-scaling experiment, quick preset: table and figure
+	$(BIN)/python -m experiments.data_scaling --preset quick
+
+test: install ## Run the tests and the examples in docstrings
+	$(BIN)/python -m pytest
+
+lint: install ## Check style and likely bugs (ruff)
+	$(BIN)/ruff check .
+
+typecheck: install ## Check types (mypy)
+	$(BIN)/mypy
+
+bench: install ## Install the peers and measure side by side with them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m benchmarks
+
+figures: install ## Redraw report and figures from the committed results
+	$(BIN)/python -m experiments.data_scaling.report experiments/data_scaling/results
+
+lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		uv==$(UV_VERSION)
+	$(BIN)/uv pip compile setup.cfg --extra experiments --extra dev \
+		--universal --python-version 3.11 --fork-strategy fewest \
+		--generate-hashes $(if $(UPGRADE),--upgrade) --quiet \
+		--custom-compile-command 'make lock' --output-file requirements.lock
+
+clean: ## Remove .venv and every cache and build output; data and results stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
