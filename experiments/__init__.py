@@ -1,0 +1,1 @@
+"""Research programs on real data: ``python -m experiments.<name> --help``."""

