@@ -1,0 +1,382 @@
+"""Figures: accuracy and gap over the number of training images.
+
+Okabe-Ito colours, each with a marker and a line style of its own, so that the
+figures read for the colour-blind and in grey. Drawn on a figure object of their
+own: no pyplot, no global state, no display.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import uuid
+from collections.abc import Sequence
+
+import matplotlib.axes
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+#: Okabe and Ito, ordered so that neighbours differ in lightness too.
+PALETTE = (
+    "#0072B2",  # blue
+    "#D55E00",  # vermilion
+    "#009E73",  # bluish green
+    "#CC79A7",  # reddish purple
+    "#E69F00",  # orange
+    "#56B4E9",  # sky blue
+    "#000000",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1)), ":")
+_GREYS = ("#333333", "#6b6b6b", "#969696", "#4d4d4d")
+_BASELINE_LINES = ((0, (4, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (2, 1)))
+_INK = "#333333"
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One line of the accuracy figure.
+
+    Attributes:
+        label: Text of the legend.
+        n: Sizes of the training set.
+        mean: Mean at each of them.
+        std: Standard deviation, None where there is a single seed.
+        seeds: Number of seeds at each; a hollow marker shows fewer than three.
+        baseline: Drawn thin and grey, without markers.
+    """
+
+    label: str
+    n: Sequence[int]
+    mean: Sequence[float]
+    std: Sequence[float | None]
+    seeds: Sequence[int]
+    baseline: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GapSeries:
+    """One line of the gap figure; low and high are None where seeds are too few.
+
+    `fit_n` and `fit_gap` hold the fitted difference, drawn thin where given, and
+    `crossing` the N* to mark.
+    """
+
+    label: str
+    n: Sequence[int]
+    gap: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    seeds: Sequence[int]
+    fit_n: Sequence[float] = ()
+    fit_gap: Sequence[float] = ()
+    crossing: float | None = None
+
+
+def curve(
+    series: Sequence[Series],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    ylabel: str = "test accuracy",
+    chance: float | None = None,
+    note: str = "",
+) -> pathlib.Path:
+    """Draw accuracy over log N with error bars (one standard deviation).
+
+    Args:
+        series: The lines; networks take colours in order, baselines greys.
+        path: PNG file to write (whole or not at all).
+        title: Over the axes.
+        ylabel: Name of the score.
+        chance: Level of guessing, drawn where given.
+        note: One small line below the axes.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: There is nothing to draw, or a series has unequal lengths.
+    """
+    if not series:
+        raise ValueError("series: expected at least one, got none")
+    figure, axes = _figure(title, ylabel, note)
+    sizes = sorted({n for line in series for n in line.n})
+    networks = [line for line in series if not line.baseline]
+    for i, line in enumerate(line for line in series if line.baseline):
+        _lengths(line.label, line.n, line.mean, line.std, line.seeds)
+        axes.plot(
+            line.n,
+            line.mean,
+            color=_GREYS[i % len(_GREYS)],
+            linestyle=_BASELINE_LINES[i % len(_BASELINE_LINES)],
+            linewidth=1.3,
+            marker="." if len(line.n) > 1 else "_",
+            markersize=4,
+            label=line.label,
+            zorder=2,
+        )
+    for i, line in enumerate(networks):
+        _lengths(line.label, line.n, line.mean, line.std, line.seeds)
+        _errorbar(
+            axes,
+            i,
+            len(networks),
+            line.label,
+            line.n,
+            line.mean,
+            [(s or 0.0, s or 0.0) for s in line.std],
+            [s is not None for s in line.std],
+            line.seeds,
+        )
+    if chance is not None:
+        axes.axhline(chance, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
+        axes.annotate(
+            f"chance {chance:.3g}".replace("0.", ".", 1),
+            (1, chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=_INK,
+        )
+    _finish(axes, sizes)
+    # Networks first, as in the tables.
+    handles, labels = axes.get_legend_handles_labels()
+    order = [line.label for line in (*networks, *(s for s in series if s.baseline))]
+    pairs = sorted(zip(handles, labels, strict=True), key=lambda p: order.index(p[1]))
+    _legend(axes, [h for h, _ in pairs], [label for _, label in pairs])
+    return _save(figure, path)
+
+
+def gap(
+    series: Sequence[GapSeries],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    ylabel: str = "difference in test accuracy",
+    above: str = "",
+    below: str = "",
+    note: str = "",
+) -> pathlib.Path:
+    """Draw differences in accuracy over log N with their intervals.
+
+    Args:
+        series: The lines.
+        path: PNG file to write (whole or not at all).
+        title: Over the axes.
+        ylabel: Name of the difference.
+        above: What it means to lie above zero, written into that half.
+        below: What it means to lie below zero.
+        note: One small line below the axes.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: There is nothing to draw, or a series has unequal lengths.
+    """
+    if not series:
+        raise ValueError("series: expected at least one, got none")
+    figure, axes = _figure(title, ylabel, note)
+    axes.axhline(0, color=_INK, linewidth=1, zorder=1)
+    for i, line in enumerate(series):
+        _lengths(line.label, line.n, line.gap, line.low, line.high, line.seeds)
+        color = PALETTE[i % len(PALETTE)]
+        known = [low is not None for low in line.low]
+        reach = [
+            (max(g - low, 0.0), max(high - g, 0.0))
+            if low is not None and high is not None
+            else (0.0, 0.0)
+            for g, low, high in zip(line.gap, line.low, line.high, strict=True)
+        ]
+        if len(line.fit_n):
+            axes.plot(line.fit_n, line.fit_gap, color=color, linewidth=0.9, alpha=0.55)
+        _errorbar(
+            axes,
+            i,
+            len(series),
+            line.label,
+            line.n,
+            line.gap,
+            reach,
+            known,
+            line.seeds,
+            joined=not len(line.fit_n),
+        )
+        if line.crossing is not None:
+            axes.plot(
+                [line.crossing],
+                [0],
+                marker="*",
+                markersize=13,
+                markerfacecolor=color,
+                markeredgecolor="white",
+                linestyle="none",
+                label=f"fitted crossing, N* ≈ {_count(line.crossing)}",
+                zorder=5,
+            )
+    low, high = axes.get_ylim()
+    reach = max(abs(low), abs(high))
+    axes.set_ylim(min(low, -0.25 * reach), max(high, 0.25 * reach))
+    style = {"transform": axes.transAxes, "fontsize": 8.5, "color": "#5a5a5a"}
+    axes.text(0.015, 0.975, above and f"▲ {above}", va="top", **style)
+    axes.text(0.985, 0.025, below and f"▼ {below}", va="bottom", ha="right", **style)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
+    stars = [line.crossing for line in series if line.crossing is not None]
+    _finish(axes, sorted({n for line in series for n in line.n}), stars)
+    _legend(axes, *axes.get_legend_handles_labels())
+    return _save(figure, path)
+
+
+def _figure(title: str, ylabel: str, note: str) -> tuple[Figure, matplotlib.axes.Axes]:
+    figure = Figure(figsize=(7.6, 4.3), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.set_title(title, fontsize=11.5, loc="left", color="black", pad=9)
+    axes.set_ylabel(ylabel, fontsize=10, color=_INK)
+    axes.set_xlabel("number of training images N (log scale)", fontsize=10, color=_INK)
+    if note:
+        figure.supxlabel(
+            note, x=0.012, ha="left", fontsize=7.5, color="#666666", wrap=True
+        )
+    return figure, axes
+
+
+def _errorbar(
+    axes: matplotlib.axes.Axes,
+    index: int,
+    count: int,
+    label: str,
+    n: Sequence[int],
+    values: Sequence[float],
+    reach: Sequence[tuple[float, float]],
+    known: Sequence[bool],
+    seeds: Sequence[int],
+    joined: bool = True,
+) -> None:
+    """Draw a line with bars; series are shifted sideways a little, not to overlap."""
+    color = PALETTE[index % len(PALETTE)]
+    marker = MARKERS[index % len(MARKERS)]
+    x = np.asarray(n, float) * 1.03 ** (index - (count - 1) / 2)
+    y = np.asarray(values, float)
+    bars = np.asarray(reach, float).T.reshape(2, -1)
+    has = np.asarray(known, bool)
+    axes.plot(
+        x,
+        y,
+        color=color,
+        linestyle=LINES[index % len(LINES)] if joined else "none",
+        linewidth=1.8,
+        marker=marker,
+        markersize=6.5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        label=label,
+        zorder=4,
+    )
+    if has.any():
+        axes.errorbar(
+            x[has],
+            y[has],
+            yerr=bars[:, has],
+            fmt="none",
+            ecolor=color,
+            elinewidth=1.4,
+            capsize=3,
+            capthick=1.2,
+            zorder=3,
+        )
+    few = np.asarray(seeds) < 3
+    if few.any():
+        axes.plot(
+            x[few],
+            y[few],
+            linestyle="none",
+            marker=marker,
+            markersize=6.5,
+            markerfacecolor="white",
+            markeredgecolor=color,
+            markeredgewidth=1.4,
+            zorder=4.5,
+        )
+
+
+def _finish(
+    axes: matplotlib.axes.Axes, sizes: Sequence[float], also: Sequence[float] = ()
+) -> None:
+    shown = (*sizes, *also)
+    axes.set_xlim(min(shown) / 1.25, max(shown) * 1.25)
+    if 1 < len(sizes) <= 9:  # the measured sizes themselves make the best ticks
+        ticks, last = [], 0.0
+        for size in sizes:
+            if float(size).is_integer() and size > last * 1.45:
+                ticks.append(size)
+                last = size
+        axes.set_xticks(ticks)
+    else:
+        axes.xaxis.set_major_locator(LogLocator(10))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _count(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
+    axes.grid(axis="y", color="#e3e3e3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=_INK, length=3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#999999")
+
+
+def _legend(axes: matplotlib.axes.Axes, handles: list, labels: list[str]) -> None:
+    axes.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        fontsize=9,
+        handlelength=3.2,
+        labelspacing=0.7,
+        borderaxespad=0,
+    )
+
+
+def _count(number: float) -> str:
+    """Write a size the short way: 300, 1k, 60k, 1.2M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.3g}"
+
+
+def _signed(number: float) -> str:
+    """Write a difference: +.02, −.10, 0."""
+    text = f"{abs(number):.3f}".rstrip("0").ljust(4, "0").lstrip("0")
+    return "0" if abs(number) < 1e-9 else ("−" if number < 0 else "+") + text
+
+
+def _lengths(label: str, *columns: Sequence[object]) -> None:
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise ValueError(
+            f"series {label!r}: expected columns of one length > 0, got {lengths}"
+        )
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        # No date and no version inside: the same results give the same bytes.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
