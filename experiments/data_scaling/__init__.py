@@ -1,0 +1,1 @@
+"""Accuracy on a fixed test set as the training set grows."""
