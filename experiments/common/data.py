@@ -23,6 +23,7 @@ import gzip
 import hashlib
 import os
 import pathlib
+import queue
 import shutil
 import struct
 import subprocess
@@ -57,7 +58,7 @@ __all__ = [
 
 NAMES = ("fashion_mnist", "cifar10", "cifar100", "digits")
 _CONNECT_SECONDS = 4.0  # an address must answer within this
-_STALL_SECONDS = 15.0  # and may not fall silent for longer than this
+_STALL_SECONDS = 5.0  # and may not fall silent for longer than this
 
 
 class DataError(RuntimeError):
@@ -582,6 +583,7 @@ def _obtain(files: _Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
     with _locked(target):
         if _cached(files, target):  # another process has just filled it
             return target, str(target)
+        _set_aside_corrupt(files, target)
         for fetch in (_fetch_address, _fetch_package):
             source = fetch(files, target, tried)
             if source is not None:
@@ -619,21 +621,24 @@ def _check_all(files: _Files, folder: pathlib.Path, remedy: str) -> None:
 
 
 def _cached(files: _Files, target: pathlib.Path) -> bool:
-    """Whether the cache holds all files; one that is corrupt is set aside."""
-    whole = True
-    for name in files.sha256:
-        path = target / name
-        if not path.is_file():
-            whole = False
+    """Whether the cache holds all files, all intact."""
+    with contextlib.suppress(DataError):
+        _check_all(files, target, "")
+        return True
+    return False
+
+
+def _set_aside_corrupt(files: _Files, target: pathlib.Path) -> None:
+    """Rename corrupt files of the cache; only for the process that holds the lock."""
+    for path in (target / name for name in files.sha256):
+        if not path.exists():
             continue
+        aside = path.with_name(f"{path.name}.corrupt")
         try:
-            _check(files, path, "set aside, fetching it again")
+            _check(files, path, f"renamed to {aside.name}, fetching it again")
         except DataError as error:
             print(f"WARNING: {error}", file=sys.stderr)
-            with contextlib.suppress(OSError):
-                os.replace(path, path.with_name(f"{name}.corrupt"))
-            whole = False
-    return whole
+            os.replace(path, aside)
 
 
 @contextlib.contextmanager
@@ -728,23 +733,23 @@ class _Answer:
 @contextlib.contextmanager
 def _open(url: str) -> Iterator[_Answer]:
     """Open an address, giving up after a few seconds, name look-up included."""
-    result: list[Any] = []
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            result.append(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
+            answers.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
         except Exception as error:
-            result.append(error)
+            answers.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(_CONNECT_SECONDS)
-    if not result:
-        raise _NetworkError(f"no answer within {_CONNECT_SECONDS:g} s")
-    if isinstance(result[0], Exception):
-        raise _NetworkError(str(result[0]) or repr(result[0])) from result[0]
-    with result[0] as response:
-        yield _Answer(response)
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_CONNECT_SECONDS)
+    except queue.Empty:
+        raise _NetworkError(f"no answer within {_CONNECT_SECONDS:g} s") from None
+    if isinstance(answer, Exception):
+        raise _NetworkError(str(answer) or repr(answer)) from answer
+    with answer:
+        yield _Answer(answer)
 
 
 def _fetch_package(files: _Files, target: pathlib.Path, tried: list[str]) -> str | None:
