@@ -364,11 +364,13 @@ def _load_npz(path: pathlib.Path) -> Dataset:
         "class_names",
     }
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array, not an .npz archive")
-            found = {name: file[name] for name in file.files if name in known}
-            unknown = sorted(set(file.files) - known)
+            with file:
+                found = {name: file[name] for name in file.files if name in known}
+                unknown = sorted(set(file.files) - known)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(
             f"{path} is not a whole .npz file ({error}): write it again, for example "
