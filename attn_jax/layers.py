@@ -1,0 +1,569 @@
+"""Any attention variant inside Flax's own multi-head layers, nnx and linen.
+
+`as_attention_fn` turns a variant into what `flax.nnx.MultiHeadAttention` and
+`flax.linen.MultiHeadDotProductAttention` take as `attention_fn`. The projections,
+the decoding cache and the parameters stay Flax's; only the attention is ours.
+
+What the two layers hand over, and what becomes of it:
+
+* `mask`: bool, or the {0, 1} numbers that `make_causal_mask`, `combine_masks` and
+  the decoding cache of Flax produce (float32 unless told otherwise). Numbers are
+  converted here and nowhere else in this package: 1 = attend. Other numbers, such as
+  an additive mask of 0 and −∞, are an error; where their values are not known while
+  tracing, they turn the whole output into NaN rather than into a wrong answer.
+* `dropout_rate`, `dropout_rng`, `deterministic`, `broadcast_dropout`: dropout on the
+  attention weights where the variant can, else an error. `broadcast_dropout=True`
+  (Flax's default) drops the same weights in every example and head.
+* `dtype`: query, key, value and the variant's parameters are cast to it. The softmax
+  runs in float32 whatever it is, so `force_fp32_for_softmax` holds always.
+* `precision`: the precision of every matrix product of the variant, forward and
+  backward. (With a precision, derivatives are reverse-mode only.)
+* `module` (from `sow_weights=True`): the weights are sown as Flax sows them.
+* `is_causal`: from nnx. linen has no such argument; give it to `as_attention_fn`.
+* Custom einsums (`qk_attn_weights_einsum`, ...) are refused.
+
+One difference from Flax is meant: a query that may attend to nothing gives zeros
+here, and the mean of all values there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from jax.typing import DTypeLike
+
+from attn_jax.multihead import MapHeads, multi_head, multi_head_init
+from attn_jax.variants import Variant, require, resolve
+
+__all__ = [
+    "AttentionFn",
+    "LinenAttentionFn",
+    "ModuleAttentionFn",
+    "as_attention_fn",
+    "as_linen_attention_fn",
+]
+
+Options = tuple[tuple[str, Any], ...]
+VariantLike = str | Callable[..., jax.Array] | Variant
+
+# Arguments of a variant that the layer supplies at every call.
+_SUPPLIED = ("query", "key", "value", "bias", "mask", "key_mask", "params", "rng")
+
+
+def _checked_options(variant: Variant, options: Mapping[str, Any]) -> Options:
+    """Checks options of a variant when the layer is made, not at its first call."""
+    parameters = inspect.signature(variant.fn).parameters
+    if "dropout_rate" in options:
+        raise TypeError(
+            "`dropout_rate` is not an option of as_attention_fn: give it to the Flax "
+            "layer, which also says when dropout is on."
+        )
+    for name, value in options.items():
+        if name == "is_causal":
+            if value:
+                require(variant, "causal")
+        elif name not in parameters or name in _SUPPLIED:
+            known = sorted(set(parameters) - {*_SUPPLIED, "dropout_rate"})
+            raise TypeError(
+                f"attention variant {variant.name!r} takes no option `{name}`; "
+                f"it takes: {', '.join(known) or 'none'}."
+            )
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"option `{name}` must be static and hashable, but is a "
+                f"{type(value).__name__}; what varies belongs into params."
+            ) from None
+    return tuple(sorted(options.items()))
+
+
+def _precision_name(precision: Any) -> str | None:
+    """Name of a precision as `jax.default_matmul_precision` takes it."""
+    if precision is None:
+        return None
+    if isinstance(precision, tuple | list) and len(set(precision)) == 1:
+        precision = precision[0]
+    if isinstance(precision, jax.lax.Precision):
+        return precision.name.lower()
+    if isinstance(precision, jax.lax.DotAlgorithmPreset):
+        return precision.name
+    if isinstance(precision, str):
+        try:
+            with jax.default_matmul_precision(precision):
+                return precision
+        except ValueError:
+            pass
+    raise ValueError(
+        "`precision` must be None, a name such as 'highest', a jax.lax.Precision or a "
+        f"jax.lax.DotAlgorithmPreset, one for both operands, but is {precision!r}."
+    )
+
+
+def _with_precision(
+    call: Callable[..., jax.Array], precision: Any
+) -> Callable[..., jax.Array]:
+    """Runs a function of arrays, and its pullback, at a given matmul precision."""
+    name = _precision_name(precision)
+    if name is None:
+        return call
+
+    def context() -> contextlib.AbstractContextManager[Any]:
+        return jax.default_matmul_precision(name)
+
+    # The setting alone would reach the forward pass, but not backward passes that are
+    # written by hand (custom_vjp): those are traced later, when it is over.
+    @jax.custom_vjp
+    def run(operands: Any) -> jax.Array:
+        with context():
+            return call(operands)
+
+    def forward(operands: Any) -> tuple[jax.Array, Any]:
+        with context():
+            return jax.vjp(call, operands)
+
+    def backward(pullback: Any, cotangent: jax.Array) -> Any:
+        with context():
+            return pullback(cotangent)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _bool_mask(mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """A mask as bool, and whether its numbers were all 0 or 1 (None if it was bool)."""
+    mask = jnp.asarray(mask)
+    if mask.dtype == jnp.bool_:
+        return mask, None
+    is_mask = ((mask == 0) | (mask == 1)).all()
+    if not isinstance(is_mask, jax.core.Tracer):
+        if not is_mask:
+            raise ValueError(
+                "`mask` must hold 0 and 1 alone (1 = attend), but has dtype "
+                f"{mask.dtype} and values from {mask.min()} to {mask.max()}; numbers "
+                "to be added to the scores are a bias, which Flax's layers do not pass."
+            )
+        return mask != 0, None
+    return mask != 0, is_mask
+
+
+def _to_4d(name: str, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+    """Brings [batch..., N or 1, T or 1, S or 1] to one batch axis, B or 1."""
+    rank = len(batch) + 3
+    if array.ndim > rank:
+        raise ValueError(
+            f"`{name}` must be broadcastable to [{'B, ' * len(batch)}N, T, S] with "
+            f"batch sizes {batch}, but has shape {array.shape}."
+        )
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    leading, rest = array.shape[:-3], array.shape[-3:]
+    if all(size == 1 for size in leading):
+        return array.reshape(1, *rest)
+    if any(size not in (1, full) for size, full in zip(leading, batch, strict=True)):
+        raise ValueError(
+            f"`{name}` has batch sizes {leading} where the layer's input has {batch}; "
+            f"each must be equal or 1 (`{name}` has shape {array.shape})."
+        )
+    return jnp.broadcast_to(array, (*batch, *rest)).reshape(math.prod(batch), *rest)
+
+
+def _identity_values(variant: Variant) -> Variant:
+    """The variant with the identity for values: what comes out is its weights."""
+    require(variant, "value_dim")
+
+    @functools.wraps(variant.fn)
+    def weights(
+        query: jax.Array, key: jax.Array, value: jax.Array, *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        identity = jnp.eye(key.shape[0], dtype=value.dtype)
+        return variant.fn(query, key, identity, *args, **kwargs)
+
+    return dataclasses.replace(variant, fn=weights)
+
+
+class _FlaxCall:
+    """`__call__` with the arguments of Flax's `dot_product_attention`, written once."""
+
+    variant: Variant
+    options: Options
+    map_heads: MapHeads
+
+    def _head_params(self, num_heads: int, head_dim: int) -> Any:
+        """Parameters with leading axis N, or None."""
+        return None
+
+    def _next_rng(self) -> jax.Array:
+        """A key for a variant that is random even without dropout."""
+        raise AssertionError("as_attention_fn has seen to it")
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: jax.Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: DTypeLike | None = None,
+        precision: Any = None,
+        module: nnx.Module | linen.Module | None = None,
+        *,
+        is_causal: bool = False,
+        force_fp32_for_softmax: bool = False,
+        einsum_dot_general: Callable[..., Any] | None = None,
+        qk_attn_weights_einsum: Callable[..., Any] | None = None,
+        attn_weights_value_einsum: Callable[..., Any] | None = None,
+    ) -> jax.Array:
+        """Attention on whole arrays, called by the Flax layer.
+
+        Args:
+          query: [batch..., T, N, H].
+          key: [batch..., S, K, H].
+          value: [batch..., S, K, V].
+          bias: broadcastable to [batch..., N, T, S], or None.
+          mask: broadcastable to [batch..., N, T, S], bool or {0, 1}, or None.
+          broadcast_dropout: whether all examples and heads drop the same weights.
+          dropout_rng: random key for dropout.
+          dropout_rate: fraction of the weights to drop.
+          deterministic: whether dropout is off.
+          dtype: dtype to compute in; None takes that of the arrays.
+          precision: precision of the matrix products; None takes JAX's setting.
+          module: Flax module that the weights are sown into, or None.
+          is_causal: whether query t attends only to keys s ≤ t.
+          force_fp32_for_softmax: holds whether asked or not.
+          einsum_dot_general: must be None.
+          qk_attn_weights_einsum: must be None.
+          attn_weights_value_einsum: must be None.
+
+        Returns:
+          [batch..., T, N, V].
+
+        Raises:
+          ValueError: on what the variant cannot honour, and on wrong shapes.
+          TypeError: on wrong dtypes.
+        """
+        del force_fp32_for_softmax  # the contract of every variant
+        variant = self.variant
+        for name, given in (
+            ("einsum_dot_general", einsum_dot_general),
+            ("qk_attn_weights_einsum", qk_attn_weights_einsum),
+            ("attn_weights_value_einsum", attn_weights_value_einsum),
+        ):
+            if given is not None:
+                raise ValueError(
+                    f"attention variants of attn_jax take no `{name}`; leave it out of "
+                    "the Flax layer, or use Flax's own attention there."
+                )
+        if query.ndim < 3:
+            raise ValueError(
+                f"`query` must be [batch..., T, N, H], but has shape {query.shape}."
+            )
+        batch = query.shape[:-3]
+        for name, array in (("key", key), ("value", value)):
+            if array.ndim != query.ndim or array.shape[:-3] != batch:
+                raise ValueError(
+                    f"`{name}` must have the batch sizes {batch} of `query`, but has "
+                    f"shape {array.shape} (query: {query.shape})."
+                )
+        if dtype is None:
+            dtype = jnp.result_type(query, key, value)
+        operands: dict[str, Any] = {
+            name: array.astype(dtype).reshape(math.prod(batch), *array.shape[-3:])
+            for name, array in (("query", query), ("key", key), ("value", value))
+        }
+        is_mask = None
+        if bias is not None:
+            operands["bias"] = _to_4d("bias", bias, batch)
+        if mask is not None:
+            mask, is_mask = _bool_mask(mask)
+            operands["mask"] = _to_4d("mask", mask, batch)
+        params = self._head_params(*query.shape[-2:])
+        if params is not None:
+            operands["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+        options = dict(self.options)
+        options["is_causal"] = bool(options.get("is_causal", False) or is_causal)
+        drops = not deterministic and dropout_rate > 0.0
+        if drops:
+            require(variant, "dropout")
+            if dropout_rng is None:
+                raise ValueError(
+                    f"dropout_rate={dropout_rate} needs `dropout_rng`, or "
+                    "deterministic=True for evaluation."
+                )
+        # A variant that is random by nature draws once; its weights, where they are
+        # sown, come from the same draw as its output.
+        if variant.stochastic:
+            operands["rng"] = self._next_rng()
+        elif drops:
+            operands["rng"] = dropout_rng
+
+        def attend(variant: Variant, options: Mapping[str, Any], operands: Any) -> Any:
+            if broadcast_dropout and "rng" in operands:
+                # multi_head would give every example and head a key of its own.
+                fn = functools.partial(variant.fn, rng=operands["rng"])
+                variant = dataclasses.replace(variant, fn=fn, stochastic=False)
+                operands = {k: v for k, v in operands.items() if k != "rng"}
+            return multi_head(variant, map_heads=self.map_heads)(**operands, **options)
+
+        def run(variant: Variant, options: Mapping[str, Any]) -> jax.Array:
+            call = functools.partial(attend, variant, options)
+            out = _with_precision(call, precision)(operands)
+            if is_mask is not None:
+                out = jnp.where(is_mask, out, jnp.asarray(jnp.nan, out.dtype))
+            return out.reshape(*batch, *out.shape[1:])
+
+        if module is not None:
+            # As in Flax, what is sown are the weights before dropout.
+            weights = jnp.swapaxes(run(_identity_values(variant), options), -2, -3)
+            if isinstance(module, nnx.Module):
+                module.sow(nnx.Intermediate, "attention_weights", weights)
+            else:
+                module.sow("intermediates", "attention_weights", weights)
+        if drops:
+            options["dropout_rate"] = dropout_rate
+        return run(variant, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionFn(_FlaxCall):
+    """A variant without parameters as `attention_fn` of a Flax layer, nnx or linen.
+
+    Hashable and comparable, so that Flax can treat it as static. Made by
+    `as_attention_fn`.
+
+    Attributes:
+      variant: the record of the variant.
+      options: its static options as sorted pairs.
+      map_heads: see `attn_jax.multi_head`.
+    """
+
+    variant: Variant
+    options: Options = ()
+    map_heads: MapHeads = "auto"
+
+
+class ModuleAttentionFn(_FlaxCall, nnx.Module):
+    """A variant with parameters or randomness of its own, as a part of an nnx layer.
+
+    Its parameters are `nnx.Param`s under `params`, each leading with the number of
+    heads N, so that `nnx.split` of the layer finds them. Made by `as_attention_fn`.
+
+    Args:
+      variant: the record of the variant.
+      options: its static options as sorted pairs.
+      map_heads: see `attn_jax.multi_head`.
+      num_heads: N.
+      head_dim: H.
+      rngs: streams `params` and, for a random variant, `attention` (or a default).
+      param_dtype: dtype of the parameters.
+      init_options: options of the variant's `init`.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        options: Options = (),
+        map_heads: MapHeads = "auto",
+        *,
+        num_heads: int,
+        head_dim: int,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+        init_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.variant = variant
+        self.options = options
+        self.map_heads = map_heads
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        params = multi_head_init(
+            variant, rngs.params(), num_heads, head_dim, **(init_options or {})
+        )
+        leaves, self.tree = jax.tree_util.tree_flatten_with_path(params)
+        self.names = tuple(
+            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
+        )
+        self.params = nnx.Dict(
+            {
+                name: nnx.Param(leaf.astype(param_dtype))
+                for name, (_, leaf) in zip(self.names, leaves, strict=True)
+            }
+        )
+        self.rngs = rngs.attention.fork() if variant.stochastic else None
+
+    def _head_params(self, num_heads: int, head_dim: int) -> Any:
+        if (num_heads, head_dim) != (self.num_heads, self.head_dim):
+            raise ValueError(
+                f"as_attention_fn was told num_heads={self.num_heads}, "
+                f"head_dim={self.head_dim}, but the layer has {num_heads} heads of "
+                f"size {head_dim} (head_dim is qkv_features // num_heads)."
+            )
+        leaves = [self.params[name][...] for name in self.names]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def _next_rng(self) -> jax.Array:
+        assert self.rngs is not None
+        return self.rngs()
+
+
+class LinenAttentionFn(_FlaxCall, linen.Module):
+    """A variant as a part of a linen layer, with its parameters in `params`.
+
+    They stand under `attention_fn/head` of the layer, each leading with the number of
+    heads N. A random variant draws from the stream `attention`. Made by
+    `as_linen_attention_fn`.
+
+    Attributes:
+      variant: the record of the variant.
+      options: its static options as sorted pairs.
+      map_heads: see `attn_jax.multi_head`.
+      param_dtype: dtype of the parameters.
+      init_options: options of the variant's `init`, as sorted pairs.
+    """
+
+    variant: Variant
+    options: Options = ()
+    map_heads: MapHeads = "auto"
+    param_dtype: DTypeLike = jnp.float32
+    init_options: Options = ()
+
+    __call__ = linen.compact(_FlaxCall.__call__)
+
+    def _head_params(self, num_heads: int, head_dim: int) -> Any:
+        if self.variant.init is None:
+            return None
+
+        def init(rng: jax.Array) -> Any:
+            params = multi_head_init(
+                self.variant, rng, num_heads, head_dim, **dict(self.init_options)
+            )
+            return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
+
+        return self.param("head", init)
+
+    def _next_rng(self) -> jax.Array:
+        return self.make_rng("attention")
+
+
+def as_attention_fn(
+    variant: VariantLike,
+    *,
+    num_heads: int | None = None,
+    head_dim: int | None = None,
+    rngs: nnx.Rngs | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    init_options: Mapping[str, Any] | None = None,
+    map_heads: MapHeads = "auto",
+    **options: Any,
+) -> AttentionFn | ModuleAttentionFn:
+    """Makes a variant the `attention_fn` of a Flax multi-head layer.
+
+    A variant without parameters serves `flax.nnx.MultiHeadAttention` and
+    `flax.linen.MultiHeadDotProductAttention` alike. One with parameters, or one that
+    is random by nature, becomes an `nnx.Module` whose state registers in the nnx
+    layer; it needs `num_heads`, `head_dim` and `rngs`. (They may be given for any
+    variant, so that a model can treat all alike.) For linen, `as_linen_attention_fn`
+    makes such a variant a linen module.
+
+    Args:
+      variant: name, `path/file.py:function`, function, or `Variant`.
+      num_heads: N of the layer, where the variant has parameters.
+      head_dim: H of the layer, `qkv_features // num_heads`.
+      rngs: random streams for its parameters.
+      param_dtype: dtype of its parameters.
+      init_options: options of its `init`, such as {"hidden_dim": 16}.
+      map_heads: see `attn_jax.multi_head`.
+      **options: static options of its function, checked against its signature, such
+        as `scale`. `is_causal=True` makes every call causal, which is how a linen
+        layer asks for it.
+
+    Returns:
+      What the layer takes as `attention_fn`.
+
+    Raises:
+      ValueError: if the variant is unknown, or needs what was not given.
+      TypeError: if it takes no such option.
+
+    >>> layer = nnx.MultiHeadAttention(
+    ...     num_heads=2, in_features=8, decode=False, rngs=nnx.Rngs(0),
+    ...     attention_fn=as_attention_fn("blockwise", is_causal=True))
+    >>> layer(jnp.ones((1, 5, 8))).shape
+    (1, 5, 8)
+    """
+    record = resolve(variant)
+    checked = _checked_options(record, options)
+    if record.init is None and not record.stochastic:
+        # Called for its errors: a function that takes `params` without an `init`, or
+        # `init_options` that nothing would read.
+        multi_head_init(record, jax.random.key(0), 1, 1, **(init_options or {}))
+        return AttentionFn(record, checked, map_heads)
+    if num_heads is None or head_dim is None or rngs is None:
+        what = "is random" if record.init is None else "has parameters"
+        raise ValueError(
+            f"attention variant {record.name!r} {what}: give as_attention_fn "
+            "`num_heads`, `head_dim` (qkv_features // num_heads) and `rngs` for an nnx "
+            "layer; for a linen layer use as_linen_attention_fn."
+        )
+    return ModuleAttentionFn(
+        record,
+        checked,
+        map_heads,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        rngs=rngs,
+        param_dtype=param_dtype,
+        init_options=init_options,
+    )
+
+
+def as_linen_attention_fn(
+    variant: VariantLike,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    init_options: Mapping[str, Any] | None = None,
+    map_heads: MapHeads = "auto",
+    **options: Any,
+) -> LinenAttentionFn:
+    """Makes any variant, also one with parameters, a part of a linen layer.
+
+    Args:
+      variant: name, `path/file.py:function`, function, or `Variant`.
+      param_dtype: dtype of its parameters.
+      init_options: options of its `init`, such as {"hidden_dim": 16}.
+      map_heads: see `attn_jax.multi_head`.
+      **options: static options of its function; see `as_attention_fn`.
+
+    Returns:
+      A linen module for `flax.linen.MultiHeadDotProductAttention(attention_fn=...)`.
+
+    Raises:
+      ValueError: if the variant is unknown.
+      TypeError: if it takes no such option.
+
+    >>> layer = linen.MultiHeadDotProductAttention(
+    ...     num_heads=2, attention_fn=as_linen_attention_fn("additive"))
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 5, 8)))
+    >>> variables["params"]["attention_fn"]["head"]["score"].shape
+    (2, 4)
+    """
+    record = resolve(variant)
+    return LinenAttentionFn(
+        record,
+        _checked_options(record, options),
+        map_heads,
+        param_dtype,
+        tuple(sorted((init_options or {}).items())),
+    )
