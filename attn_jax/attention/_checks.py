@@ -1,0 +1,139 @@
+"""Shape and dtype checks that every attention function runs first.
+
+They look at shapes and dtypes alone, so they cost nothing under `jax.jit`. Each
+message names the argument, says what came and what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def check_shape(
+    name: str, array: jax.Array, letters: Sequence[str], sizes: Mapping[str, int]
+) -> None:
+    """Checks one array's shape against letters, some of which have a known size.
+
+    Args:
+      name: argument name, for the message.
+      array: the array to check.
+      letters: one letter per axis, such as `("T", "S")`.
+      sizes: sizes of the letters that are known; others may have any size.
+
+    Raises:
+      ValueError: if rank or a known size is wrong.
+    """
+    expected = tuple(sizes.get(letter) for letter in letters)
+    try:
+        chex.assert_shape(array, expected)
+    except AssertionError:
+        layout = "[" + ", ".join(letters) + "]"
+        known = ", ".join(f"{k}={sizes[k]}" for k in letters if k in sizes)
+        raise ValueError(
+            f"`{name}` must have shape {layout}"
+            + (f" with {known}" if known else "")
+            + f", but has shape {tuple(array.shape)}."
+        ) from None
+
+
+def check_bool(name: str, array: jax.Array) -> None:
+    """Checks that a mask is boolean.
+
+    Raises:
+      TypeError: if it is not, saying how to convert.
+    """
+    if array.dtype != jnp.bool_:
+        raise TypeError(
+            f"`{name}` must be bool with True = attend, but has dtype {array.dtype}. "
+            f"A 0/1 mask converts with `{name}.astype(bool)`; "
+            "numbers to be added to the scores go into `bias`."
+        )
+
+
+def check_float(name: str, array: jax.Array) -> None:
+    """Checks that an array holds real floating-point numbers.
+
+    Raises:
+      TypeError: if it does not.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must be a floating-point array, but has dtype {array.dtype}; "
+            f"convert it, for example with `{name}.astype(jnp.float32)`."
+        )
+
+
+def check_inputs(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+    *,
+    same_head_dim: bool = True,
+) -> None:
+    """Checks the inputs of an attention function on one head of one example.
+
+    Args:
+      query: [T, H].
+      key: [S, H].
+      value: [S, V].
+      bias: [T, S] or None.
+      mask: bool [T, S] or None.
+      key_mask: bool [S] or None.
+      same_head_dim: whether query and key must have the same H.
+
+    Raises:
+      ValueError: on a wrong rank or size.
+      TypeError: on a wrong dtype.
+    """
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 2:
+            letters = {"query": "[T, H]", "key": "[S, H]", "value": "[S, V]"}[name]
+            raise ValueError(
+                f"`{name}` must have shape {letters} (one head of one example), but "
+                f"has shape {tuple(array.shape)}. For batch and heads wrap the "
+                "function: `attn_jax.multi_head(fn)(query[B, T, N, H], ...)`."
+            )
+        check_float(name, array)
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            "`query`, `key` and `value` must have one dtype, but have "
+            f"{query.dtype}, {key.dtype} and {value.dtype}; cast them first."
+        )
+    sizes = {"T": query.shape[0], "S": key.shape[0], "H": query.shape[1]}
+    if same_head_dim and key.shape[1] != sizes["H"]:
+        raise ValueError(
+            "`query` [T, H] and `key` [S, H] must have the same H, but have "
+            f"H={query.shape[1]} and H={key.shape[1]}."
+        )
+    check_shape("value", value, ("S", "V"), sizes)
+    if bias is not None:
+        check_float("bias", bias)
+        check_shape("bias", bias, ("T", "S"), sizes)
+    if mask is not None:
+        check_bool("mask", mask)
+        check_shape("mask", mask, ("T", "S"), sizes)
+    if key_mask is not None:
+        check_bool("key_mask", key_mask)
+        check_shape("key_mask", key_mask, ("S",), sizes)
+
+
+def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
+    """Checks a dropout rate and that a key is there when it is needed.
+
+    Raises:
+      ValueError: if the rate is outside [0, 1) or a key is missing.
+    """
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"`dropout_rate` must be in [0, 1), but is {dropout_rate}.")
+    if dropout_rate > 0.0 and rng is None:
+        raise ValueError(
+            f"`dropout_rate`={dropout_rate} needs `rng`, a `jax.random.key(...)`; "
+            "pass one, or dropout_rate=0.0 for evaluation."
+        )

@@ -1,0 +1,494 @@
+"""From one head of one example to whole arrays: the only place that maps.
+
+Letters: B batch, T queries, S keys, N query heads, K key/value heads (N a multiple of
+K), H size of query and key, V size of a value.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from attn_jax.attention import _checks
+from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.softmax import allowed_pairs, dot_product
+from attn_jax.variants import Variant, require, resolve
+
+__all__ = ["dot_product_attention", "multi_head", "multi_head_init"]
+
+MapHeads = Literal["auto", "vmap", "loop"]
+
+# From this many scores per head on, plain matrix products in a loop over heads are
+# faster on CPU than one batched product (which XLA:CPU runs at a fraction of the
+# speed of a plain one).
+_LOOP_FROM_SCORES = 256 * 256
+
+# From this many scores per head on, accelerators get the blockwise implementation.
+_BLOCKWISE_FROM_SCORES = 2048 * 2048
+
+_LAYOUTS = {
+    "query": "[B, T, N, H]",
+    "key": "[B, S, K, H]",
+    "value": "[B, S, K, V]",
+    "bias": "[B or 1, N or 1, T or 1, S or 1]",
+    "mask": "[B or 1, N or 1, T or 1, S or 1]",
+}
+
+Operands = dict[str, Any]
+
+
+def _check_arrays(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    key_mask: jax.Array | None,
+) -> dict[str, int]:
+    """Checks ranks and sizes of whole arrays; returns the size of each letter."""
+    arrays = {"query": query, "key": key, "value": value, "bias": bias, "mask": mask}
+    for name, array in arrays.items():
+        if array is not None and array.ndim != 4:
+            raise ValueError(
+                f"`{name}` must have shape {_LAYOUTS[name]}, but has shape "
+                f"{tuple(array.shape)}; add the missing axes, for example with "
+                f"`{name}[None]` for one example."
+            )
+    batch, num_queries, num_heads, _ = query.shape
+    num_keys, num_kv_heads = key.shape[1:3]
+    sizes = {
+        "B": batch,
+        "T": num_queries,
+        "N": num_heads,
+        "S": num_keys,
+        "K": num_kv_heads,
+        "V": value.shape[3],
+    }
+    _checks.check_shape("key", key, ("B", "S", "K", "H"), sizes)
+    _checks.check_shape("value", value, ("B", "S", "K", "V"), sizes)
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"`query` has N={num_heads} heads and `key` K={num_kv_heads}: "
+            "N must be a multiple of K."
+        )
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is None:
+            continue
+        for axis, letter in enumerate("BNTS"):
+            if array.shape[axis] not in (1, sizes[letter]):
+                raise ValueError(
+                    f"`{name}` must have shape {_LAYOUTS[name]}, but has shape "
+                    f"{tuple(array.shape)} where {letter}={sizes[letter]}."
+                )
+    if bias is not None:
+        _checks.check_float("bias", bias)
+    if mask is not None:
+        _checks.check_bool("mask", mask)
+    if key_mask is not None:
+        _checks.check_bool("key_mask", key_mask)
+        _checks.check_shape("key_mask", key_mask, ("B", "S"), sizes)
+    return sizes
+
+
+def _check_options(variant: Variant, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks options against the function's signature; drops those that ask nothing."""
+    parameters = inspect.signature(variant.fn).parameters
+    reserved = ("query", "key", "value", "bias", "mask", "key_mask", "params", "rng")
+    if options.get("is_causal"):
+        require(variant, "causal")
+    if options.get("dropout_rate"):
+        require(variant, "dropout")
+    kept = {}
+    for name, given in options.items():
+        if name in parameters and name not in reserved:
+            kept[name] = given
+        elif name in ("is_causal", "dropout_rate", "scale") and not given:
+            continue  # asks for nothing that the function lacks
+        else:
+            known = [name for name in parameters if name not in reserved]
+            raise TypeError(
+                f"attention variant {variant.name!r} takes no option `{name}`; "
+                f"it takes: {', '.join(known) or 'none'}."
+            )
+    return kept
+
+
+def _lift(
+    fn: Callable[[Operands], jax.Array],
+    varies: Mapping[str, bool],
+    how: Literal["vmap", "loop"],
+) -> Callable[[Operands], jax.Array]:
+    """Maps `fn` over the leading axis of those operands that vary along it."""
+    if how == "vmap":
+        axes = {name: 0 if varies[name] else None for name in varies}
+        return jax.vmap(fn, in_axes=(axes,))
+
+    def looped(operands: Operands) -> jax.Array:
+        moving = {name: leaf for name, leaf in operands.items() if varies[name]}
+        fixed = {name: leaf for name, leaf in operands.items() if not varies[name]}
+        return jax.lax.map(lambda one: fn({**fixed, **one}), moving)
+
+    return looped
+
+
+def _split_heads(array: jax.Array, num_kv_heads: int, axis: int) -> jax.Array:
+    """Splits an axis of N heads into K groups of N/K."""
+    shape = array.shape
+    groups = (num_kv_heads, shape[axis] // num_kv_heads)
+    return array.reshape(*shape[:axis], *groups, *shape[axis + 1 :])
+
+
+def multi_head(
+    fn: str | Callable[..., jax.Array] | Variant,
+    *,
+    map_heads: MapHeads = "auto",
+) -> Callable[..., jax.Array]:
+    """Lifts an attention function from one head of one example to whole arrays.
+
+    O[b, :, n] = fn(Q[b, :, n], K[b, :, ⌊n K/N⌋], V[b, :, ⌊n K/N⌋], bias[b, n], mask[b, n])
+
+    Query heads are grouped over key/value heads as in `jax.nn.dot_product_attention`
+    (N = K is multi-head, K = 1 multi-query attention). Batch and head axes of size 1 in
+    bias and mask are shared, never copied. A mask of shape [.., .., 1, S] says which
+    keys are real, and reaches a function that takes `key_mask` as such; a function that
+    takes `mask` alone gets `key_mask` and `is_causal` as part of it.
+
+    Args:
+      fn: a function that keeps the contract, its `Variant`, or its name as understood
+        by `attn_jax.resolve`.
+      map_heads: "vmap" makes batched products, "loop" plain ones head by head;
+        "auto" loops on CPU when a head is large. The numbers are the same.
+
+    Returns:
+      `f(query[B, T, N, H], key[B, S, K, H], value[B, S, K, V], bias=None, mask=None,
+      *, key_mask=None, params=None, rng=None, **options) -> [B, T, N, V]`, where bias
+      and mask are [B or 1, N or 1, T or 1, S or 1], key_mask is [B, S], the leaves of
+      params lead with N, rng is split over batch and heads (unused by a function that
+      is not random), and options are the function's own, checked by its signature.
+
+    Raises:
+      ValueError: (most from `f`) on wrong shapes or a capability that `fn` lacks.
+      TypeError: (most from `f`) on wrong dtypes or an unknown option.
+
+    >>> x = jnp.ones((2, 5, 4, 8))
+    >>> multi_head("dot_product")(x, x[:, :, :2], x[:, :, :2], is_causal=True).shape
+    (2, 5, 4, 8)
+    """
+    variant = resolve(fn)
+    if map_heads not in ("auto", "vmap", "loop"):
+        raise ValueError(
+            f"`map_heads` must be 'auto', 'vmap' or 'loop', but is {map_heads!r}."
+        )
+    takes = inspect.signature(variant.fn).parameters
+
+    def mapped(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        *,
+        key_mask: jax.Array | None = None,
+        params: Any = None,
+        rng: jax.Array | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        sizes = _check_arrays(query, key, value, bias, mask, key_mask)
+        batch, num_heads, num_kv_heads = sizes["B"], sizes["N"], sizes["K"]
+        num_queries, num_keys = sizes["T"], sizes["S"]
+        if num_queries != num_keys:
+            require(variant, "cross")
+        if sizes["V"] != query.shape[3]:
+            require(variant, "value_dim")
+
+        # Masks reach the function in the cheapest form that it takes: one that is
+        # the same for every query as a mask of keys, and the other way round.
+        mask_of_keys = None if key_mask is None else key_mask[:, None]
+        if mask is not None and mask.shape[2] == 1 and variant.key_mask:
+            keys = jnp.broadcast_to(mask[:, :, 0], (*mask.shape[:2], num_keys))
+            mask_of_keys = keys if mask_of_keys is None else mask_of_keys & keys
+            mask = None
+        elif mask_of_keys is not None and variant.mask and not variant.key_mask:
+            pairs = mask_of_keys[:, :, None]
+            mask, mask_of_keys = pairs if mask is None else mask & pairs, None
+        if options.get("is_causal") and variant.mask and not variant.causal:
+            causal = allowed_pairs(num_queries, num_keys, is_causal=True)[None, None]
+            mask = causal if mask is None else mask & causal
+            del options["is_causal"]
+        options = _check_options(variant, options)
+        for name, given in (("bias", bias), ("mask", mask), ("key_mask", mask_of_keys)):
+            if given is not None:
+                require(variant, name)
+        if params is not None and "params" not in takes:
+            raise ValueError(
+                f"attention variant {variant.name!r} has no parameters, but got "
+                "`params`; leave it out."
+            )
+        if params is None and "params" in takes:
+            if takes["params"].default is inspect.Parameter.empty:
+                raise ValueError(
+                    f"attention variant {variant.name!r} needs `params`; make them "
+                    "with `multi_head_init(variant, rng, num_heads, head_dim)`."
+                )
+        if rng is None and variant.stochastic:
+            raise ValueError(
+                f"attention variant {variant.name!r} is random and needs `rng`, a "
+                "`jax.random.key(...)`."
+            )
+
+        # Every operand gets leading axes [B, K, N/K], less those it does not vary
+        # along. Head-major order keeps each head's matrices contiguous.
+        operands: Operands = {
+            "query": _split_heads(query.transpose(0, 2, 1, 3), num_kv_heads, 1),
+            "key": key.transpose(0, 2, 1, 3),
+            "value": value.transpose(0, 2, 1, 3),
+        }
+        varies = {
+            "query": (True, True, True),
+            "key": (True, True, False),
+            "value": (True, True, False),
+        }
+        for name, shared in (
+            ("bias", bias),
+            ("mask", mask),
+            ("key_mask", mask_of_keys),
+        ):
+            if shared is None:
+                continue
+            over_batch, over_heads = shared.shape[0] > 1, shared.shape[1] > 1
+            varies[name] = (over_batch, over_heads, over_heads)
+            if over_heads:
+                shared = _split_heads(shared, num_kv_heads, 1)
+            else:
+                shared = jnp.squeeze(shared, 1)
+            operands[name] = shared if over_batch else jnp.squeeze(shared, 0)
+        if params is not None:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+                if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_heads:
+                    raise ValueError(
+                        f"`params{jax.tree_util.keystr(path)}` must lead with one entry "
+                        f"a head, N={num_heads}, but has shape {jnp.shape(leaf)}."
+                    )
+            operands["params"] = jax.tree.map(
+                lambda leaf: _split_heads(leaf, num_kv_heads, 0), params
+            )
+            varies["params"] = (False, True, True)
+        if rng is not None and "rng" in takes:
+            groups = (batch, num_kv_heads, num_heads // num_kv_heads)
+            operands["rng"] = jax.random.split(rng, groups)
+            varies["rng"] = (True, True, True)
+
+        def one_head(operands: Operands) -> jax.Array:
+            arguments = dict(operands)
+            for name in ("bias", "mask"):
+                if name in arguments:
+                    arguments[name] = jnp.broadcast_to(
+                        arguments[name], (num_queries, num_keys)
+                    )
+            return variant.fn(
+                arguments.pop("query"),
+                arguments.pop("key"),
+                arguments.pop("value"),
+                **arguments,
+                **options,
+            )
+
+        how = map_heads
+        if how == "auto":
+            large = num_queries * num_keys >= _LOOP_FROM_SCORES
+            how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
+        lifted = one_head
+        for level in (2, 1, 0):
+            along = {name: flags[level] for name, flags in varies.items()}
+            lifted = _lift(lifted, along, how)
+        out = lifted(operands)  # [B, K, N/K, T, V]
+        expected = (batch, num_kv_heads, num_heads // num_kv_heads)
+        if out.shape[:-1] != (*expected, num_queries):
+            raise ValueError(
+                f"attention variant {variant.name!r} must return [T, V] with "
+                f"T={num_queries}, but returned {out.shape[3:]}."
+            )
+        out = out.reshape(batch, num_heads, *out.shape[3:])
+        return out.transpose(0, 2, 1, 3)
+
+    mapped.__name__ = f"multi_head_{variant.name}"
+    mapped.__doc__ = f"`{variant.name}` on [B, T, N, H]; see `attn_jax.multi_head`."
+    return mapped
+
+
+def multi_head_init(
+    fn: str | Callable[..., jax.Array] | Variant,
+    rng: jax.Array,
+    num_heads: int,
+    head_dim: int,
+    **options: Any,
+) -> Any:
+    """Parameters of a variant for N heads: each leaf leads with N.
+
+    Args:
+      fn: variant, function or name, as for `multi_head`.
+      rng: random key, split over the heads.
+      num_heads: N.
+      head_dim: H.
+      **options: passed to the variant's `init`, checked against its signature.
+
+    Returns:
+      The pytree that `multi_head(fn)` takes as `params`, or None if the variant has no
+      parameters.
+
+    Raises:
+      ValueError: if the function takes `params` but has no `init`.
+      TypeError: if `init` takes no such option.
+
+    >>> multi_head_init("additive", jax.random.key(0), 4, 8)["score"].shape
+    (4, 8)
+    >>> multi_head_init("dot_product", jax.random.key(0), 4, 8) is None
+    True
+    """
+    variant = resolve(fn)
+    init = variant.init
+    if init is None:
+        if "params" in inspect.signature(variant.fn).parameters:
+            raise ValueError(
+                f"attention variant {variant.name!r} takes `params` but has no `init`; "
+                "put `<function>_init(rng, head_dim)` beside it in the file, or give "
+                "`Variant(init=...)`."
+            )
+        if options:
+            raise TypeError(
+                f"attention variant {variant.name!r} has no parameters, so it takes no "
+                f"options of `init`: {', '.join(options)}."
+            )
+        return None
+    known = list(inspect.signature(init).parameters)[2:]
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"the `init` of attention variant {variant.name!r} takes no option "
+                f"`{name}`; it takes: {', '.join(known) or 'none'}."
+            )
+    return jax.vmap(lambda key: init(key, head_dim, **options))(
+        jax.random.split(rng, num_heads)
+    )
+
+
+Implementation = Literal["reference", "blockwise", "xla", "cudnn"]
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    key_mask: jax.Array | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Exact dot-product attention on whole arrays, by the implementation that suits.
+
+    O[b, :, n] = softmax(scale · Q Kᵀ + bias) V for every example b and head n.
+
+    | implementation | what it is | memory |
+    |---|---|---|
+    | "reference" | `dot_product`, batched | O(B·N·T·S) |
+    | "blockwise" | `blockwise` | O(B·N·(T+S)) |
+    | "xla" | `jax.nn.dot_product_attention` | O(B·N·T·S) |
+    | "cudnn" | the flash kernel of cuDNN, NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
+
+    Unlike in `jax.nn`, a query that may attend to nothing gives zeros whatever the
+    implementation.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, K, H], with N a multiple of K.
+      value: [B, S, K, V].
+      bias: [B or 1, N or 1, T or 1, S or 1] or None.
+      mask: bool of such a shape, True = attend, or None.
+      key_mask: bool [B, S], True = a real token, or None.
+      scale: factor of the scores; None means 1/√H.
+      is_causal: whether query t attends only to keys s ≤ t.
+      implementation: a name of the table. None takes "blockwise" once a head's score
+        matrix is large for the platform, and else "reference".
+
+    Returns:
+      [B, T, N, V], in the dtype of the inputs.
+
+    Raises:
+      ValueError: on wrong shapes, or if the named implementation cannot serve.
+      TypeError: on wrong dtypes.
+
+    Reference: Vaswani et al., 2017, arXiv:1706.03762.
+
+    >>> x = jnp.ones((2, 5, 4, 8))
+    >>> dot_product_attention(x, x, x, implementation="blockwise").shape
+    (2, 5, 4, 8)
+    """
+    sizes = _check_arrays(query, key, value, bias, mask, key_mask)
+    if implementation is None:
+        large = _LOOP_FROM_SCORES
+        if jax.default_backend() != "cpu":
+            large = _BLOCKWISE_FROM_SCORES
+        implementation = (
+            "blockwise" if sizes["T"] * sizes["S"] >= large else "reference"
+        )
+    if implementation in ("reference", "blockwise"):
+        fn = dot_product if implementation == "reference" else blockwise
+        return multi_head(fn)(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            key_mask=key_mask,
+            scale=scale,
+            is_causal=is_causal,
+        )
+    if implementation not in ("xla", "cudnn"):
+        raise ValueError(
+            "`implementation` must be None, 'reference', 'blockwise', 'xla' or "
+            f"'cudnn', but is {implementation!r}."
+        )
+    others = "use implementation='reference' or 'blockwise'."
+    if sizes["V"] != query.shape[3]:
+        raise ValueError(
+            f"implementation={implementation!r} needs V = H, but V={sizes['V']} and "
+            f"H={query.shape[3]}; {others}"
+        )
+    if implementation == "cudnn":
+        if jax.default_backend() not in ("gpu", "cuda"):
+            raise ValueError(
+                "implementation='cudnn' needs an NVIDIA GPU, but this process runs on "
+                f"{jax.default_backend()}; {others}"
+            )
+        if query.dtype not in (jnp.bfloat16, jnp.float16):
+            raise ValueError(
+                "implementation='cudnn' needs bfloat16 or float16, but the inputs are "
+                f"{query.dtype}; cast them, or {others}"
+            )
+    if key_mask is not None:
+        keys = key_mask[:, None, None, :]
+        mask = keys if mask is None else mask & keys
+    out = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias,
+        mask,
+        scale=scale,
+        is_causal=is_causal,
+        implementation=implementation,
+    )
+    if mask is None:
+        return out
+    if is_causal:
+        causal = allowed_pairs(sizes["T"], sizes["S"], is_causal=True)
+        mask = mask & causal[None, None]
+    sees_any = mask.any(axis=3).transpose(0, 2, 1)[..., None]  # [B|1, T|1, N|1, 1]
+    return jnp.where(sees_any, out, 0.0)

@@ -1,0 +1,358 @@
+"""The table of attention variants, and how a name or a file becomes one.
+
+A variant is one pure function on one head of one example plus a record of what it
+can do. Adding a built-in variant is one function in its family's file and one row
+in `VARIANTS`; a variant of your own needs neither: name it as `path/file.py:function`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention import softmax as _softmax
+
+__all__ = [
+    "CAPABILITIES",
+    "VARIANTS",
+    "Variant",
+    "require",
+    "resolve",
+    "variants_with",
+]
+
+CAPABILITIES: tuple[str, ...] = (
+    "bias",
+    "mask",
+    "key_mask",
+    "causal",
+    "cross",
+    "value_dim",
+    "dropout",
+)
+"""What a variant may or may not be able to do, as named in `Variant`."""
+
+# What to say when a capability is asked for that a variant lacks.
+_WHAT = {
+    "bias": "`bias`",
+    "mask": "an arbitrary [T, S] `mask`",
+    "key_mask": "`key_mask`",
+    "causal": "`is_causal=True`",
+    "cross": "T ≠ S (as many queries as keys are needed)",
+    "value_dim": "V ≠ H (values of another size than queries)",
+    "dropout": "dropout on the attention weights",
+    "params": "`params`",
+}
+
+# The argument of a function that shows each capability.
+_ARGUMENT = {
+    "bias": "bias",
+    "mask": "mask",
+    "key_mask": "key_mask",
+    "causal": "is_causal",
+    "dropout": "dropout_rate",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What the machinery needs to know about one attention function.
+
+    Attributes:
+      name: key in `VARIANTS`, or how a user's function was named.
+      fn: `fn(query[T, H], key[S, H], value[S, V], bias, mask, *, ...) -> [T, V]`.
+      init: `init(rng, head_dim, ...) -> params` for one head, or None if `fn` has no
+        parameters.
+      bias: whether it takes an additive bias [T, S].
+      mask: whether it takes an arbitrary bool mask [T, S].
+      key_mask: whether it takes a bool mask of the keys [S].
+      causal: whether it takes `is_causal`.
+      cross: whether T may differ from S.
+      value_dim: whether V may differ from H.
+      dropout: whether it takes `dropout_rate` (with `rng`).
+      exact: whether it computes softmax(scale · Q Kᵀ + bias) V exactly.
+      time: cost in time, as O(...).
+      memory: additional memory, as O(...).
+      paper: arXiv number or other reference.
+      summary: one line on what it does.
+      stochastic: whether it needs `rng` even without dropout.
+    """
+
+    name: str
+    fn: Callable[..., jax.Array]
+    init: Callable[..., Any] | None = None
+    bias: bool = False
+    mask: bool = False
+    key_mask: bool = False
+    causal: bool = False
+    cross: bool = False
+    value_dim: bool = False
+    dropout: bool = False
+    exact: bool = False
+    time: str = "unknown"
+    memory: str = "unknown"
+    paper: str = ""
+    summary: str = ""
+    stochastic: bool = False
+
+    def capabilities(self) -> dict[str, bool]:
+        """What the variant can do, by the names in `CAPABILITIES`."""
+        return {name: getattr(self, name) for name in CAPABILITIES}
+
+
+_EVERYTHING = dict.fromkeys(CAPABILITIES, True)
+
+_ROWS = (
+    Variant(
+        name="dot_product",
+        fn=_softmax.dot_product,
+        exact=True,
+        time="O(T·S·H)",
+        memory="O(T·S)",
+        paper="1706.03762",
+        summary="softmax of scaled dot products, the reference",
+        **_EVERYTHING,
+    ),
+    Variant(
+        name="blockwise",
+        fn=blockwise,
+        exact=True,
+        time="O(T·S·H)",
+        memory="O(T+S)",
+        paper="2205.14135",
+        summary="dot_product block by block, recomputed in the backward pass",
+        **{**_EVERYTHING, "dropout": False},
+    ),
+    Variant(
+        name="additive",
+        fn=_softmax.additive,
+        init=_softmax.additive_init,
+        time="O(T·S·D)",
+        memory="O(T·S·D)",
+        paper="1409.0473",
+        summary="a small tanh network scores each pair of query and key",
+        **_EVERYTHING,
+    ),
+    Variant(
+        name="relu_attention",
+        fn=_softmax.relu_attention,
+        time="O(T·S·H)",
+        memory="O(T·S)",
+        paper="2309.08586",
+        summary="rectified scores over the number of keys, no softmax",
+        **_EVERYTHING,
+    ),
+    Variant(
+        name="sigmoid_attention",
+        fn=_softmax.sigmoid_attention,
+        time="O(T·S·H)",
+        memory="O(T·S)",
+        paper="2409.04431",
+        summary="element-wise sigmoid of scores less log S, no softmax",
+        **_EVERYTHING,
+    ),
+)
+
+VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
+"""All built-in variants by name."""
+
+
+def variants_with(capability: str) -> list[str]:
+    """Names of the built-in variants that have a capability.
+
+    Args:
+      capability: one of `CAPABILITIES`.
+
+    Returns:
+      Sorted names.
+
+    Raises:
+      ValueError: if there is no such capability.
+
+    >>> "dot_product" in variants_with("mask")
+    True
+    """
+    if capability not in CAPABILITIES:
+        raise ValueError(
+            f"`capability` must be one of {list(CAPABILITIES)}, but is {capability!r}."
+        )
+    return sorted(name for name, v in VARIANTS.items() if getattr(v, capability))
+
+
+def require(variant: Variant, capability: str) -> None:
+    """Raises if a variant lacks a capability, and names those that have it.
+
+    Args:
+      variant: the variant that is asked.
+      capability: one of `CAPABILITIES`.
+
+    Raises:
+      ValueError: if the variant cannot do it.
+
+    >>> require(VARIANTS["dot_product"], "mask")
+    """
+    able = variants_with(capability)
+    if getattr(variant, capability):
+        return
+    if variant.name in VARIANTS:
+        advice = ""
+    elif capability in _ARGUMENT:
+        advice = f" Your function gains it by an argument `{_ARGUMENT[capability]}`."
+    else:
+        advice = f" Set `{capability}=True` in its `Variant` if it can."
+    raise ValueError(
+        f"attention variant {variant.name!r} cannot honour {_WHAT[capability]}; "
+        f"variants that can: {', '.join(able)}.{advice}"
+    )
+
+
+def _signature(fn: Callable[..., Any], name: str) -> inspect.Signature:
+    """Reads a function's signature and checks that it keeps the contract."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"attention function {name!r} has no readable signature; wrap it in a "
+            "`def fn(query, key, value, ...)` of your own."
+        ) from None
+    parameters = signature.parameters
+    for parameter in parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(
+                f"attention function {name!r} takes `{parameter}`, so what it can "
+                "honour cannot be read from its signature; name its arguments."
+            )
+    if list(parameters)[:3] != ["query", "key", "value"]:
+        raise ValueError(
+            f"attention function {name!r} must begin with the arguments (query, key, "
+            f"value), but its signature is {signature}."
+        )
+    return signature
+
+
+def _from_function(
+    fn: Callable[..., Any], name: str, init: Callable[..., Any] | None = None
+) -> Variant:
+    """Makes the record of a user's function from its signature."""
+    parameters = _signature(fn, name).parameters
+    document = inspect.getdoc(fn) or ""
+    rng = parameters.get("rng")
+    flags = {flag: _ARGUMENT[flag] in parameters for flag in _ARGUMENT}
+    return Variant(
+        name=name,
+        fn=fn,
+        init=init,
+        cross=True,
+        value_dim=True,
+        summary=document.split("\n")[0] or "a function of yours",
+        stochastic=rng is not None
+        and (rng.default is rng.empty or "dropout_rate" not in parameters),
+        **flags,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _load_module(path: pathlib.Path, content_hash: str) -> Any:
+    """Imports a file as a module; the same content gives the same module."""
+    name = f"attn_jax_user_{path.stem}_{content_hash[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file; name it `file.py:function`.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(
+            f"{path} fails on import with {type(error).__name__}: {error}. "
+            f"`python {path}` shows where."
+        ) from error
+    return module
+
+
+def _from_file(spec: str) -> Variant:
+    """Resolves `path/file.py:function`."""
+    file, _, attribute = spec.rpartition(":")
+    path = pathlib.Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(
+            f"no such file: {file!r} (looked for {path}), from attention {spec!r}."
+        )
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
+    module = _load_module(path, digest)
+    fn = getattr(module, attribute, None)
+    if isinstance(fn, Variant):
+        return fn
+    if not callable(fn):
+        public = sorted(
+            name
+            for name, found in vars(module).items()
+            if inspect.isfunction(found) and not name.startswith("_")
+        )
+        raise ValueError(
+            f"no function {attribute!r} in {file}; it has: {', '.join(public) or '-'}."
+        )
+    return _from_function(fn, spec, getattr(module, f"{attribute}_init", None))
+
+
+def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
+    """Turns a name, a `path/file.py:function`, a function or a record into a record.
+
+    The capabilities of a function of your own are read from its signature: it can
+    honour what it takes by name. If a function in a file has parameters, the file's
+    `<function>_init(rng, head_dim)` makes them. A file may also hold a `Variant`.
+
+    Args:
+      spec: name in `VARIANTS`, `path/file.py:function`, function, or `Variant`.
+
+    Returns:
+      The record.
+
+    Raises:
+      ValueError: if there is no such variant, file or function, if the file fails on
+        import, or if the function does not keep the contract.
+      TypeError: if `spec` is of another kind.
+
+    >>> resolve("dot_product").exact
+    True
+    >>> resolve(lambda query, key, value, bias=None: value).bias
+    True
+    """
+    if isinstance(spec, Variant):
+        return spec
+    if isinstance(spec, str):
+        if spec in VARIANTS:
+            return VARIANTS[spec]
+        if ":" in spec:
+            return _from_file(spec)
+        close = difflib.get_close_matches(spec, VARIANTS, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            f"unknown attention variant {spec!r}.{hint} Known: "
+            f"{', '.join(sorted(VARIANTS))}; a function of your own is named "
+            "`path/file.py:function`."
+        )
+    if callable(spec):
+        for variant in VARIANTS.values():
+            if variant.fn is spec:
+                return variant
+        name = getattr(spec, "__qualname__", None) or type(spec).__qualname__
+        return _from_function(spec, name)
+    raise TypeError(
+        "`spec` must be a variant's name, 'path/file.py:function', a function or a "
+        f"Variant, but is {type(spec).__name__}."
+    )
