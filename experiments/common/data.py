@@ -35,8 +35,8 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -501,19 +501,25 @@ def _dataset(
     test_labels: np.ndarray,
     class_names: tuple[str, ...],
 ) -> Dataset:
-    arrays = [
-        np.ascontiguousarray(train_images, np.uint8),
-        np.ascontiguousarray(train_labels, np.int32),
-        np.ascontiguousarray(test_images, np.uint8),
-        np.ascontiguousarray(test_labels, np.int32),
-    ]
+    train_images = np.ascontiguousarray(train_images, np.uint8)
+    train_labels = np.ascontiguousarray(train_labels, np.int32)
+    test_images = np.ascontiguousarray(test_images, np.uint8)
+    test_labels = np.ascontiguousarray(test_labels, np.int32)
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in (train_images, train_labels, test_images, test_labels):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(memoryview(array).cast("B"))
-    for array in arrays:
+        digest.update(array.data.cast("B"))
         array.flags.writeable = False
-    return Dataset(name, source, *arrays, class_names, digest.hexdigest())
+    return Dataset(
+        name=name,
+        source=source,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=class_names,
+        sha256=digest.hexdigest(),
+    )
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
@@ -675,14 +681,14 @@ def _store(
     files: _Files,
     target: pathlib.Path,
     name: str,
-    write: Callable[[IO[bytes]], None],
+    content: _Answer,
     remedy: str,
 ) -> None:
     """Write a file into the cache: checked under another name, then renamed."""
     with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as scratch:
         part = pathlib.Path(scratch) / name
         with part.open("wb") as stream:
-            write(stream)
+            shutil.copyfileobj(content, stream, 1 << 20)
             stream.flush()
             os.fsync(stream.fileno())
         _check(files, part, remedy)
@@ -699,15 +705,8 @@ def _fetch_address(files: _Files, target: pathlib.Path, tried: list[str]) -> str
         try:
             for name in _missing(files, target):
                 with _open(address + name) as answer:
-                    _store(
-                        files,
-                        target,
-                        name,
-                        lambda stream, answer=answer: shutil.copyfileobj(
-                            answer, stream, 1 << 20
-                        ),
-                        f"this is what {address}{name} sent",
-                    )
+                    remedy = f"this is what {address}{name} sent"
+                    _store(files, target, name, answer, remedy)
         except (DataError, _NetworkError) as error:
             tried.append(f"{address}: {error}")
             continue
@@ -725,7 +724,7 @@ class _Answer:
     def __init__(self, response: Any) -> None:
         self._response = response
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         try:
             return self._response.read(size)
         except Exception as error:  # http.client raises more than OSError

@@ -116,8 +116,8 @@ def make_scenes(
     spread = [places[k * _ring_room(grid, cells) // cells] for k in range(cells)]
     for column, (y, x) in enumerate([middle, *spread]):
         scenes[:, y, :, x] = items[inverse[:, column]]
-    scenes = scenes.reshape(n, grid * item, grid * item, channels)
-    return scenes, labels.astype(np.int32)
+    side = grid * item
+    return scenes.reshape(n, side, side, channels), labels.astype(np.int32)
 
 
 def num_labels(task: str, *, cells: int, item_classes: int) -> int:
