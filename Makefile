@@ -19,11 +19,13 @@ help: ## Show this list
 install: $(INSTALLED) ## Make .venv with the locked versions and attn_jax, editable
 
 $(INSTALLED): requirements.lock setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "attn_jax needs Python >= 3.11; '$(PYTHON)' is" \
-			"$$($(PYTHON) --version 2>&1 | head -n 1)." \
-			"Name another one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
-		exit 1; }
+	@found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') || \
+		found=none; \
+	case $$found in 3.11|3.12|3.13|3.14) ;; *) \
+		echo "attn_jax needs Python 3.11 to 3.14 (what requirements.lock has wheels" \
+			"for); '$(PYTHON)' is: $$found. Name another:" \
+			"make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+		exit 1 ;; esac
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "'$(PYTHON)' cannot make a virtual environment with pip." \
 			"On Debian or Ubuntu: apt install python3-venv" >&2; \
