@@ -136,8 +136,10 @@ def _lift(
 
 
 def _split_heads(array: jax.Array, num_kv_heads: int, axis: int) -> jax.Array:
-    """Splits an axis of N heads into K groups of N/K."""
+    """Splits an axis of N heads into K groups of N/K, or leaves it where N = K."""
     shape = array.shape
+    if shape[axis] == num_kv_heads:
+        return array
     groups = (num_kv_heads, shape[axis] // num_kv_heads)
     return array.reshape(*shape[:axis], *groups, *shape[axis + 1 :])
 
@@ -149,7 +151,8 @@ def multi_head(
 ) -> Callable[..., jax.Array]:
     """Lifts an attention function from one head of one example to whole arrays.
 
-    O[b, :, n] = fn(Q[b, :, n], K[b, :, ⌊n K/N⌋], V[b, :, ⌊n K/N⌋], bias[b, n], mask[b, n])
+    O[b, :, n] = fn(Q[b, :, n], K[b, :, k], V[b, :, k], bias[b, n], mask[b, n])
+    with k = ⌊nK/N⌋
 
     Query heads are grouped over key/value heads as in `jax.nn.dot_product_attention`
     (N = K is multi-head, K = 1 multi-query attention). Batch and head axes of size 1 in
@@ -270,16 +273,16 @@ def multi_head(
             for path, leaf in jax.tree_util.tree_leaves_with_path(params):
                 if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_heads:
                     raise ValueError(
-                        f"`params{jax.tree_util.keystr(path)}` must lead with one entry "
-                        f"a head, N={num_heads}, but has shape {jnp.shape(leaf)}."
+                        f"`params{jax.tree_util.keystr(path)}` must lead with one "
+                        f"entry a head, N={num_heads}, but has shape {jnp.shape(leaf)}."
                     )
             operands["params"] = jax.tree.map(
                 lambda leaf: _split_heads(leaf, num_kv_heads, 0), params
             )
             varies["params"] = (False, True, True)
         if rng is not None and "rng" in takes:
-            groups = (batch, num_kv_heads, num_heads // num_kv_heads)
-            operands["rng"] = jax.random.split(rng, groups)
+            keys = jax.random.split(rng, (batch, num_heads))
+            operands["rng"] = _split_heads(keys, num_kv_heads, 1)
             varies["rng"] = (True, True, True)
 
         def one_head(operands: Operands) -> jax.Array:
@@ -289,30 +292,33 @@ def multi_head(
                     arguments[name] = jnp.broadcast_to(
                         arguments[name], (num_queries, num_keys)
                     )
-            return variant.fn(
+            out = variant.fn(
                 arguments.pop("query"),
                 arguments.pop("key"),
                 arguments.pop("value"),
                 **arguments,
                 **options,
             )
+            if jnp.ndim(out) != 2 or out.shape[0] != num_queries:
+                raise ValueError(
+                    f"attention variant {variant.name!r} must return [T, V] with "
+                    f"T={num_queries}, but returned shape {jnp.shape(out)}."
+                )
+            return out
 
         how = map_heads
         if how == "auto":
             large = num_queries * num_keys >= _LOOP_FROM_SCORES
             how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
         lifted = one_head
-        for level in (2, 1, 0):
+        # A third level only for grouped heads: an axis of size 1 would cost a product
+        # that is not in XLA's canonical form.
+        levels = 2 if num_heads == num_kv_heads else 3
+        for level in reversed(range(levels)):
             along = {name: flags[level] for name, flags in varies.items()}
             lifted = _lift(lifted, along, how)
-        out = lifted(operands)  # [B, K, N/K, T, V]
-        expected = (batch, num_kv_heads, num_heads // num_kv_heads)
-        if out.shape[:-1] != (*expected, num_queries):
-            raise ValueError(
-                f"attention variant {variant.name!r} must return [T, V] with "
-                f"T={num_queries}, but returned {out.shape[3:]}."
-            )
-        out = out.reshape(batch, num_heads, *out.shape[3:])
+        out = lifted(operands)  # [B, K, T, V] or [B, K, N/K, T, V]
+        out = out.reshape(batch, num_heads, *out.shape[levels:])
         return out.transpose(0, 2, 1, 3)
 
     mapped.__name__ = f"multi_head_{variant.name}"
@@ -400,7 +406,7 @@ def dot_product_attention(
     | "reference" | `dot_product`, batched | O(B·N·T·S) |
     | "blockwise" | `blockwise` | O(B·N·(T+S)) |
     | "xla" | `jax.nn.dot_product_attention` | O(B·N·T·S) |
-    | "cudnn" | the flash kernel of cuDNN, NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
+    | "cudnn" | cuDNN's flash kernel: NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
 
     Unlike in `jax.nn`, a query that may attend to nothing gives zeros whatever the
     implementation.

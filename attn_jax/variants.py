@@ -20,8 +20,8 @@ from typing import Any
 
 import jax
 
-from attn_jax.attention.blockwise import blockwise
 from attn_jax.attention import softmax as _softmax
+from attn_jax.attention.blockwise import blockwise
 
 __all__ = [
     "CAPABILITIES",
