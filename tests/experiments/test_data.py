@@ -54,6 +54,7 @@ def spec(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> data._Files
     Tests add the source that they are about.
     """
     monkeypatch.delenv("ATTN_DATA", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     spec = data._Files(
         title="Fashion-MNIST",
         folder="fashion-mnist",
@@ -197,6 +198,15 @@ def test_all_addresses_wrong_names_both_hashes(tmp_path, use):
     assert spec.sha256[name] in text and got in text and name in text
     assert "ATTN_DATA" in text and bad.as_uri() in text
     assert not (tmp_path / "cache" / "fashion-mnist" / name).exists()
+
+
+def test_address_without_the_file(tmp_path, use):
+    (tmp_path / "empty").mkdir()
+    with serve(tmp_path / "empty") as (address, requested):
+        use(addresses=(address,))
+        with pytest.raises(data.DataError, match="404"):
+            load(tmp_path)
+    assert len(requested) == 1  # the other files are not asked for
 
 
 def test_connection_cut_while_reading(tmp_path, use):
