@@ -227,6 +227,31 @@ class ResultsStore:
         """Write all records to one JSON-lines file, atomically; return how many."""
         return export_jsonl(self.records(), path)
 
+    def import_jsonl(self, path: str | os.PathLike[str]) -> int:
+        """Take over the records of a JSON-lines file that the folder lacks.
+
+        A checkout that keeps only results.jsonl thereby counts its cells as done.
+
+        Returns:
+            How many records were added.
+
+        Raises:
+            StoreError: The folder cannot be written.
+            ValueError: A line is damaged.
+        """
+        added = 0
+        for record in read_jsonl(path):
+            target = self.cells / f"{record['hash']}.json"
+            if self._read(target) is not None:
+                continue
+            try:
+                self.cells.mkdir(parents=True, exist_ok=True)
+                _write_atomically(target, _dumps(record) + "\n")
+            except OSError as error:
+                raise _store_error(self.folder, error) from error
+            added += 1
+        return added
+
     @contextlib.contextmanager
     def claim(self, config: Mapping[str, Any]) -> Iterator[bool]:
         """Claim a cell for this process while the context lasts.

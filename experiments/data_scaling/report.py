@@ -1,0 +1,1258 @@
+"""Tables and figures of the data-scaling experiment, from stored results alone.
+
+    python -m experiments.data_scaling.report FOLDER
+
+reads the records in FOLDER (or a results.jsonl) and writes results.jsonl,
+report.md, curve.png and gap.png; further tasks get curve_<task>.png and
+gap_<task>.png. Nothing is trained, and the same records give the same files.
+
+Whatever weakens a number stands beside it: seeds are counted, means of fewer
+than three are marked, networks that lose to a baseline are named, runs that
+diverged are listed, and a crossing outside the data is called extrapolation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.common import plots, stats
+from experiments.common.store import Record, ResultsStore, export_jsonl, read_jsonl
+
+MODELS = {
+    "vit": "ViT",
+    "resnet": "ResNet",
+    "hybrid": "Hybrid",
+    "mlp": "MLP",
+    "logistic_regression": "logistic regression",
+    "rbf_svm": "RBF-SVM",
+    "majority": "majority class",
+}
+TASKS = {
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "digits",
+    "scenes": "Composed scenes",
+}
+PROTOCOLS = {
+    "updates": "every N gets the same number of optimiser updates",
+    "epochs": "epochs grow as N shrinks (epochs × 1/f)",
+}
+MAIN_TASK = "fashion_mnist"
+
+#: Records that differ in one of these are different experiments: a section each.
+_SECTION_KEYS = (
+    "task",
+    "dataset",
+    "scene_task",
+    "grid",
+    "item",
+    "cells",
+    "item_classes",
+    "protocol",
+    "preset",
+)
+_ATTENTION = ("vit", "hybrid")
+_PLAIN_ATTENTION = (None, "", "none", "dot_product", "softmax")
+_MISFIT = 0.02  # a law that misses a mean by more describes the data badly
+_MATCHED = 1.25  # FLOPs within this ratio count as matched
+
+
+@dataclasses.dataclass
+class Point:
+    """All that is stored for one line at one N."""
+
+    n: int
+    records: dict[int, Record]  # seed -> finished record
+    lost: list[Record]  # diverged or failed
+    other: list[Record]  # finished under other settings, not in the tables
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Seed -> test accuracy."""
+        return {
+            seed: record["metrics"]["test_accuracy"]
+            for seed, record in sorted(self.records.items())
+        }
+
+    @property
+    def summary(self) -> stats.Summary:
+        """Mean, spread and number of the scores."""
+        return stats.summarize(list(self.scores.values()))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings, the same for all seeds but for the seed."""
+        return next(iter(self.records.values()))["config"]
+
+    @property
+    def capped(self) -> int | None:
+        """How many images a capped baseline was fitted to, else None."""
+        used = [r["metrics"].get("n_used") for r in self.records.values()]
+        smallest = min((u for u in used if u is not None), default=self.n)
+        return int(smallest) if smallest < self.n else None
+
+
+@dataclasses.dataclass
+class Line:
+    """One model (with its size and attention), or one baseline."""
+
+    model: str
+    size: str | None
+    attention: str | None
+    baseline: bool
+    points: dict[int, Point]
+    tune: list[Record]
+
+    @property
+    def label(self) -> str:
+        """Name in tables and legends."""
+        name = MODELS.get(self.model, self.model)
+        if self.size:
+            name += f"-{self.size}"
+        if self.attention not in _PLAIN_ATTENTION:
+            name += f" [{os.path.basename(str(self.attention))}]"
+        return name
+
+    @property
+    def scored(self) -> dict[int, Point]:
+        """N -> points with at least one finished seed, ascending."""
+        return {n: p for n, p in sorted(self.points.items()) if p.records}
+
+    @property
+    def scores(self) -> dict[int, dict[int, float]]:
+        """N -> seed -> test accuracy."""
+        return {n: point.scores for n, point in self.scored.items()}
+
+    def metric(self, name: str) -> list[float]:
+        """Return all stored values of a metric."""
+        values = (
+            record["metrics"].get(name)
+            for point in self.scored.values()
+            for record in point.records.values()
+        )
+        return [value for value in values if value is not None]
+
+
+@dataclasses.dataclass
+class Section:
+    """One task under one protocol."""
+
+    keys: dict[str, Any]
+    networks: list[Line]
+    baselines: list[Line]
+
+    @property
+    def task(self) -> str:
+        """Name of the task as in the configs."""
+        return str(self.keys.get("task", "task"))
+
+    @property
+    def title(self) -> str:
+        """Name of the task for people."""
+        return TASKS.get(self.task, self.task)
+
+    @property
+    def sizes(self) -> list[int]:
+        """All N with a result."""
+        lines = (*self.networks, *self.baselines)
+        return sorted({n for line in lines for n in line.scored})
+
+    @property
+    def pairs(self) -> list[tuple[Line, Line]]:
+        """Each network with attention beside the CNN nearest to it in FLOPs."""
+        cnns = [x for x in self.networks if x.model == "resnet" and x.scored]
+        found = []
+        for line in self.networks:
+            if line.model in _ATTENTION and line.scored and cnns:
+                found.append((line, min(cnns, key=lambda cnn: _distance(line, cnn))))
+        return found
+
+
+def load(source: str | os.PathLike[str] | Sequence[Record]) -> list[Record]:
+    """Read records from a results folder, a JSON-lines file, or pass them on.
+
+    In a folder, records that only its results.jsonl holds (a checkout in which the
+    single files were not kept) count too.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return list(source)
+    path = pathlib.Path(source)
+    if path.is_file():
+        return read_jsonl(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no results folder or .jsonl file at {path}")
+    records = ResultsStore(path).records()
+    kept = path / "results.jsonl"
+    if kept.is_file():
+        known = {record["hash"] for record in records}
+        records += [r for r in read_jsonl(kept) if r["hash"] not in known]
+    return records
+
+
+def write_report(
+    source: str | os.PathLike[str] | Sequence[Record],
+    out_dir: str | os.PathLike[str] | None = None,
+    *,
+    main_task: str = MAIN_TASK,
+    resamples: int = 2_000,
+) -> dict[str, pathlib.Path]:
+    """Write results.jsonl, report.md and the figures.
+
+    Args:
+        source: Results folder, JSON-lines file, or the records themselves.
+        out_dir: Where to write; by default the folder itself.
+        main_task: The task whose figures are named plainly, where it is there.
+        resamples: Bootstrap draws.
+
+    Returns:
+        File name -> path of each file written.
+
+    Raises:
+        ValueError: There are no records, or no folder to write to.
+    """
+    records = load(source)
+    if out_dir is None:
+        if not isinstance(source, str | os.PathLike):
+            raise ValueError("out_dir: needed where records are passed themselves")
+        path = pathlib.Path(source)
+        out_dir = path if path.is_dir() else path.parent
+    if not records:
+        raise ValueError(
+            "there are no results to report; run `python -m experiments.data_scaling`"
+        )
+    out = pathlib.Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"results.jsonl": out / "results.jsonl"}
+    export_jsonl(records, files["results.jsonl"])
+
+    sections = make_sections(records, main_task=main_task)
+    text = [
+        "# Accuracy as the training set grows",
+        "",
+        "Written by `python -m experiments.data_scaling.report` from `results.jsonl`; "
+        "do not edit.",
+        "",
+        "Numbers are accuracies on the fixed test set: mean ± standard deviation over "
+        "seeds (number of seeds). A seed draws the training subset, the initial "
+        "weights and the order of the images.",
+        "",
+    ]
+    names = _file_names(sections)
+    for section, name in zip(sections, names, strict=True):
+        figures = _draw(section, out, name, resamples)
+        files |= figures
+        text += _section(section, figures, resamples)
+    if not sections:
+        text += ["No cell of the final phase has been started: nothing to compare.", ""]
+    text += _provenance(records)
+    files["report.md"] = out / "report.md"
+    _write(files["report.md"], "\n".join(text).rstrip() + "\n")
+    return files
+
+
+def summary_table(records: Sequence[Record], *, main_task: str = MAIN_TASK) -> str:
+    """Return the accuracy tables alone, as aligned text for a terminal."""
+    parts = []
+    for section in make_sections(records, main_task=main_task):
+        parts += [f"{section.title}: test accuracy", "", *_accuracy_table(section), ""]
+        parts += [line for line in _losers(section) if line.startswith("- ")]
+    return "\n".join(parts).rstrip().replace("**", "") + "\n"
+
+
+def make_sections(
+    records: Sequence[Record], *, main_task: str = MAIN_TASK
+) -> list[Section]:
+    """Sort records into sections and lines; the main task comes first."""
+    finals = [r for r in records if r["config"].get("phase") == "final"]
+    baselines = [r for r in records if r["config"].get("phase") == "baseline"]
+    tune = [r for r in records if r["config"].get("phase") == "tune"]
+    keys = _unique(_section_keys(r) for r in finals) or _unique(
+        _section_keys(r) for r in baselines
+    )
+    sections = []
+    for key in keys:
+        mine = [r for r in finals if _section_keys(r) == key]
+        networks = _lines(mine, [r for r in tune if _agrees(r, key)], baseline=False)
+        grey = _lines([r for r in baselines if _agrees(r, key)], [], baseline=True)
+        sections.append(Section(key, networks, grey))
+    return sorted(
+        sections, key=lambda s: (s.task != main_task, s.task, str(sorted(s.keys)))
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: redraw tables and figures from a results folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.data_scaling.report",
+        description="Write report.md, results.jsonl and the figures from stored "
+        "results alone; nothing is trained.",
+    )
+    parser.add_argument("source", help="results folder, or a results.jsonl")
+    parser.add_argument("--out", help="folder to write to (default: the source's)")
+    parser.add_argument(
+        "--main-task", default=MAIN_TASK, help="task with the plain figure names"
+    )
+    options = parser.parse_args(argv)
+    try:
+        files = write_report(options.source, options.out, main_task=options.main_task)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(summary_table(load(options.source), main_task=options.main_task))
+    for path in files.values():
+        print(f"wrote {path}")
+    return 0
+
+
+# --- sorting records ---------------------------------------------------------------
+
+
+def _section_keys(record: Record) -> dict[str, Any]:
+    config = record["config"]
+    return {key: config[key] for key in _SECTION_KEYS if key in config}
+
+
+def _agrees(record: Record, keys: Mapping[str, Any]) -> bool:
+    """Whether a record belongs to a section, as far as its config says."""
+    return all(
+        keys.get(key, value) == value for key, value in _section_keys(record).items()
+    )
+
+
+def _lines(
+    records: Sequence[Record], tune: Sequence[Record], *, baseline: bool
+) -> list[Line]:
+    grouped: dict[tuple[Any, ...], list[Record]] = collections.defaultdict(list)
+    for record in records:
+        grouped[_identity(record)].append(record)
+    lines = []
+    for (model, size, attention), members in grouped.items():
+        by_n: dict[int, list[Record]] = collections.defaultdict(list)
+        for record in members:
+            by_n[int(record["config"]["n"])].append(record)
+        lines.append(
+            Line(
+                model=model,
+                size=size,
+                attention=attention,
+                baseline=baseline,
+                points={n: _point(n, found) for n, found in sorted(by_n.items())},
+                tune=[r for r in tune if _identity(r) == (model, size, attention)],
+            )
+        )
+    order = list(MODELS)
+    return sorted(
+        lines,
+        key=lambda x: (
+            order.index(x.model) if x.model in order else len(order),
+            x.attention not in _PLAIN_ATTENTION,
+            x.label,
+        ),
+    )
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    config = record["config"]
+    return config.get("model"), config.get("size"), config.get("attention")
+
+
+def _point(n: int, records: Sequence[Record]) -> Point:
+    """Gather the seeds of one setting; the choice never looks at a score."""
+    settings: dict[str, list[Record]] = collections.defaultdict(list)
+    lost = []
+    for record in records:
+        if _scored(record):
+            rest = {k: v for k, v in record["config"].items() if k != "seed"}
+            settings[repr(sorted(rest.items()))].append(record)
+        else:
+            lost.append(record)
+    if not settings:
+        return Point(n, {}, lost, [])
+
+    def rank(name: str) -> tuple[int, str, str]:
+        found = settings[name]
+        return len(found), max(_created(r) for r in found), name
+
+    chosen = max(settings, key=rank)
+    return Point(
+        n,
+        {int(r["config"].get("seed", 0)): r for r in settings[chosen]},
+        lost,
+        [r for name, found in settings.items() if name != chosen for r in found],
+    )
+
+
+def _scored(record: Record) -> bool:
+    score = record["metrics"].get("test_accuracy")
+    return record["status"] == "done" and isinstance(score, int | float)
+
+
+def _created(record: Record) -> str:
+    return str(record["provenance"].get("created_utc", ""))
+
+
+def _distance(line: Line, cnn: Line) -> tuple[float, bool, str]:
+    one, two = line.metric("flops"), cnn.metric("flops")
+    apart = abs(math.log(one[0] / two[0])) if one and two else 0.0
+    return apart, cnn.size != line.size, cnn.label
+
+
+def _unique(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for item in items:
+        if item not in found:
+            found.append(item)
+    return found
+
+
+def _file_names(sections: Sequence[Section]) -> list[str]:
+    """Give the first section no suffix, the others their task, made unique."""
+    names: list[str] = []
+    for i, section in enumerate(sections):
+        name = "" if i == 0 else "_" + _slug(section.task)
+        if name in names:
+            extra = section.keys.get("protocol") or section.keys.get("preset") or i + 1
+            name += "_" + _slug(str(extra))
+        while name in names:
+            name += f"_{i + 1}"
+        names.append(name)
+    return names
+
+
+def _slug(text: str) -> str:
+    base = os.path.basename(text)
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in base)
+
+
+# --- the parts of a section --------------------------------------------------------
+
+
+def _section(
+    section: Section, figures: Mapping[str, pathlib.Path], resamples: int
+) -> list[str]:
+    text = [f"## {section.title}", ""]
+    text += _protocol(section)
+    text += ["### Test accuracy", ""]
+    text += [*_accuracy_table(section), "", *_legend(section), ""]
+    for name in figures:
+        text += [f"![{name.removesuffix('.png')}]({name})", ""]
+    text += _losers(section)
+    text += _gaps(section)
+    text += _laws(section, resamples)
+    text += _sizes(section)
+    text += _hyper_parameters(section)
+    text += _training_accuracy(section)
+    text += _lost(section)
+    return text
+
+
+def _protocol(section: Section) -> list[str]:
+    keys = section.keys
+    points = [p for line in section.networks for p in line.scored.values()]
+    text = []
+    if "protocol" in keys:
+        name = str(keys["protocol"])
+        meaning = PROTOCOLS.get(name)
+        text.append(f"- Protocol `{name}`" + (f": {meaning}." if meaning else "."))
+    updates: dict[int, set[int]] = collections.defaultdict(set)
+    batches = {p.config.get("batch_size") for p in points} - {None}
+    for point in points:
+        for record in point.records.values():
+            count = record["metrics"].get("updates", record["config"].get("updates"))
+            if count is not None:
+                updates[point.n].add(int(count))
+    if updates:
+        all_counts = set().union(*updates.values())
+        if len(all_counts) == 1:
+            said = f"{all_counts.pop():,} at every N"
+        else:
+            said = "; ".join(
+                f"{' or '.join(f'{u:,}' for u in sorted(found))} at N = {n:,}"
+                for n, found in sorted(updates.items())
+            )
+        text.append(f"- Optimiser updates: {said}.")
+        if len(batches) == 1:
+            batch = int(batches.pop())
+            said = ", ".join(
+                f"{_short(max(found) * batch / n)} at N = {n:,}"
+                for n, found in sorted(updates.items())
+            )
+            text.append(f"- Batch {batch}; that makes epochs of {said}.")
+    seeds = sorted({s for p in points for s in p.records})
+    if seeds:
+        text.append(f"- Seeds: {', '.join(map(str, seeds))}.")
+    if any(line.tune for line in section.networks):
+        text.append(
+            "- Hyper-parameters were chosen on a validation split cut from the "
+            "training subset; the test set was read once per final cell."
+        )
+    elif points:
+        text.append("- No tuning cells are stored: hyper-parameters were given.")
+    shared = _shared([p.config for p in points])
+    if shared:
+        text.append(f"- The same in all final cells: {_assignments(shared)}.")
+    return [*text, ""] if text else []
+
+
+def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not configs:
+        return {}
+    hidden = {"seed", "n", "model", "size", "phase", "updates", "protocol", "task"}
+    return {
+        key: value
+        for key, value in sorted(configs[0].items())
+        if key not in hidden
+        and value is not None
+        and all(key in c and c[key] == value for c in configs)
+    }
+
+
+def _accuracy_table(section: Section) -> list[str]:
+    lines = [x for x in (*section.networks, *section.baselines) if x.points]
+    rows = []
+    for n in section.sizes or sorted({n for x in lines for n in x.points}):
+        best = max(
+            (x.scored[n].summary.mean for x in section.networks if n in x.scored),
+            default=None,
+        )
+        row = [f"{n:,}"]
+        for line in lines:
+            point = line.points.get(n)
+            if point is None:
+                row.append("–")
+                continue
+            if not point.records:
+                row.append(_outcomes(point.lost))
+                continue
+            entry = _mean(point.summary)
+            if not line.baseline and point.summary.mean == best:
+                entry = f"**{entry}**"
+            row.append(entry + _marks(section, line, point))
+        rows.append(row)
+    return _table(["N", *(x.label for x in lines)], rows)
+
+
+def _marks(section: Section, line: Line, point: Point) -> str:
+    marks = "" if point.summary.enough else " †"
+    if point.capped:
+        marks += " ‡"
+    if point.lost:
+        marks += " §"
+    if not line.baseline and _lost_to(section, point):
+        marks += " ▼"
+    return marks
+
+
+def _legend(section: Section) -> list[str]:
+    points = [
+        (line, p)
+        for line in (*section.networks, *section.baselines)
+        for p in line.scored.values()
+    ]
+    notes = {
+        "†": "fewer than 3 seeds: not a result to rely on.",
+        "‡": "fitted to a class-balanced part of the N images only: "
+        + ", ".join(sorted({f"{x.label} {p.capped:,}" for x, p in points if p.capped}))
+        + ".",
+        "§": "not all seeds finished (see below); the mean is of those that did, "
+        "which flatters it.",
+        "▼": "does not beat every baseline at that N.",
+    }
+    used = "".join(_marks(section, x, p) for x, p in points)
+    text = [f"{mark} {note}  " for mark, note in notes.items() if mark in used]
+    if any(not x.baseline for x, _ in points):
+        text.append("Bold: the best network at that N, by its mean alone.")
+    if "–" in "".join(_accuracy_table(section)):
+        text.append("–: no result stored.")
+    return text
+
+
+def _lost_to(section: Section, point: Point) -> list[tuple[Line, Point]]:
+    """Return the baselines at this N that the point's mean does not exceed."""
+    found = []
+    for line in section.baselines:
+        rival = line.scored.get(point.n)
+        if rival and point.summary.mean <= rival.summary.mean:
+            found.append((line, rival))
+    return found
+
+
+def _losers(section: Section) -> list[str]:
+    text = ["### Beside the baselines", ""]
+    compared, missing = False, []
+    for line in section.networks:
+        for point in line.scored.values():
+            rivals = [x for x in section.baselines if point.n in x.scored]
+            compared |= bool(rivals)
+            if not rivals and point.n not in missing:
+                missing.append(point.n)
+            lost = _lost_to(section, point)
+            if not lost:
+                continue
+            names = " and ".join(
+                f"{x.label} ({_number(rival.summary.mean)})" for x, rival in lost
+            )
+            close = all(_within_spread(point, rival) for _, rival in lost)
+            text.append(
+                f"- {line.label} at N = {point.n:,} "
+                f"({_number(point.summary.mean)}) **loses to** {names}"
+                + (", by less than the spread of the seeds." if close else ".")
+            )
+    if compared and len(text) == 2:
+        text.append("Every network beats every baseline at every N that has both.")
+    if missing:
+        sizes = ", ".join(f"{n:,}" for n in sorted(missing))
+        text.append(
+            f"- No baseline is stored at N = {sizes}: nothing is claimed there."
+        )
+    return [*text, ""] if len(text) > 2 else []
+
+
+def _within_spread(one: Point, two: Point) -> bool:
+    spread = math.hypot(one.summary.std or 0.0, two.summary.std or 0.0)
+    return abs(one.summary.mean - two.summary.mean) < spread
+
+
+def _gaps(section: Section) -> list[str]:
+    text: list[str] = []
+    for first, second in section.pairs:
+        rows = []
+        paired = True
+        for n, gap in _gap_points(first, second):
+            paired &= gap.paired
+            seeds = (
+                str(gap.seeds[0])
+                if gap.seeds[0] == gap.seeds[1]
+                else f"{gap.seeds[0]} and {gap.seeds[1]}"
+            )
+            rows.append(
+                [
+                    f"{n:,}",
+                    _signed(gap.mean),
+                    _interval(gap.low, gap.high, _signed),
+                    _interval(gap.t_low, gap.t_high, _signed),
+                    seeds,
+                    _reading(gap, first, second),
+                ]
+            )
+        if not rows:
+            continue
+        header = [
+            "N",
+            f"{first.label} − {second.label}",
+            "95 % bootstrap",
+            "95 % Student",
+            "seeds",
+            "reading",
+        ]
+        text += [f"### Gap: {first.label} − {second.label}", ""]
+        text += [*_table(header, rows), ""]
+        text += [
+            "Intervals are over seeds ("
+            + ("paired by seed" if paired else "paired where the seeds are the same")
+            + "), on one fixed test set. The bootstrap of a few seeds cannot leave "
+            "their range and is too narrow; the reading goes by Student's interval.",
+            "",
+        ]
+    if not text and section.networks:
+        text = ["No N has both a network with attention and a CNN: no gap.", ""]
+    return text
+
+
+def _gap_points(first: Line, second: Line) -> list[tuple[int, stats.Gap]]:
+    common = sorted(set(first.scored) & set(second.scored))
+    return [
+        (n, stats.gap(first.scored[n].scores, second.scored[n].scores)) for n in common
+    ]
+
+
+def _reading(gap: stats.Gap, first: Line, second: Line) -> str:
+    leader = first.label if gap.mean > 0 else second.label
+    if not gap.enough:
+        return "too few seeds to say"
+    return f"{leader} ahead" if gap.clear else "no difference shown"
+
+
+def _laws(section: Section, resamples: int) -> list[str]:
+    rows, remarks = [], []
+    for line in section.networks:
+        if not line.scored:
+            continue
+        try:
+            law = stats.fit_power_law(line.scores)
+        except stats.FitError as error:
+            remarks.append(f"- {line.label}: not fitted, {error}.")
+            continue
+        notes = _law_notes(law)
+        rows.append(
+            [
+                line.label,
+                _number(law.a),
+                f"{law.b:.3g}",
+                f"{law.c:.3g}",
+                f"{law.n_min:,} to {law.n_max:,} ({law.sizes})",
+                _number(law.worst),
+                "; ".join(notes) or "–",
+            ]
+        )
+    if not rows and not remarks:
+        return []
+    text = ["### Saturating power law, and where the curves cross", ""]
+    if rows:
+        header = ["model", "a", "b", "c", "N (sizes)", "largest miss", "remark"]
+        text += ["acc(N) = a − b·N^(−c), least squares on the means:", ""]
+        text += [*_table(header, rows), ""]
+    text += [*remarks, ""] if remarks else []
+    for first, second in section.pairs:
+        text += [f"- {crossing_statement(first, second, resamples=resamples)}"]
+    return [*text, ""]
+
+
+def _law_notes(law: stats.PowerLaw) -> list[str]:
+    notes = []
+    if law.worst > _MISFIT:
+        notes.append("the law describes these points badly")
+    if law.at_bound:
+        notes.append(f"{', '.join(law.at_bound)} held by its bound")
+    return notes
+
+
+def crossing_statement(first: Line, second: Line, *, resamples: int = 2_000) -> str:
+    """Say in words where one model overtakes the other, measured and fitted."""
+    one, two = first.scores, second.scores
+    text = [f"**{first.label} and {second.label}.**", _measured(first, second)]
+    try:
+        cross = stats.crossing(one, two, resamples=resamples)
+        laws = stats.fit_power_law(one), stats.fit_power_law(two)
+    except stats.FitError as error:
+        return " ".join([*text, f"No fitted crossing: {error}."])
+    if cross.n is not None and cross.inside:
+        text.append(
+            f"The fitted curves cross at N* = {_count(cross.n)}, within the measured "
+            "range."
+        )
+    elif cross.n is not None:
+        text.append(
+            f"No crossing is in reach: the fit puts N* at {_count(cross.n)}, which is "
+            f"**extrapolation**, {_short(cross.n / cross.n_max)} times the largest N "
+            f"measured ({cross.n_max:,}), and no measurement."
+        )
+    elif cross.start > 0 and cross.falls_behind is None:
+        text.append(
+            f"The fitted curve of {first.label} leads from the smallest N on, so there "
+            "is no crossing to find."
+        )
+    elif cross.start > 0 and cross.falls_behind is not None:
+        where = (
+            "within the measured range"
+            if cross.falls_behind <= cross.n_max
+            else "extrapolation"
+        )
+        text.append(
+            f"The fitted curve of {first.label} leads at first and falls behind at "
+            f"N = {_count(cross.falls_behind)} ({where}): the opposite of overtaking."
+        )
+    else:
+        text.append(
+            f"No crossing is in reach: the fitted curves do not cross below "
+            f"N = {cross.horizon:.0e}; the fit puts {first.label} "
+            f"{_signed(cross.end)} at N = {cross.n_max:,} and {_signed(cross.limit)} "
+            "in the limit of endless data (extrapolation)."
+        )
+    counts = [len(s) for scores in (one, two) for s in scores.values()]
+    if min(counts) < 2:
+        text.append("No interval: some N have a single seed.")
+    else:
+        low, high = (_reach(n, cross.n_min) for n in (cross.low, cross.high))
+        text.append(
+            f"95 % interval (bootstrap over seeds): {low} to {high}; "
+            f"{100 * cross.share:.0f} % of the resamples cross."
+        )
+        if min(counts) < stats.MIN_SEEDS:
+            text.append("It rests on fewer than 3 seeds at some N and is too narrow.")
+    if any(_law_notes(law) for law in laws):
+        text.append(
+            "Caution: a fit is strained (see its remark), and then what it says "
+            "between and beyond the points is weak."
+        )
+    return " ".join(text)
+
+
+def _measured(first: Line, second: Line) -> str:
+    common = sorted(set(first.scored) & set(second.scored))
+    if not common:
+        return "They share no N."
+    ahead = [
+        n
+        for n in common
+        if first.scored[n].summary.mean > second.scored[n].summary.mean
+    ]
+    found = stats.measured_crossing(first.scores, second.scores)
+    if not ahead:
+        return f"Measured: {first.label} is behind at every N, to {common[-1]:,}."
+    if len(ahead) == len(common):
+        return f"Measured: {first.label} is ahead at every N, from {common[0]:,}."
+    if found:
+        return (
+            f"Measured: {first.label} gets ahead, and stays ahead, between "
+            f"N = {found[0]:,} and {found[1]:,}."
+        )
+    return (
+        f"Measured: {first.label} is ahead at N = "
+        f"{', '.join(f'{n:,}' for n in ahead)} and behind at the largest, "
+        f"{common[-1]:,}."
+    )
+
+
+def _reach(n: float, n_min: int) -> str:
+    if n == 0:
+        return f"below {n_min:,}"
+    return "no crossing at all" if math.isinf(n) else _count(n)
+
+
+def _sizes(section: Section) -> list[str]:
+    known = [x for x in section.networks if x.metric("params") or x.metric("flops")]
+    if not known:
+        return []
+    fields = [x.metric("receptive_field") for x in known]
+    rows = []
+    for line, field in zip(known, fields, strict=True):
+        row = [
+            line.label,
+            _span(line.metric("params"), lambda v: f"{v:,.0f}"),
+            _span(line.metric("flops"), lambda v: f"{v / 1e6:,.3g}"),
+        ]
+        if any(fields):
+            row.append(_span(field, lambda v: f"{v:.0f}"))
+        row.append(_span(line.metric("images_per_s"), lambda v: f"{v:,.0f}"))
+        rows.append(row)
+    header = ["model", "parameters", "forward MFLOP / image"]
+    header += ["receptive field (pixels)"] if any(fields) else []
+    header += ["training images / s"]
+    text = ["### Sizes", "", *_table(header, rows), ""]
+    for first, second in section.pairs:
+        ratios = {
+            name: first.metric(name)[0] / second.metric(name)[0]
+            for name in ("flops", "params")
+            if first.metric(name) and second.metric(name)
+        }
+        if "flops" not in ratios:
+            continue
+        apart = max(ratios["flops"], 1 / ratios["flops"])
+        verdict = "matched" if apart <= _MATCHED else "**not matched**"
+        text.append(
+            f"- {first.label} / {second.label}: forward FLOPs × {ratios['flops']:.2f} "
+            f"({verdict}; within × {_MATCHED} counts)"
+            + (f", parameters × {ratios['params']:.2f}." if "params" in ratios else ".")
+        )
+    text.append(
+        "- FLOPs are those of the compiled forward pass for one image. Images per "
+        "second are what the machines at hand gave, other work on them included."
+    )
+    return [*text, ""]
+
+
+def _hyper_parameters(section: Section) -> list[str]:
+    names: list[str] = []
+    for line in section.networks:
+        for point in line.scored.values():
+            for name in _tuned(line, point.n):
+                if name not in names:
+                    names.append(name)
+    for name in ("weight_decay", "learning_rate"):
+        points = [p for x in section.networks for p in x.scored.values()]
+        if name not in names and any(name in p.config for p in points):
+            names.insert(0, name)
+    if not names:
+        return []
+    rows, flags = [], []
+    for line in section.networks:
+        for n, point in line.scored.items():
+            grid = _tuned(line, n)
+            cells = [r for r in line.tune if r["config"].get("n") == n]
+            chosen = {name: point.config.get(name) for name in grid}
+            best, value = _validation(cells, grid, chosen)
+            edges = _edges(grid, chosen)
+            row = [line.label, f"{n:,}"]
+            for name in names:
+                mark = " ⚑" if name in edges else ""
+                row.append(_value(point.config.get(name)) + mark)
+            row += [_number(value) if value is not None else "–", str(len(cells))]
+            rows.append(row)
+            if best is not None and best != chosen:
+                flags.append(
+                    f"- {line.label} at N = {n:,}: validation prefers "
+                    f"{_assignments(best)}, but the final cells used "
+                    f"{_assignments(chosen)}."
+                )
+    text = ["### Hyper-parameters chosen", ""]
+    header = ["model", "N", *(f"`{n}`" for n in names), "val. accuracy", "cells tried"]
+    text += [*_table(header, rows), ""]
+    if any("⚑" in cell for row in rows for cell in row):
+        text += [
+            "⚑ at the edge of the grid: a better value may lie beyond it, so this "
+            "model may be undertuned at that N.",
+            "",
+        ]
+    if any(row[-1] == "0" for row in rows):
+        text += ["0 cells tried: the values were carried over or given.", ""]
+    return text + ([*flags, ""] if flags else [])
+
+
+def _tuned(line: Line, n: int) -> dict[str, list[Any]]:
+    """Return what the tuning cells at N varied: name -> values, sorted."""
+    hidden = {"seed", "phase", "n", "updates"}
+    cells = [r["config"] for r in line.tune if r["config"].get("n") == n]
+    found = {}
+    for name in sorted({key for config in cells for key in config} - hidden):
+        values: list[Any] = []
+        for config in cells:
+            if name in config and config[name] not in values:
+                values.append(config[name])
+        if len(values) > 1:
+            found[name] = sorted(values, key=lambda v: (str(type(v)), v))
+    return found
+
+
+def _validation(
+    cells: Sequence[Record], grid: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, float | None]:
+    """Return the settings with the best mean, and the mean of the chosen ones."""
+    scores: dict[str, list[float]] = collections.defaultdict(list)
+    settings = {}
+    for record in cells:
+        value = record["metrics"].get("val_accuracy")
+        if record["status"] != "done" or value is None:
+            continue
+        setting = {name: record["config"].get(name) for name in grid}
+        scores[repr(setting)].append(value)
+        settings[repr(setting)] = setting
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    if not means:
+        return None, None
+    mine = means.get(repr(dict(chosen)))
+    top = max(means.values())
+    if mine is not None and mine >= top - 1e-12:  # a tie is no disagreement
+        return dict(chosen), mine
+    return settings[max(means, key=lambda name: means[name])], mine
+
+
+def _edges(grid: Mapping[str, list[Any]], chosen: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, values in grid.items():
+        numbers = all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        )
+        if numbers and chosen[name] in (values[0], values[-1]):
+            # Nothing lies beyond "off": zero at the lower end is no edge.
+            if not (chosen[name] == 0 and values[0] == 0):
+                found.append(name)
+    return found
+
+
+def _training_accuracy(section: Section) -> list[str]:
+    lines = [x for x in section.networks if x.metric("train_accuracy")]
+    if not lines:
+        return []
+    rows = []
+    for n in section.sizes:
+        row = [f"{n:,}"]
+        for line in lines:
+            point = line.scored.get(n)
+            records = point.records.values() if point else ()
+            values = [r["metrics"].get("train_accuracy") for r in records]
+            kept = [v for v in values if v is not None]
+            row.append(_mean(stats.summarize(kept)) if kept else "–")
+        rows.append(row)
+    header = ["N", *(x.label for x in lines)]
+    return ["### Training accuracy", "", *_table(header, rows), ""]
+
+
+def _lost(section: Section) -> list[str]:
+    text: list[str] = []
+    for line in (*section.networks, *section.baselines):
+        for n, point in sorted(line.points.items()):
+            for record in point.lost:
+                config = record["config"]
+                text.append(
+                    f"- {line.label}, N = {n:,}, seed {config.get('seed')}: "
+                    f"**{_outcome(record)}** ({_settings(config)})."
+                )
+            if point.other:
+                text.append(
+                    f"- {line.label}, N = {n:,}: {len(point.other)} finished cells "
+                    "with other settings are stored too; the table takes the setting "
+                    "with most seeds, then the latest, without a look at the scores."
+                )
+        tuning = [r for r in line.tune if r["status"] != "done"]
+        for record in tuning:
+            config = record["config"]
+            text.append(
+                f"- {line.label}, N = {config.get('n'):,}, tuning: "
+                f"**{record['status']}** ({_settings(config)})."
+            )
+    return ["### Cells that are not in the table", "", *text, ""] if text else []
+
+
+def _outcome(record: Record) -> str:
+    if record["status"] == "done":
+        return "finished without a test accuracy"
+    reason = record["metrics"].get("reason") or record["metrics"].get("error")
+    return record["status"] + (f": {reason}" if reason else "")
+
+
+def _outcomes(records: Sequence[Record]) -> str:
+    counts = collections.Counter(
+        r["status"] if r["status"] != "done" else "no score" for r in records
+    )
+    return ", ".join(f"{k} ({v})" for k, v in sorted(counts.items()))
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    shown = {
+        key: config[key]
+        for key in ("learning_rate", "weight_decay", "updates")
+        if config.get(key) is not None
+    }
+    return _assignments(shown) or "no settings stored"
+
+
+def _provenance(records: Sequence[Record]) -> list[str]:
+    def count(name: str, default: str = "unknown") -> str:
+        found = collections.Counter(
+            str(r["provenance"].get(name) or default) for r in records
+        )
+        return ", ".join(f"{value} ({k} cells)" for value, k in sorted(found.items()))
+
+    phases = collections.Counter(
+        (str(r["config"].get("phase")), r["status"]) for r in records
+    )
+    hours = sum(r["wall_time_s"] for r in records) / 3600
+    times = sorted(filter(None, map(_created, records)))
+    dirty = sum(bool(r["provenance"].get("git_dirty")) for r in records)
+    versions = collections.Counter(
+        ", ".join(f"{k} {v}" for k, v in sorted(r["provenance"]["versions"].items()))
+        for r in records
+        if r["provenance"].get("versions")
+    )
+    said = ", ".join(f"{k} {p} {s}" for (p, s), k in sorted(phases.items()))
+    text = [
+        "## Where the numbers come from",
+        "",
+        f"- Cells: {said}; {hours:.2f} hours in sum.",
+        f"- Commit: {count('git_commit')}."
+        + (f" The code had uncommitted changes in {dirty} cells." if dirty else ""),
+        f"- Device: {count('device')}; Python {count('python')}.",
+        *(f"- Versions ({k} cells): {v}." for v, k in sorted(versions.items())),
+    ]
+    if times:
+        text.append(f"- Made between {times[0]} and {times[-1]}.")
+    return [*text, ""]
+
+
+# --- figures -----------------------------------------------------------------------
+
+
+def _draw(
+    section: Section, out: pathlib.Path, name: str, resamples: int
+) -> dict[str, pathlib.Path]:
+    files = {}
+    networks = [x for x in section.networks if x.scored]
+    greys = [x for x in section.baselines if x.scored]
+    if not networks and not greys:
+        return {}
+    counts = [p.summary.count for x in networks for p in x.scored.values()]
+    note = _seeds_note(counts) if counts else ""
+    note += "Bars: ± 1 standard deviation." if counts and max(counts) > 1 else ""
+    if counts and min(counts) < stats.MIN_SEEDS:
+        note += " Hollow: fewer than 3 seeds."
+    shown, off = _visible(networks, greys)
+    for line in off:
+        means = [p.summary.mean for p in line.scored.values()]
+        note += f" Below the axis: {line.label}, {_span(means, _number)}."
+    files[f"curve{name}.png"] = plots.curve(
+        [_series(x) for x in (*networks, *shown)],
+        out / f"curve{name}.png",
+        title=f"{section.title}: accuracy as the training set grows",
+        note=note.strip(),
+    )
+    gaps = [g for g in (_gap_series(*pair) for pair in section.pairs) if g]
+    if gaps:
+        counts = [k for g in gaps for k in g.seeds]
+        note = "Bars: 95 % bootstrap interval over seeds. "
+        note += "Thin line: difference of the fitted power laws."
+        if min(counts) < stats.MIN_SEEDS:
+            note += " Hollow: fewer than 3 seeds."
+        files[f"gap{name}.png"] = plots.gap(
+            gaps,
+            out / f"gap{name}.png",
+            title=f"{section.title}: attention against the CNN",
+            above="attention ahead",
+            below="CNN ahead",
+            note=note,
+        )
+    return files
+
+
+def _seeds_note(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    if low == high:
+        return f"{low} seed{'s' * (low != 1)}. "
+    return f"{low} to {high} seeds. "
+
+
+def _visible(
+    networks: Sequence[Line], baselines: Sequence[Line]
+) -> tuple[list[Line], list[Line]]:
+    """Leave a baseline out of the figure that would squeeze all others together."""
+
+    def means(lines: Sequence[Line]) -> list[float]:
+        return [p.summary.mean for x in lines for p in x.scored.values()]
+
+    shown, off = [], []
+    for line in baselines:
+        rest = means([x for x in (*networks, *baselines) if x is not line])
+        apart = bool(rest) and min(rest) - max(means([line])) > max(rest) - min(rest)
+        (off if apart and line.model == "majority" else shown).append(line)
+    return shown, off
+
+
+def _series(line: Line) -> plots.Series:
+    points = list(line.scored.values())
+    return plots.Series(
+        label=line.label,
+        n=[p.n for p in points],
+        mean=[p.summary.mean for p in points],
+        std=[p.summary.std for p in points],
+        seeds=[p.summary.count for p in points],
+        baseline=line.baseline,
+    )
+
+
+def _gap_series(first: Line, second: Line) -> plots.GapSeries | None:
+    points = _gap_points(first, second)
+    if not points:
+        return None
+    fit_n: list[float] = []
+    fit_gap: list[float] = []
+    star = None
+    try:
+        laws = stats.fit_power_law(first.scores), stats.fit_power_law(second.scores)
+        grid = np.geomspace(points[0][0], points[-1][0], 120)
+        fit_n = grid.tolist()
+        fit_gap = (laws[0](grid) - laws[1](grid)).tolist()
+        cross = stats.crossing(first.scores, second.scores, resamples=2)
+        star = cross.n if cross.inside else None
+    except stats.FitError:
+        pass
+    return plots.GapSeries(
+        label=f"{first.label} − {second.label}",
+        n=[n for n, _ in points],
+        gap=[g.mean for _, g in points],
+        low=[g.low for _, g in points],
+        high=[g.high for _, g in points],
+        seeds=[min(g.seeds) for _, g in points],
+        fit_n=fit_n,
+        fit_gap=fit_gap,
+        crossing=star,
+    )
+
+
+# --- text --------------------------------------------------------------------------
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out a Markdown table whose columns also line up as plain text."""
+    cells = [[str(c).replace("|", "\\|") for c in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (c.ljust(w) for c, w in zip(row, widths, strict=True))
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return [line(cells[0]), rule, *(line(row) for row in cells[1:])]
+
+
+def _mean(summary: stats.Summary) -> str:
+    spread = f" ± {_number(summary.std)}" if summary.std is not None else ""
+    return f"{_number(summary.mean)}{spread} ({summary.count})"
+
+
+def _number(value: float) -> str:
+    """Write .812, 1.000, −.031."""
+    text = f"{abs(value):.3f}"
+    if text.startswith("0."):
+        text = text[1:]
+    return ("−" if value < 0 and float(f"{value:.3f}") else "") + text
+
+
+def _signed(value: float) -> str:
+    text = _number(value)
+    return text if text.startswith("−") else f"+{text}"
+
+
+def _interval(
+    low: float | None, high: float | None, show: Callable[[float], str]
+) -> str:
+    if low is None or high is None:
+        return "– (one seed)"
+    return f"[{show(low)}, {show(high)}]"
+
+
+def _span(values: Sequence[float], show: Callable[[float], str]) -> str:
+    if not values:
+        return "–"
+    low, high = show(min(values)), show(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}={_value(value)}`" for key, value in values.items())
+
+
+def _count(n: float) -> str:
+    """Write a fitted N to two digits: 5,200 or 4.1e+07."""
+    if n >= 1e7:
+        return f"{n:.1e}"
+    digits = max(0, int(math.floor(math.log10(max(n, 1)))) - 1)
+    return f"{round(n / 10**digits) * 10**digits:,}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
