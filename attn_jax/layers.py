@@ -34,14 +34,21 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from jax.typing import DTypeLike
 
-from attn_jax.multihead import MapHeads, multi_head, multi_head_init
+from attn_jax.attention.softmax import dot_product
+from attn_jax.multihead import (
+    Implementation,
+    MapHeads,
+    dot_product_attention,
+    multi_head,
+    multi_head_init,
+)
 from attn_jax.variants import Variant, require, resolve
 
 __all__ = [
@@ -85,6 +92,31 @@ def _checked_options(variant: Variant, options: Mapping[str, Any]) -> Options:
                 f"{type(value).__name__}; what varies belongs into params."
             ) from None
     return tuple(sorted(options.items()))
+
+
+def _check_implementation(
+    variant: Variant, options: Options, implementation: str | None
+) -> None:
+    """Checks that a whole-array implementation can stand for the variant."""
+    if implementation is None:
+        return
+    known = ("auto", *get_args(Implementation))
+    if implementation not in known:
+        raise ValueError(
+            f"`implementation` must be None or one of {', '.join(known)}, but is "
+            f"{implementation!r}."
+        )
+    if variant.fn is not dot_product:
+        raise ValueError(
+            "`implementation` chooses how 'dot_product' is computed; attention variant "
+            f"{variant.name!r} has one way alone, so leave it out."
+        )
+    for name, _ in options:
+        if name not in ("scale", "is_causal"):
+            raise ValueError(
+                f"implementation={implementation!r} takes the options scale and "
+                f"is_causal alone, not `{name}`; leave one of the two out."
+            )
 
 
 def _precision_name(precision: Any) -> str | None:
@@ -196,6 +228,7 @@ class _FlaxCall:
     variant: Variant
     options: Options
     map_heads: MapHeads
+    implementation: Implementation | Literal["auto"] | None = None
 
     def _head_params(self, num_heads: int, head_dim: int) -> Any:
         """Parameters with leading axis N, or None."""
@@ -298,6 +331,11 @@ class _FlaxCall:
         drops = not deterministic and dropout_rate > 0.0
         if drops:
             require(variant, "dropout")
+            if self.implementation is not None:
+                raise ValueError(
+                    f"implementation={self.implementation!r} cannot drop attention "
+                    "weights; leave it out of as_attention_fn, or set dropout_rate=0."
+                )
             if dropout_rng is None:
                 raise ValueError(
                     f"dropout_rate={dropout_rate} needs `dropout_rng`, or "
@@ -318,23 +356,29 @@ class _FlaxCall:
                 operands = {k: v for k, v in operands.items() if k != "rng"}
             return multi_head(variant, map_heads=self.map_heads)(**operands, **options)
 
-        def run(variant: Variant, options: Mapping[str, Any]) -> jax.Array:
-            call = functools.partial(attend, variant, options)
+        def run(call: Callable[[Any], jax.Array]) -> jax.Array:
             out = _with_precision(call, precision)(operands)
             if is_mask is not None:
                 out = jnp.where(is_mask, out, jnp.asarray(jnp.nan, out.dtype))
             return out.reshape(*batch, *out.shape[1:])
 
+        def fast(operands: Any) -> jax.Array:
+            how = None if self.implementation == "auto" else self.implementation
+            return dot_product_attention(**operands, **options, implementation=how)
+
         if module is not None:
             # As in Flax, what is sown are the weights before dropout.
-            weights = jnp.swapaxes(run(_identity_values(variant), options), -2, -3)
+            reveal = functools.partial(attend, _identity_values(variant), options)
+            weights = jnp.swapaxes(run(reveal), -2, -3)
             if isinstance(module, nnx.Module):
                 module.sow(nnx.Intermediate, "attention_weights", weights)
             else:
                 module.sow("intermediates", "attention_weights", weights)
+        if self.implementation is not None:
+            return run(fast)
         if drops:
             options["dropout_rate"] = dropout_rate
-        return run(variant, options)
+        return run(functools.partial(attend, variant, options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,11 +392,13 @@ class AttentionFn(_FlaxCall):
       variant: the record of the variant.
       options: its static options as sorted pairs.
       map_heads: see `attn_jax.multi_head`.
+      implementation: see `as_attention_fn`.
     """
 
     variant: Variant
     options: Options = ()
     map_heads: MapHeads = "auto"
+    implementation: Implementation | Literal["auto"] | None = None
 
 
 class ModuleAttentionFn(_FlaxCall, nnx.Module):
@@ -467,6 +513,7 @@ def as_attention_fn(
     param_dtype: DTypeLike = jnp.float32,
     init_options: Mapping[str, Any] | None = None,
     map_heads: MapHeads = "auto",
+    implementation: Implementation | Literal["auto"] | None = None,
     **options: Any,
 ) -> AttentionFn | ModuleAttentionFn:
     """Makes a variant the `attention_fn` of a Flax multi-head layer.
@@ -486,6 +533,9 @@ def as_attention_fn(
       param_dtype: dtype of its parameters.
       init_options: options of its `init`, such as {"hidden_dim": 16}.
       map_heads: see `attn_jax.multi_head`.
+      implementation: how "dot_product" is computed on whole arrays, a name that
+        `attn_jax.dot_product_attention` takes, such as "cudnn", or "auto" for its
+        choice. None maps the variant's function, which alone can drop weights.
       **options: static options of its function, checked against its signature, such
         as `scale`. `is_causal=True` makes every call causal, which is how a linen
         layer asks for it.
@@ -494,7 +544,8 @@ def as_attention_fn(
       What the layer takes as `attention_fn`.
 
     Raises:
-      ValueError: if the variant is unknown, or needs what was not given.
+      ValueError: if the variant is unknown, needs what was not given, or has no such
+        implementation.
       TypeError: if it takes no such option.
 
     >>> layer = nnx.MultiHeadAttention(
@@ -505,11 +556,12 @@ def as_attention_fn(
     """
     record = resolve(variant)
     checked = _checked_options(record, options)
+    _check_implementation(record, checked, implementation)
     if record.init is None and not record.stochastic:
         # Called for its errors: a function that takes `params` without an `init`, or
         # `init_options` that nothing would read.
         multi_head_init(record, jax.random.key(0), 1, 1, **(init_options or {}))
-        return AttentionFn(record, checked, map_heads)
+        return AttentionFn(record, checked, map_heads, implementation)
     if num_heads is None or head_dim is None or rngs is None:
         what = "is random" if record.init is None else "has parameters"
         raise ValueError(
