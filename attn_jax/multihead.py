@@ -481,16 +481,17 @@ def dot_product_attention(
     if key_mask is not None:
         keys = key_mask[:, None, None, :]
         mask = keys if mask is None else mask & keys
-    out = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        scale=scale,
-        is_causal=is_causal,
-        implementation=implementation,
-    )
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn promotes bfloat16 scores
+        out = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            scale=scale,
+            is_causal=is_causal,
+            implementation=implementation,
+        )
     if mask is None:
         return out
     if is_causal:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT
+from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
 
 __all__ = ["blockwise"]
 
@@ -56,12 +56,8 @@ def _matmul(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax
         left,
         right,
         (((contract[0],), (contract[1],)), ((), ())),
-        preferred_element_type=_wide(left.dtype),
+        preferred_element_type=score_dtype(left.dtype),
     )
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _block_logits(
@@ -104,7 +100,7 @@ def _over_key_blocks(
 
 def _forward(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
     """Output [Tp, V] and, per query, log Σ exp(logits) [Tp] (0 if it sees no key)."""
-    wide = _wide(inputs.query.dtype)
+    wide = score_dtype(inputs.query.dtype)
 
     def one_query_block(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         query = _block(inputs.query, i, plan.query_block)
@@ -152,7 +148,7 @@ def _backward(
 ) -> _Inputs:
     """Gradients of query, key, value and, if asked for, bias."""
     query, key, value = inputs.query, inputs.key, inputs.value
-    wide, dtype = _wide(query.dtype), query.dtype
+    wide, dtype = score_dtype(query.dtype), query.dtype
     # Σ_s w[t, s] (g_t · v_s) = g_t · o_t: the softmax's share of the gradient.
     centre = (cotangent.astype(wide) * out.astype(wide)).sum(axis=1)
 

@@ -33,12 +33,28 @@ __all__ = [
     "normalize_sigmoid",
     "normalize_softmax",
     "relu_attention",
+    "score_dtype",
     "sigmoid_attention",
 ]
 
 # Masked logits take this value: finite, so that no inf - inf can arise, and far
 # enough below any real score that its exponential is exactly zero.
 MASKED_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+def score_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype that scores and softmax are computed in: float32, or wider inputs'.
+
+    Args:
+      dtype: a floating-point dtype of the inputs.
+
+    Returns:
+      float64 for float64, else float32.
+
+    >>> score_dtype(jnp.dtype("bfloat16"))
+    dtype('float32')
+    """
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def allowed_pairs(
@@ -233,7 +249,7 @@ def dot_product_weights(
         query,
         key,
         (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+        preferred_element_type=score_dtype(query.dtype),
     )
     return _finish_weights(logits * scale, bias, mask, key_mask, is_causal, normalize)
 
@@ -464,6 +480,12 @@ def additive_init(
     }
 
 
+def _hidden_size(params: Mapping[str, jax.Array]) -> int:
+    """D, or 0 for parameters that `_check_params` is about to reject."""
+    given = isinstance(params, Mapping) and "score" in params
+    return params["score"].shape[-1] if given else 0
+
+
 def _check_params(params: Mapping[str, jax.Array], shapes: Mapping[str, tuple]) -> None:
     """Checks names and shapes of additive scoring's parameters."""
     if not isinstance(params, Mapping) or set(params) != set(shapes):
@@ -519,7 +541,7 @@ def additive_weights(
     [[0.5, 0.5]]
     """
     _checks.check_inputs(query, key, key, bias, mask, key_mask, same_head_dim=False)
-    hidden = params["score"].shape[-1] if "score" in params else 0
+    hidden = _hidden_size(params)
     shapes = {
         "query": (query.shape[1], hidden),
         "key": (key.shape[1], hidden),
@@ -533,7 +555,7 @@ def additive_weights(
     logits = jnp.matmul(
         hidden_layer,
         params["score"].astype(dtype),
-        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        preferred_element_type=score_dtype(dtype),
     )
     return _finish_weights(logits, bias, mask, key_mask, is_causal, normalize)
 
@@ -665,7 +687,7 @@ def additive_concat_weights(
     [[0.5, 0.5]]
     """
     _checks.check_inputs(query, key, key, bias, mask, key_mask, same_head_dim=False)
-    hidden = params["score"].shape[-1] if "score" in params else 0
+    hidden = _hidden_size(params)
     pair_dim = query.shape[1] + key.shape[1]
     _check_params(params, {"hidden": (pair_dim, hidden), "score": (hidden,)})
     dtype = query.dtype
@@ -682,7 +704,7 @@ def additive_concat_weights(
     logits = jnp.matmul(
         jnp.tanh(pairs @ params["hidden"].astype(dtype)),
         params["score"].astype(dtype),
-        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        preferred_element_type=score_dtype(dtype),
     )
     return _finish_weights(logits, bias, mask, key_mask, is_causal, normalize)
 
