@@ -1,0 +1,106 @@
+"""The command line: what `list` prints, and what it says to bad arguments."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from attn_jax import CAPABILITIES, VARIANTS, __version__
+from attn_jax.__main__ import main
+
+
+def _json(capsys, *arguments):
+    assert main(["list", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_table_has_a_row_and_a_line_for_each_variant(capsys):
+    assert main(["list"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    columns = header.split()
+    assert columns[0] == "variant"
+    assert set(CAPABILITIES) < set(columns)
+    rows = dict(zip(VARIANTS, lines[: len(VARIANTS)], strict=True))
+    for name, variant in VARIANTS.items():
+        cells = dict(zip(columns, rows[name].split(), strict=True))
+        assert cells["variant"] == name
+        for flag in (*CAPABILITIES, "exact"):
+            assert cells[flag] == ("yes" if getattr(variant, flag) else "-")
+        assert cells["time"] == variant.time
+        assert cells["memory"] == variant.memory
+        assert variant.paper in cells["paper"]
+        assert any(line.endswith(variant.summary) for line in lines[len(VARIANTS) :])
+
+
+def test_json_says_the_same(capsys):
+    told = _json(capsys)
+    assert told["attn_jax"] == __version__
+    by_name = {row["name"]: row for row in told["variants"]}
+    assert list(by_name) == list(VARIANTS)
+    for name, variant in VARIANTS.items():
+        row = by_name[name]
+        assert row["capabilities"] == variant.capabilities()
+        assert row["params"] == (variant.init is not None)
+        for field in ("exact", "stochastic", "time", "memory", "paper", "summary"):
+            assert row[field] == getattr(variant, field)
+
+
+def test_a_function_of_the_user(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def mean(query, key, value, *, key_mask=None):\n"
+        '    """Averages the values."""\n'
+        "    return value\n"
+    )
+    (row,) = _json(capsys, f"{file}:mean")["variants"]
+    assert row["summary"] == "Averages the values."
+    assert row["capabilities"]["key_mask"] is True
+    assert row["capabilities"]["mask"] is False
+    assert main(["list", f"{file}:mean", "additive"]) == 0
+    out = capsys.readouterr().out
+    assert "arXiv:1409.0473" in out and "blockwise" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["lst"], "invalid choice: 'lst'"),
+        (["list", "--jason"], "unrecognized arguments: --jason"),
+    ],
+)
+def test_bad_command_lines_exit_with_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_variants_exit_with_2(capsys):
+    assert main(["list", "dot_produkt"]) == 2
+    assert "Did you mean 'dot_product'" in capsys.readouterr().err
+    assert main(["list", "absent.py:fn"]) == 2
+    captured = capsys.readouterr()
+    assert "no such file" in captured.err and not captured.out
+
+
+def test_terminal_without_unicode(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["list", "dot_product"]) == 0
+    sys.stdout.flush()
+    assert b"O(T?S?H)" in raw.getvalue()
+
+
+def test_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "attn_jax", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
