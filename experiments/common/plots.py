@@ -12,6 +12,7 @@ import os
 import pathlib
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.axes
 import numpy as np
@@ -221,9 +222,13 @@ def gap(
                 zorder=5,
             )
     low, high = axes.get_ylim()
-    reach = max(abs(low), abs(high))
-    axes.set_ylim(min(low, -0.25 * reach), max(high, 0.25 * reach))
-    style = {"transform": axes.transAxes, "fontsize": 8.5, "color": "#5a5a5a"}
+    room = 0.25 * max(abs(low), abs(high))
+    axes.set_ylim(min(low, -room), max(high, room))
+    style: dict[str, Any] = {
+        "transform": axes.transAxes,
+        "fontsize": 8.5,
+        "color": "#5a5a5a",
+    }
     axes.text(0.015, 0.975, above and f"▲ {above}", va="top", **style)
     axes.text(0.985, 0.025, below and f"▼ {below}", va="bottom", ha="right", **style)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))

@@ -307,14 +307,11 @@ def crossing(
             stars[i] = star
         else:
             stars[i] = 0.0 if values[0][0] > values[1][0] else np.inf
-    tail = (1 - level) / 2
-    ordered = np.sort(stars)
-    low = ordered[int(math.floor(tail * (resamples - 1)))]
-    high = ordered[int(math.ceil((1 - tail) * (resamples - 1)))]
+    low, high = _ends(stars, level)
     return Crossing(
         n=up,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         share=float(crossed.mean()),
         n_min=n_min,
         n_max=n_max,
@@ -326,26 +323,102 @@ def crossing(
     )
 
 
-def measured_crossing(first: Scores, second: Scores) -> tuple[float, float] | None:
-    """Return the neighbouring measured N between which the first overtakes.
+@dataclasses.dataclass(frozen=True)
+class Overtaking:
+    """Where the measured means of the first model overtake those of the second.
 
-    No model of the curve: the means are compared at every common N. The last
-    change from "not ahead" to "ahead" counts, and only where the first model stays
-    ahead from there on; None where there is no such change.
-
-    >>> measured_crossing({100: {0: .3}, 1000: {0: .7}}, {100: {0: .4}, 1000: {0: .6}})
-    (100, 1000)
+    Attributes:
+        after: Largest measured N at which the first is not ahead.
+        until: The next measured N; from there on it stays ahead.
+        n: Between the two, where the straight line over log N crosses zero.
+        low: Lower end of the bootstrap interval of n; 0: ahead at every N.
+        high: Upper end; infinity: not ahead at the largest N.
     """
+
+    after: int
+    until: int
+    n: float
+    low: float
+    high: float
+
+
+def overtaking(
+    first: Scores,
+    second: Scores,
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Overtaking | None:
+    """Find where the first model gets ahead for good, without a model of the curve.
+
+    The means are compared at every common N and joined by straight lines over
+    log N. The interval resamples the seeds at every N.
+
+    Args:
+        first: N -> seed -> accuracy of the model that may overtake.
+        second: The same of the other.
+        level: Coverage asked for.
+        resamples: Number of bootstrap draws.
+        seed: Of the draws.
+
+    Returns:
+        None where the first model is ahead at every common N, or is not at the
+        largest.
+
+    >>> found = overtaking({100: {0: .3}, 1000: {0: .7}}, {100: {0: .4}, 1000: {0: .6}})
+    >>> found.after, found.until, round(found.n)
+    (100, 1000, 316)
+    """
+    _check_level(level)
     common = sorted(set(first) & set(second))
-    ahead = [
-        float(np.mean(list(first[n].values())))
-        > float(np.mean(list(second[n].values())))
-        for n in common
-    ]
-    if not ahead or not ahead[-1] or all(ahead):
+    sizes = np.asarray(common, float)
+    means = np.asarray(
+        [
+            _finite(list(first[n].values()), f"N={n}").mean()
+            - _finite(list(second[n].values()), f"N={n}").mean()
+            for n in common
+        ]
+    )
+    if not common or not 0 < _last_change(sizes, means) < np.inf:
         return None
-    last_behind = max(i for i, lead in enumerate(ahead) if not lead)
-    return common[last_behind], common[last_behind + 1]
+    last_behind = int(np.flatnonzero(means <= 0)[-1])
+    rng = np.random.default_rng(seed)
+    drawn = np.stack(
+        [
+            _resample(first[n], resamples, rng) - _resample(second[n], resamples, rng)
+            for n in common
+        ],
+        axis=1,
+    )
+    low, high = _ends(np.asarray([_last_change(sizes, row) for row in drawn]), level)
+    return Overtaking(
+        after=common[last_behind],
+        until=common[last_behind + 1],
+        n=_last_change(sizes, means),
+        low=low,
+        high=high,
+    )
+
+
+def _last_change(sizes: np.ndarray, gaps: np.ndarray) -> float:
+    """Return where gaps become positive for good: 0 always, infinity never."""
+    behind = np.flatnonzero(gaps <= 0)
+    if behind.size == 0:
+        return 0.0
+    i = int(behind[-1])
+    if i == len(gaps) - 1:
+        return math.inf
+    part = -gaps[i] / (gaps[i + 1] - gaps[i])
+    return float(sizes[i] * (sizes[i + 1] / sizes[i]) ** part)
+
+
+def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the percentile interval; quantiles are values, since some are inf."""
+    ordered, tail = np.sort(values), (1 - level) / 2
+    low = ordered[int(math.floor(tail * (values.size - 1)))]
+    high = ordered[int(math.ceil((1 - tail) * (values.size - 1)))]
+    return float(low), float(high)
 
 
 def _finite(values: Sequence[float], name: str) -> np.ndarray:

@@ -151,6 +151,7 @@ class Section:
     keys: dict[str, Any]
     networks: list[Line]
     baselines: list[Line]
+    apart: str = ""
 
     @property
     def task(self) -> str:
@@ -159,8 +160,9 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Name of the task for people."""
-        return TASKS.get(self.task, self.task)
+        """Name of the task for people, and what sets it apart where needed."""
+        name = TASKS.get(self.task, self.task)
+        return f"{name} ({self.apart})" if self.apart else name
 
     @property
     def sizes(self) -> list[int]:
@@ -268,7 +270,12 @@ def summary_table(records: Sequence[Record], *, main_task: str = MAIN_TASK) -> s
     """Return the accuracy tables alone, as aligned text for a terminal."""
     parts = []
     for section in make_sections(records, main_task=main_task):
-        parts += [f"{section.title}: test accuracy", "", *_accuracy_table(section), ""]
+        parts += [
+            f"{section.title}: test accuracy",
+            "",
+            *_accuracy_table(section, bold=False),
+            "",
+        ]
         parts += [line for line in _losers(section) if line.startswith("- ")]
     return "\n".join(parts).rstrip().replace("**", "") + "\n"
 
@@ -288,9 +295,20 @@ def make_sections(
         mine = [r for r in finals if _section_keys(r) == key]
         networks = _lines(mine, [r for r in tune if _agrees(r, key)], baseline=False)
         grey = _lines([r for r in baselines if _agrees(r, key)], [], baseline=True)
-        sections.append(Section(key, networks, grey))
+        twins = [k for k in keys if k != key and k.get("task") == key.get("task")]
+        apart = ", ".join(
+            f"{name} {value}"
+            for name, value in key.items()
+            if name != "task" and any(twin.get(name) != value for twin in twins)
+        )
+        sections.append(Section(key, networks, grey, apart))
     return sorted(
-        sections, key=lambda s: (s.task != main_task, s.task, str(sorted(s.keys)))
+        sections,
+        key=lambda s: (
+            s.task != main_task,
+            s.task,
+            str(sorted(s.keys.items(), key=str)),
+        ),
     )
 
 
@@ -469,7 +487,9 @@ def _protocol(section: Section) -> list[str]:
         meaning = PROTOCOLS.get(name)
         text.append(f"- Protocol `{name}`" + (f": {meaning}." if meaning else "."))
     updates: dict[int, set[int]] = collections.defaultdict(set)
-    batches = {p.config.get("batch_size") for p in points} - {None}
+    batches = {
+        int(p.config["batch_size"]) for p in points if p.config.get("batch_size")
+    }
     for point in points:
         for record in point.records.values():
             count = record["metrics"].get("updates", record["config"].get("updates"))
@@ -486,7 +506,7 @@ def _protocol(section: Section) -> list[str]:
             )
         text.append(f"- Optimiser updates: {said}.")
         if len(batches) == 1:
-            batch = int(batches.pop())
+            batch = batches.pop()
             said = ", ".join(
                 f"{_short(max(found) * batch / n)} at N = {n:,}"
                 for n, found in sorted(updates.items())
@@ -500,6 +520,13 @@ def _protocol(section: Section) -> list[str]:
             "- Hyper-parameters were chosen on a validation split cut from the "
             "training subset; the test set was read once per final cell."
         )
+        leaks = sum(
+            any(name.startswith("test_") for name in record["metrics"])
+            for line in section.networks
+            for record in line.tune
+        )
+        if leaks:
+            text.append(f"- **Warning: {leaks} tuning cells hold test scores.**")
     elif points:
         text.append("- No tuning cells are stored: hyper-parameters were given.")
     shared = _shared([p.config for p in points])
@@ -521,7 +548,7 @@ def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _accuracy_table(section: Section) -> list[str]:
+def _accuracy_table(section: Section, *, bold: bool = True) -> list[str]:
     lines = [x for x in (*section.networks, *section.baselines) if x.points]
     rows = []
     for n in section.sizes or sorted({n for x in lines for n in x.points}):
@@ -539,7 +566,7 @@ def _accuracy_table(section: Section) -> list[str]:
                 row.append(_outcomes(point.lost))
                 continue
             entry = _mean(point.summary)
-            if not line.baseline and point.summary.mean == best:
+            if bold and not line.baseline and point.summary.mean == best:
                 entry = f"**{entry}**"
             row.append(entry + _marks(section, line, point))
         rows.append(row)
@@ -740,6 +767,20 @@ def crossing_statement(first: Line, second: Line, *, resamples: int = 2_000) -> 
         laws = stats.fit_power_law(one), stats.fit_power_law(two)
     except stats.FitError as error:
         return " ".join([*text, f"No fitted crossing: {error}."])
+    strained = max(law.worst for law in laws) > _MISFIT
+    if strained:
+        put = f"N* = {_count(cross.n)}" if cross.n is not None else "no crossing"
+        text.append(
+            "The power law does not describe these curves: it misses a mean by "
+            f"{_number(max(law.worst for law in laws))}. What it says ({put}) is not "
+            "used."
+        )
+        return " ".join(text)
+    none = (
+        "No crossing is in reach:"
+        if stats.overtaking(one, two, resamples=2) is None
+        else "The fit is at odds with that:"
+    )
     if cross.n is not None and cross.inside:
         text.append(
             f"The fitted curves cross at N* = {_count(cross.n)}, within the measured "
@@ -747,7 +788,7 @@ def crossing_statement(first: Line, second: Line, *, resamples: int = 2_000) -> 
         )
     elif cross.n is not None:
         text.append(
-            f"No crossing is in reach: the fit puts N* at {_count(cross.n)}, which is "
+            f"{none} the fit puts N* at {_count(cross.n)}, which is "
             f"**extrapolation**, {_short(cross.n / cross.n_max)} times the largest N "
             f"measured ({cross.n_max:,}), and no measurement."
         )
@@ -768,28 +809,36 @@ def crossing_statement(first: Line, second: Line, *, resamples: int = 2_000) -> 
         )
     else:
         text.append(
-            f"No crossing is in reach: the fitted curves do not cross below "
-            f"N = {cross.horizon:.0e}; the fit puts {first.label} "
+            f"{none} the fitted curves do not cross below "
+            f"N = {_count(cross.horizon)}; the fit puts {first.label} "
             f"{_signed(cross.end)} at N = {cross.n_max:,} and {_signed(cross.limit)} "
             "in the limit of endless data (extrapolation)."
         )
-    counts = [len(s) for scores in (one, two) for s in scores.values()]
-    if min(counts) < 2:
-        text.append("No interval: some N have a single seed.")
-    else:
-        low, high = (_reach(n, cross.n_min) for n in (cross.low, cross.high))
-        text.append(
-            f"95 % interval (bootstrap over seeds): {low} to {high}; "
-            f"{100 * cross.share:.0f} % of the resamples cross."
-        )
-        if min(counts) < stats.MIN_SEEDS:
-            text.append("It rests on fewer than 3 seeds at some N and is too narrow.")
-    if any(_law_notes(law) for law in laws):
-        text.append(
-            "Caution: a fit is strained (see its remark), and then what it says "
-            "between and beyond the points is weak."
-        )
+    text += _certainty(first, second, cross.low, cross.high, cross.n_min)
     return " ".join(text)
+
+
+def _certainty(
+    first: Line, second: Line, low: float, high: float, n_min: int
+) -> list[str]:
+    """Say how far a crossing can be trusted, given the seeds behind it."""
+    scores = (*first.scores.values(), *second.scores.values())
+    fewest = min(len(seeds) for seeds in scores)
+    if fewest < 2:
+        return ["No interval: some N have a single seed."]
+    text = f"95 % interval (bootstrap over seeds): {_range(low, high, n_min)}."
+    if fewest < stats.MIN_SEEDS:
+        text += " It rests on fewer than 3 seeds at some N and is too narrow."
+    return [text]
+
+
+def _range(low: float, high: float, n_min: int) -> str:
+    if low == high == 0:
+        return f"ahead from {n_min:,} on in nearly every resample"
+    if math.isinf(low):
+        return "no crossing in nearly every resample"
+    start = f"below {n_min:,}" if low == 0 else _count(low)
+    return f"{start} to {'no crossing at all' if math.isinf(high) else _count(high)}"
 
 
 def _measured(first: Line, second: Line) -> str:
@@ -801,27 +850,28 @@ def _measured(first: Line, second: Line) -> str:
         for n in common
         if first.scored[n].summary.mean > second.scored[n].summary.mean
     ]
-    found = stats.measured_crossing(first.scores, second.scores)
+    found = stats.overtaking(first.scores, second.scores)
     if not ahead:
         return f"Measured: {first.label} is behind at every N, to {common[-1]:,}."
     if len(ahead) == len(common):
         return f"Measured: {first.label} is ahead at every N, from {common[0]:,}."
     if found:
-        return (
+        where = (
             f"Measured: {first.label} gets ahead, and stays ahead, between "
-            f"N = {found[0]:,} and {found[1]:,}."
+            f"N = {found.after:,} and {found.until:,}; on a straight line over log N "
+            f"between them, at {_count(found.n)}."
         )
+        sure = _certainty(first, second, found.low, found.high, common[0])
+        last = stats.gap(
+            first.scored[common[-1]].scores, second.scored[common[-1]].scores
+        )
+        lead = f"At N = {common[-1]:,}: {_reading(last, first, second)}."
+        return " ".join([where, *sure, lead])
     return (
         f"Measured: {first.label} is ahead at N = "
         f"{', '.join(f'{n:,}' for n in ahead)} and behind at the largest, "
         f"{common[-1]:,}."
     )
-
-
-def _reach(n: float, n_min: int) -> str:
-    if n == 0:
-        return f"below {n_min:,}"
-    return "no crossing at all" if math.isinf(n) else _count(n)
 
 
 def _sizes(section: Section) -> list[str]:
@@ -839,10 +889,16 @@ def _sizes(section: Section) -> list[str]:
         if any(fields):
             row.append(_span(field, lambda v: f"{v:.0f}"))
         row.append(_span(line.metric("images_per_s"), lambda v: f"{v:,.0f}"))
+        times = [
+            record["wall_time_s"] / 60
+            for point in line.scored.values()
+            for record in point.records.values()
+        ]
+        row.append(_span(times, lambda v: f"{v:.1f}"))
         rows.append(row)
     header = ["model", "parameters", "forward MFLOP / image"]
     header += ["receptive field (pixels)"] if any(fields) else []
-    header += ["training images / s"]
+    header += ["training images / s", "minutes / final cell"]
     text = ["### Sizes", "", *_table(header, rows), ""]
     for first, second in section.pairs:
         ratios = {
@@ -861,7 +917,7 @@ def _sizes(section: Section) -> list[str]:
         )
     text.append(
         "- FLOPs are those of the compiled forward pass for one image. Images per "
-        "second are what the machines at hand gave, other work on them included."
+        "second and minutes are what the machines at hand gave, other work included."
     )
     return [*text, ""]
 
@@ -905,7 +961,7 @@ def _hyper_parameters(section: Section) -> list[str]:
     if any("⚑" in cell for row in rows for cell in row):
         text += [
             "⚑ at the edge of the grid: a better value may lie beyond it, so this "
-            "model may be undertuned at that N.",
+            "model may be undertuned at that N. (Of two values, each is at the edge.)",
             "",
         ]
     if any(row[-1] == "0" for row in rows):
@@ -1072,7 +1128,9 @@ def _draw(
 ) -> dict[str, pathlib.Path]:
     files = {}
     networks = [x for x in section.networks if x.scored]
-    greys = [x for x in section.baselines if x.scored]
+    greys = [
+        x for x in section.baselines if any(not p.capped for p in x.scored.values())
+    ]
     if not networks and not greys:
         return {}
     counts = [p.summary.count for x in networks for p in x.scored.values()]
@@ -1093,8 +1151,9 @@ def _draw(
     gaps = [g for g in (_gap_series(*pair) for pair in section.pairs) if g]
     if gaps:
         counts = [k for g in gaps for k in g.seeds]
-        note = "Bars: 95 % bootstrap interval over seeds. "
-        note += "Thin line: difference of the fitted power laws."
+        note = "Bars: 95 % bootstrap interval over seeds."
+        if any(len(g.fit_n) for g in gaps):
+            note += " Thin line: difference of the fitted power laws."
         if min(counts) < stats.MIN_SEEDS:
             note += " Hollow: fewer than 3 seeds."
         files[f"gap{name}.png"] = plots.gap(
@@ -1123,7 +1182,8 @@ def _visible(
     def means(lines: Sequence[Line]) -> list[float]:
         return [p.summary.mean for x in lines for p in x.scored.values()]
 
-    shown, off = [], []
+    shown: list[Line] = []
+    off: list[Line] = []
     for line in baselines:
         rest = means([x for x in (*networks, *baselines) if x is not line])
         apart = bool(rest) and min(rest) - max(means([line])) > max(rest) - min(rest)
@@ -1132,7 +1192,7 @@ def _visible(
 
 
 def _series(line: Line) -> plots.Series:
-    points = list(line.scored.values())
+    points = [p for p in line.scored.values() if not p.capped]
     return plots.Series(
         label=line.label,
         n=[p.n for p in points],
@@ -1152,11 +1212,12 @@ def _gap_series(first: Line, second: Line) -> plots.GapSeries | None:
     star = None
     try:
         laws = stats.fit_power_law(first.scores), stats.fit_power_law(second.scores)
-        grid = np.geomspace(points[0][0], points[-1][0], 120)
-        fit_n = grid.tolist()
-        fit_gap = (laws[0](grid) - laws[1](grid)).tolist()
-        cross = stats.crossing(first.scores, second.scores, resamples=2)
-        star = cross.n if cross.inside else None
+        if max(law.worst for law in laws) <= _MISFIT:
+            grid = np.geomspace(points[0][0], points[-1][0], 120)
+            fit_n = grid.tolist()
+            fit_gap = (laws[0](grid) - laws[1](grid)).tolist()
+            cross = stats.crossing(first.scores, second.scores, resamples=2)
+            star = cross.n if cross.inside else None
     except stats.FitError:
         pass
     return plots.GapSeries(
@@ -1234,9 +1295,9 @@ def _assignments(values: Mapping[str, Any]) -> str:
 
 
 def _count(n: float) -> str:
-    """Write a fitted N to two digits: 5,200 or 4.1e+07."""
-    if n >= 1e7:
-        return f"{n:.1e}"
+    """Write a fitted N to two digits: 5,200 or 41 million."""
+    if n >= 1e6:
+        return f"{n / 1e6:,.2g} million" if n < 1e8 else f"{n / 1e6:,.0f} million"
     digits = max(0, int(math.floor(math.log10(max(n, 1)))) - 1)
     return f"{round(n / 10**digits) * 10**digits:,}"
 

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import itertools
+import os
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import colors
+from matplotlib.image import imread
+
+from experiments.common import plots
+
+SIZES = [100, 300, 1_000, 3_000, 10_000, 30_000, 60_000]
+
+
+def lines(count):
+    return [
+        plots.Series(
+            label=f"model {i}",
+            n=SIZES,
+            mean=[0.5 + 0.05 * k + 0.01 * i for k in range(7)],
+            std=[None, *[0.01] * 6],
+            seeds=[1, 2, *[3] * 5],
+            baseline=i >= 4,
+        )
+        for i in range(count)
+    ]
+
+
+def gaps(**more):
+    values = [-0.1 + 0.02 * i for i in range(7)]
+    return plots.GapSeries(
+        label="ViT − CNN",
+        n=SIZES,
+        gap=values,
+        low=[None, *[g - 0.01 for g in values[1:]]],
+        high=[None, *[g + 0.01 for g in values[1:]]],
+        seeds=[1, *[3] * 6],
+        **more,
+    )
+
+
+def test_the_curve_is_a_small_picture_and_the_same_each_time(tmp_path):
+    before = dict(matplotlib.rcParams)
+    path = plots.curve(
+        lines(7), tmp_path / "new" / "curve.png", title="Title", chance=0.1, note="Note"
+    )
+    picture = imread(path)
+    assert picture.shape[1] > 900 and picture.shape[0] > 500
+    assert path.stat().st_size < 150_000
+    again = plots.curve(
+        lines(7), tmp_path / "again.png", title="Title", chance=0.1, note="Note"
+    )
+    assert again.read_bytes() == path.read_bytes()
+    assert dict(matplotlib.rcParams) == before
+    # Every network's colour is there.
+    pixels = (picture[..., :3].reshape(-1, 3) * 255).round().astype(int)
+    seen = {tuple(p) for p in np.unique(pixels, axis=0)}
+    for color in plots.PALETTE[:4]:
+        assert tuple(round(255 * c) for c in colors.to_rgb(color)) in seen
+
+
+def test_the_gap_marks_a_crossing(tmp_path):
+    plain = plots.gap([gaps()], tmp_path / "a.png", title="Gap", above="up", below="x")
+    fit = np.geomspace(100, 60_000, 20)
+    marked = plots.gap(
+        [gaps(fit_n=fit, fit_gap=0.02 * np.log(fit / 9_000), crossing=9_000.0)],
+        tmp_path / "b.png",
+        title="Gap",
+        above="up",
+        below="x",
+    )
+    assert plain.stat().st_size < 150_000 and marked.stat().st_size < 150_000
+    assert plain.read_bytes() != marked.read_bytes()
+
+
+def test_a_single_point_can_be_drawn(tmp_path):
+    one = plots.Series("a", [100], [0.5], [None], [1])
+    assert plots.curve([one], tmp_path / "a.png", title="One").exists()
+    gap = plots.GapSeries("a − b", [100], [0.0], [None], [None], [1])
+    assert plots.gap([gap], tmp_path / "b.png", title="One").exists()
+
+
+def test_styles_differ_without_colour():
+    count = len(plots.PALETTE)
+    assert len(set(plots.MARKERS)) == len(set(plots.LINES)) == count
+    for two in itertools.combinations(zip(plots.MARKERS, plots.LINES, strict=True), 2):
+        assert two[0][0] != two[1][0] and two[0][1] != two[1][1]
+
+
+def test_the_first_colours_differ_in_grey_too():
+    def grey(color):
+        return float(np.dot(colors.to_rgb(color), [0.2126, 0.7152, 0.0722]))
+
+    first, second = map(grey, plots.PALETTE[:2])
+    assert abs(first - second) > 0.05
+
+
+def test_nothing_to_draw_and_unequal_columns_are_errors(tmp_path):
+    for draw in (plots.curve, plots.gap):
+        with pytest.raises(ValueError, match="series: expected at least one"):
+            draw([], tmp_path / "x.png", title="x")
+    bad = plots.Series("a", [1, 2], [0.5], [None], [1])
+    with pytest.raises(ValueError, match=r"series 'a': .* got \[2, 1, 1, 1\]"):
+        plots.curve([bad], tmp_path / "x.png", title="x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
+    path = plots.gap([gaps()], tmp_path / "gap.png", title="Old")
+    old = path.read_bytes()
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        plots.gap([gaps()], path, title="New")
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["gap.png"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(300, "300"), (1_000, "1k"), (60_000, "60k"), (1.25e6, "1.25M"), (2e9, "2G")],
+)
+def test_sizes_are_written_short(number, text):
+    assert plots._count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.02, "+.02"), (-0.1, "−.10"), (0, "0"), (0.125, "+.125")]
+)
+def test_differences_are_written_with_their_sign(number, text):
+    assert plots._signed(number) == text
