@@ -34,9 +34,22 @@ FORBIDDEN = {
 }
 
 
-def _loaded(statement: str) -> set[str]:
-    """Top-level packages loaded by a statement in a fresh interpreter."""
-    code = f"{statement}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+# The packages loaded after each statement, in one fresh interpreter.
+STATEMENTS = (
+    "import jax, chex, numpy",
+    "import attn_jax",
+    "import flax.nnx, flax.linen",
+    "from attn_jax import *",
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """For each statement, the third-party top-level packages that it added."""
+    code = "import json, sys\n" + "".join(
+        f"{statement}\nprint(json.dumps(list(sys.modules)))\n"
+        for statement in STATEMENTS
+    )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -45,25 +58,26 @@ def _loaded(statement: str) -> set[str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    modules = json.loads(done.stdout.splitlines()[-1])
-    return {name for name in modules if "." not in name}
+    added, before = {}, set(sys.stdlib_module_names)
+    for statement, line in zip(STATEMENTS, done.stdout.splitlines(), strict=True):
+        after = {name for name in json.loads(line) if "." not in name}
+        added[statement] = after - before
+        before |= after
+    return added
 
 
-def test_import_adds_nothing_to_jax_and_chex():
-    ours = _loaded("import attn_jax")
-    theirs = _loaded("import jax, chex, numpy")
-    added = {name for name in ours - theirs if name not in sys.stdlib_module_names}
-    assert added == {"attn_jax"}
-    assert not ours & {*FORBIDDEN, "flax", "optax", "rich"}
+def test_import_adds_nothing_to_jax_and_chex(loaded):
+    assert {"jax", "chex", "numpy"} <= loaded["import jax, chex, numpy"]
+    assert loaded["import attn_jax"] == {"attn_jax"}
+    so_far = loaded["import jax, chex, numpy"] | loaded["import attn_jax"]
+    assert not so_far & {*FORBIDDEN, "flax", "optax", "rich"}
 
 
-def test_layers_and_positions_add_nothing_to_flax():
-    """All public names used; here Flax itself may load what it likes."""
-    ours = _loaded("from attn_jax import *")
-    theirs = _loaded("import jax, chex, numpy, flax.nnx, flax.linen")
-    added = {name for name in ours - theirs if name not in sys.stdlib_module_names}
-    assert added == {"attn_jax"}
-    assert not (ours & FORBIDDEN) - theirs
+def test_all_public_names_add_nothing_to_flax(loaded):
+    """Layers and positions included; Flax itself may load what it likes."""
+    assert "flax" in loaded["import flax.nnx, flax.linen"]
+    assert loaded["from attn_jax import *"] == set()
+    assert not set().union(*loaded.values()) & FORBIDDEN
 
 
 def test_public_names_exist():
