@@ -47,10 +47,10 @@ test: install ## Run the tests and the examples in docstrings
 	$(BIN)/python -m pytest
 
 lint: install ## Check style and likely bugs (ruff)
-	$(BIN)/ruff check .
+	$(BIN)/python -m ruff check .
 
 typecheck: install ## Check types (mypy)
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 bench: install ## Install the peers and measure side by side with them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -63,7 +63,7 @@ figures: install ## Redraw report and figures from the committed results
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		uv==$(UV_VERSION)
-	$(BIN)/uv pip compile setup.cfg --extra experiments --extra dev \
+	$(BIN)/python -m uv pip compile setup.cfg --extra experiments --extra dev \
 		--universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes $(if $(UPGRADE),--upgrade) --quiet \
 		--custom-compile-command 'make lock' --output-file requirements.lock
