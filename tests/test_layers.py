@@ -518,6 +518,40 @@ def test_param_dtype_and_linen_init_options():
     assert head["score"].dtype == jnp.bfloat16
 
 
+def test_several_seeds_by_vmap_equal_one_at_a_time():
+    def make(key):
+        rngs = nnx.Rngs(key)
+        fn = as_attention_fn("additive", num_heads=HEADS, head_dim=HEAD_DIM, rngs=rngs)
+        return nnx.MultiHeadAttention(
+            HEADS,
+            FEATURES,
+            attention_fn=fn,
+            decode=False,
+            dropout_rate=0.3,
+            deterministic=False,
+            broadcast_dropout=False,
+            keep_rngs=False,
+            rngs=rngs,
+        )
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    graph = nnx.graphdef(make(keys[0]))
+
+    def gradient(key):
+        def loss(params):
+            return (nnx.merge(graph, params)(_X, rngs=nnx.Rngs(dropout=key)) ** 2).sum()
+
+        return jax.grad(loss)(nnx.state(make(key)))
+
+    together = jax.jit(jax.vmap(gradient))(keys)
+    alone = jax.jit(gradient)(keys[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-5),
+        jax.tree.leaves(together),
+        jax.tree.leaves(alone),
+    )
+
+
 def test_layer_of_another_size_than_the_parameters():
     fn = as_attention_fn("additive", num_heads=4, head_dim=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="num_heads=4, head_dim=2.* has 2 heads"):
@@ -566,6 +600,31 @@ def test_function_from_a_file(tmp_path):
     heads = _nnx_layer().value(_X)
     means = jnp.cumsum(heads, axis=1) / jnp.arange(1.0, LENGTH + 1)[None, :, None, None]
     np.testing.assert_allclose(out, _nnx_layer().out(means), rtol=1e-5, atol=1e-6)
+
+
+def test_function_with_parameters_from_a_file(tmp_path):
+    """Parameters in any pytree, made by `<function>_init` beside the function."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import jax, jax.numpy as jnp\n"
+        "def gated_init(rng, head_dim):\n"
+        "    return {'gate': (jnp.zeros(()), [jax.random.normal(rng, (head_dim,))])}\n"
+        "def gated(query, key, value, *, params):\n"
+        "    gate, (shift,) = params['gate']\n"
+        "    return gate * value + shift[None, :]\n"
+    )
+    fn = as_attention_fn(
+        f"{file}:gated", num_heads=HEADS, head_dim=HEAD_DIM, rngs=nnx.Rngs(0)
+    )
+    assert {name: param.shape for name, param in fn.params.items()} == {
+        "gate/0": (HEADS,),
+        "gate/1/0": (HEADS, HEAD_DIM),
+    }
+    heads = _X.reshape(BATCH, LENGTH, HEADS, HEAD_DIM)
+    shift = fn.params["gate/1/0"][...]
+    np.testing.assert_allclose(
+        fn(heads, heads, heads), np.broadcast_to(shift, heads.shape)
+    )
 
 
 def _noisy(query, key, value, *, rng):
