@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from attn_jax.attention import _checks
 from attn_jax.attention.blockwise import blockwise
-from attn_jax.attention.softmax import allowed_pairs, dot_product
+from attn_jax.attention.softmax import allowed_pairs, dot_product, score_dtype
 from attn_jax.variants import Variant, require, resolve
 
 __all__ = ["dot_product_attention", "multi_head", "multi_head_init"]
@@ -156,9 +156,10 @@ def multi_head(
 
     Query heads are grouped over key/value heads as in `jax.nn.dot_product_attention`
     (N = K is multi-head, K = 1 multi-query attention). Batch and head axes of size 1 in
-    bias and mask are shared, never copied. A mask of shape [.., .., 1, S] says which
-    keys are real, and reaches a function that takes `key_mask` as such; a function that
-    takes `mask` alone gets `key_mask` and `is_causal` as part of it.
+    bias and mask are shared, never copied; `fn` sees the bias in float32, as scores
+    are. A mask of shape [.., .., 1, S] says which keys are real, and reaches a function
+    that takes `key_mask` as such; a function that takes `mask` alone gets `key_mask`
+    and `is_causal` as part of it.
 
     Args:
       fn: a function that keeps the contract, its `Variant`, or its name as understood
@@ -255,6 +256,10 @@ def multi_head(
             "key": (True, True, False),
             "value": (True, True, False),
         }
+        full = (batch, num_heads, num_queries, num_keys)
+        if bias is not None and bias.shape != full:
+            # Scores are float32, and so are the sums in a shared bias's gradient.
+            bias = bias.astype(score_dtype(query.dtype))
         for name, shared in (
             ("bias", bias),
             ("mask", mask),
@@ -287,8 +292,10 @@ def multi_head(
 
         def one_head(operands: Operands) -> jax.Array:
             arguments = dict(operands)
+            if "bias" in arguments:
+                arguments["bias"] = arguments["bias"].astype(score_dtype(query.dtype))
             for name in ("bias", "mask"):
-                if name in arguments:
+                if name in arguments and not variant.shared_axes:
                     arguments[name] = jnp.broadcast_to(
                         arguments[name], (num_queries, num_keys)
                     )

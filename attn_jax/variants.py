@@ -87,6 +87,8 @@ class Variant:
       paper: arXiv number or other reference.
       summary: one line on what it does.
       stochastic: whether it needs `rng` even without dropout.
+      shared_axes: whether axes of size 1 in bias and mask may reach `fn` as they are;
+        else `multi_head` broadcasts them to [T, S].
     """
 
     name: str
@@ -105,13 +107,14 @@ class Variant:
     paper: str = ""
     summary: str = ""
     stochastic: bool = False
+    shared_axes: bool = False
 
     def capabilities(self) -> dict[str, bool]:
         """What the variant can do, by the names in `CAPABILITIES`."""
         return {name: getattr(self, name) for name in CAPABILITIES}
 
 
-_EVERYTHING = dict.fromkeys(CAPABILITIES, True)
+_EVERYTHING = dict.fromkeys((*CAPABILITIES, "shared_axes"), True)
 
 _ROWS = (
     Variant(

@@ -79,7 +79,7 @@ def _slope(
 
 @pytest.fixture(scope="session")
 def slope() -> Callable[..., dict[str, float]]:
-    """`slope(fn, arrays, directions, cotangent)`: directional derivatives in float64."""
+    """`slope(fn, arrays, directions, cotangent)`: float64 slopes."""
     return _slope
 
 

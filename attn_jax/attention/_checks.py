@@ -76,6 +76,7 @@ def check_inputs(
     key_mask: jax.Array | None = None,
     *,
     same_head_dim: bool = True,
+    shared_axes: bool = False,
 ) -> None:
     """Checks the inputs of an attention function on one head of one example.
 
@@ -87,6 +88,7 @@ def check_inputs(
       mask: bool [T, S] or None.
       key_mask: bool [S] or None.
       same_head_dim: whether query and key must have the same H.
+      shared_axes: whether axes of bias and mask may also have size 1.
 
     Raises:
       ValueError: on a wrong rank or size.
@@ -113,12 +115,17 @@ def check_inputs(
             f"H={query.shape[1]} and H={key.shape[1]}."
         )
     check_shape("value", value, ("S", "V"), sizes)
-    if bias is not None:
-        check_float("bias", bias)
-        check_shape("bias", bias, ("T", "S"), sizes)
-    if mask is not None:
-        check_bool("mask", mask)
-        check_shape("mask", mask, ("T", "S"), sizes)
+    for name, array, check in (
+        ("bias", bias, check_float),
+        ("mask", mask, check_bool),
+    ):
+        if array is None:
+            continue
+        check(name, array)
+        given = dict(sizes)
+        if shared_axes and array.ndim == 2:
+            given |= {k: 1 for k, n in zip("TS", array.shape, strict=True) if n == 1}
+        check_shape(name, array, ("T", "S"), given)
     if key_mask is not None:
         check_bool("key_mask", key_mask)
         check_shape("key_mask", key_mask, ("S",), sizes)

@@ -40,14 +40,23 @@ class _Inputs(NamedTuple):
     query: jax.Array  # [Tp, H]
     key: jax.Array  # [Sp, H]
     value: jax.Array  # [Sp, V]
-    bias: jax.Array | None  # [Tp, Sp]
-    mask: jax.Array | None  # bool [Tp, Sp]
+    bias: jax.Array | None  # [Tp or 1, Sp or 1]
+    mask: jax.Array | None  # bool [Tp or 1, Sp or 1]
     key_mask: jax.Array | None  # bool [Sp]
 
 
 def _block(array: jax.Array, index: jax.Array | int, size: int) -> jax.Array:
     """Block `index` along the leading axis."""
     return jax.lax.dynamic_slice_in_dim(array, index * size, size)
+
+
+def _pairs_at(
+    plan: _Plan, shape: tuple[int, ...], i: jax.Array | int, j: jax.Array | int
+) -> tuple[tuple[Any, Any], tuple[int, int]]:
+    """Where block (i, j) of a bias or mask begins, and its shape."""
+    rows, columns = plan.query_block, plan.key_block
+    begins = (0 if shape[0] == 1 else i * rows, 0 if shape[1] == 1 else j * columns)
+    return begins, (min(shape[0], rows), min(shape[1], columns))
 
 
 def _matmul(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -67,20 +76,20 @@ def _block_logits(
     rows, columns = plan.query_block, plan.key_block
     key = _block(inputs.key, j, columns)
     logits = _matmul(query, key, (1, 1)) * plan.scale
-    at = (i * rows, j * columns)
     if inputs.bias is not None:
-        bias = jax.lax.dynamic_slice(inputs.bias, at, (rows, columns))
+        at = _pairs_at(plan, inputs.bias.shape, i, j)
+        bias = jax.lax.dynamic_slice(inputs.bias, *at)
         logits = logits + bias.astype(logits.dtype)
     allowed = None
     if inputs.mask is not None:
-        allowed = jax.lax.dynamic_slice(inputs.mask, at, (rows, columns))
+        at = _pairs_at(plan, inputs.mask.shape, i, j)
+        allowed = jax.lax.dynamic_slice(inputs.mask, *at)
     if inputs.key_mask is not None:
         keys = _block(inputs.key_mask, j, columns)[None, :]
         allowed = keys if allowed is None else allowed & keys
     if plan.is_causal:
-        causal = (at[0] + jnp.arange(rows))[:, None] >= (at[1] + jnp.arange(columns))[
-            None, :
-        ]
+        queries, keys = i * rows + jnp.arange(rows), j * columns + jnp.arange(columns)
+        causal = queries[:, None] >= keys[None, :]
         allowed = causal if allowed is None else allowed & causal
     return logits if allowed is None else jnp.where(allowed, logits, MASKED_LOGIT)
 
@@ -168,10 +177,11 @@ def _backward(
             from_value = _matmul(cotangent_i, value_j, (1, 1))
             grad_logits = weights * (from_value - centre_i[:, None])
             if grad_bias is not None:
+                at, size = _pairs_at(plan, grad_bias.shape, i, j)
+                shared = tuple(axis for axis in (0, 1) if grad_bias.shape[axis] == 1)
+                added = grad_logits.sum(axis=shared, keepdims=True)
                 grad_bias = jax.lax.dynamic_update_slice(
-                    grad_bias,
-                    grad_logits.astype(grad_bias.dtype),
-                    (i * plan.query_block, start),
+                    grad_bias, jax.lax.dynamic_slice(grad_bias, at, size) + added, at
                 )
             narrow = grad_logits.astype(dtype)
             grad_query_i = grad_query_i + _matmul(narrow, key_j, (1, 0))
@@ -195,7 +205,7 @@ def _backward(
     sums = (
         jnp.zeros(key.shape, wide),
         jnp.zeros(value.shape, wide),
-        jnp.zeros(inputs.bias.shape, inputs.bias.dtype) if with_bias else None,
+        jnp.zeros(inputs.bias.shape, wide) if with_bias else None,
     )
     if plan.num_query_blocks == 1:
         sums, grad_query = one_query_block(sums, 0)
@@ -208,7 +218,7 @@ def _backward(
         query=(grad_query.reshape(query.shape) * plan.scale).astype(dtype),
         key=(grad_key * plan.scale).astype(dtype),
         value=grad_value.astype(dtype),
-        bias=grad_bias,
+        bias=None if grad_bias is None else grad_bias.astype(inputs.bias.dtype),
         mask=None,
         key_mask=None,
     )
@@ -252,9 +262,16 @@ def _split(length: int, block_size: int) -> tuple[int, int]:
     return number, -(-length // number)
 
 
-def _pad(array: jax.Array | None, *lengths: int) -> jax.Array | None:
+def _pad(
+    array: jax.Array | None, *lengths: int, shared_axes: bool = False
+) -> jax.Array | None:
     """Appends zeros (False) up to the given length of each leading axis."""
-    if array is None or array.shape[: len(lengths)] == lengths:
+    if array is None:
+        return None
+    if shared_axes:
+        sizes = zip(array.shape, lengths, strict=True)
+        lengths = tuple(1 if have == 1 else n for have, n in sizes)
+    if array.shape[: len(lengths)] == lengths:
         return array
     widths = [(0, n - have) for n, have in zip(lengths, array.shape, strict=False)]
     widths += [(0, 0)] * (array.ndim - len(lengths))
@@ -290,8 +307,9 @@ def blockwise(
       query: [T, H].
       key: [S, H].
       value: [S, V].
-      bias: [T, S] or None. Its gradient, [T, S] too, is made only if asked for.
-      mask: bool [T, S], True = attend, or None.
+      bias: [T or 1, S or 1] or None. Its gradient, of the same shape, is made only if
+        asked for.
+      mask: bool [T or 1, S or 1], True = attend, or None.
       key_mask: bool [S], True = a real token, or None.
       scale: factor of the scores; None means 1/√H. An array is multiplied into the
         query, in its dtype.
@@ -314,7 +332,7 @@ def blockwise(
     >>> blockwise(jnp.ones((6, 4)), jnp.ones((6, 4)), value, block_size=4).tolist()
     [[2.5], [2.5], [2.5], [2.5], [2.5], [2.5]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     if dropout_rate:
         raise ValueError(
             "`blockwise` has no dropout on the attention weights (got `dropout_rate`="
@@ -347,8 +365,8 @@ def blockwise(
         query=_pad(query, padded_queries),
         key=_pad(key, padded_keys),
         value=_pad(value, padded_keys),
-        bias=_pad(bias, padded_queries, padded_keys),
-        mask=_pad(mask, padded_queries, padded_keys),
+        bias=_pad(bias, padded_queries, padded_keys, shared_axes=True),
+        mask=_pad(mask, padded_queries, padded_keys, shared_axes=True),
         key_mask=_pad(key_mask, padded_keys),
     )
     return _attend(plan, inputs)[:num_queries]

@@ -4,6 +4,8 @@ This is the reference that every other family is tested against: each function
 writes the [T, S] score matrix out. `attn_jax.attention.blockwise` computes the
 same dot-product result without it.
 
+Axes of size 1 in bias and mask are shared by all queries or keys.
+
 Letters: T queries, S keys, H size of query and key, V size of a value, D size of
 the hidden layer of additive scoring.
 """
@@ -243,7 +245,7 @@ def dot_product_weights(
     >>> dot_product_weights(jnp.ones((1, 4)), jnp.ones((2, 4))).tolist()
     [[0.5, 0.5]]
     """
-    _checks.check_inputs(query, key, key, bias, mask, key_mask)
+    _checks.check_inputs(query, key, key, bias, mask, key_mask, shared_axes=True)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logits = jax.lax.dot_general(
         query,
@@ -303,7 +305,7 @@ def dot_product(
     >>> dot_product(jnp.ones((1, 4)), jnp.ones((2, 4)), value).tolist()
     [[2.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     _checks.check_dropout(dropout_rate, rng)
     weights = dot_product_weights(
         query,
@@ -540,7 +542,16 @@ def additive_weights(
     >>> additive_weights(jnp.ones((1, 4)), jnp.ones((2, 4)), params=params).tolist()
     [[0.5, 0.5]]
     """
-    _checks.check_inputs(query, key, key, bias, mask, key_mask, same_head_dim=False)
+    _checks.check_inputs(
+        query,
+        key,
+        key,
+        bias,
+        mask,
+        key_mask,
+        same_head_dim=False,
+        shared_axes=True,
+    )
     hidden = _hidden_size(params)
     shapes = {
         "query": (query.shape[1], hidden),
@@ -608,7 +619,16 @@ def additive(
     >>> additive(jnp.ones((1, 4)), jnp.ones((2, 4)), value, params=params).tolist()
     [[2.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, same_head_dim=False)
+    _checks.check_inputs(
+        query,
+        key,
+        value,
+        bias,
+        mask,
+        key_mask,
+        same_head_dim=False,
+        shared_axes=True,
+    )
     _checks.check_dropout(dropout_rate, rng)
     weights = additive_weights(
         query,
@@ -686,7 +706,16 @@ def additive_concat_weights(
     >>> w.tolist()
     [[0.5, 0.5]]
     """
-    _checks.check_inputs(query, key, key, bias, mask, key_mask, same_head_dim=False)
+    _checks.check_inputs(
+        query,
+        key,
+        key,
+        bias,
+        mask,
+        key_mask,
+        same_head_dim=False,
+        shared_axes=True,
+    )
     hidden = _hidden_size(params)
     pair_dim = query.shape[1] + key.shape[1]
     _check_params(params, {"hidden": (pair_dim, hidden), "score": (hidden,)})
@@ -756,7 +785,16 @@ def additive_concat(
     >>> additive_concat(x, x, value, params=params).tolist()
     [[2.0], [2.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, same_head_dim=False)
+    _checks.check_inputs(
+        query,
+        key,
+        value,
+        bias,
+        mask,
+        key_mask,
+        same_head_dim=False,
+        shared_axes=True,
+    )
     _checks.check_dropout(dropout_rate, rng)
     weights = additive_concat_weights(
         query,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -28,9 +30,11 @@ def _value_and_grads(fn, arrays, cotangent):
 
 
 # T=13 and S=17 are divisible by no block size here; 6 and 5 give three and four blocks.
-@pytest.mark.parametrize("block_size", [5, 6, 64])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "block_size, masked, causal",
+    [(6, False, False), (5, True, False), (5, False, True), (6, True, True)]
+    + [(64, True, True)],
+)
 def test_equals_reference_forward_and_gradient(
     block_size, masked, causal, arrays, draw
 ):
@@ -122,15 +126,26 @@ def test_gradient_of_bias_is_made_only_if_asked_for():
     assert total_bytes(0) < 4 * length * length <= total_bytes((0, 1))
 
 
+@pytest.mark.parametrize("shape", [(1, S), (T, 1), (1, 1)])
+def test_shared_axes_of_bias_and_mask(shape, arrays, draw):
+    options = {"mask": np.random.default_rng(1).random((1, S)) < 0.5, "is_causal": True}
+    arrays = {**arrays, **draw({"bias": shape}, seed=5)}
+    cotangent = jnp.asarray(draw({"g": (T, V)}, seed=2)["g"])
+    ours, theirs = (
+        _value_and_grads(functools.partial(fn, **options), arrays, cotangent)
+        for fn in (functools.partial(blockwise, block_size=6), dot_product)
+    )
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
+
+
 def test_wholly_masked_blocks_are_skipped(arrays):
     key = arrays["key"].copy()
     value = arrays["value"].copy()
     # NaN in a block that is read would reach every query, since 0 · NaN is NaN.
     key[12:], value[12:] = np.nan, np.nan
     out = blockwise(arrays["query"], key, value, is_causal=True, block_size=6)
-    clean = dot_product(
-        arrays["query"], arrays["key"], arrays["value"], is_causal=True
-    )
+    clean = dot_product(arrays["query"], arrays["key"], arrays["value"], is_causal=True)
     # Blocks of 5 queries (13 in 3) and 6 keys: queries 0-9 need keys 0-11 alone.
     np.testing.assert_allclose(out[:10], clean[:10], atol=1e-5)
 
@@ -170,7 +185,9 @@ def test_scale_may_be_learned(arrays):
     plain = [arrays[name] for name in ("query", "key", "value")]
 
     def slope_of(fn):
-        return jax.jit(jax.grad(lambda scale: (fn(*plain, scale=scale) ** 2).sum()))(0.3)
+        return jax.jit(jax.grad(lambda scale: (fn(*plain, scale=scale) ** 2).sum()))(
+            0.3
+        )
 
     np.testing.assert_allclose(slope_of(blockwise), slope_of(dot_product), rtol=1e-4)
 
