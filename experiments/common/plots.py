@@ -316,6 +316,7 @@ def _finish(
     axes: matplotlib.axes.Axes, sizes: Sequence[float], also: Sequence[float] = ()
 ) -> None:
     shown = (*sizes, *also)
+    axes.set_autoscalex_on(False)  # which warns where there is a single size
     axes.set_xlim(min(shown) / 1.25, max(shown) * 1.25)
     if 1 < len(sizes) <= 9:  # the measured sizes themselves make the best ticks
         ticks, last = [], 0.0

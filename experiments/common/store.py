@@ -75,7 +75,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     Raises:
         TypeError: A key is not a string or a value has no JSON form.
-        ValueError: A number is NaN or infinite.
+        ValueError: A number is NaN. (Infinity counts as the text "inf", since JSON
+            has none.)
 
     >>> config_hash({"seed": 0, "model": "vit"}) == config_hash(
     ...     {"model": "vit", "seed": 0})
@@ -199,7 +200,7 @@ class ResultsStore:
             "status": status,
             "metrics": _plain(metrics, "metrics", finite=False),
             "curves": _plain(curves or {}, "curves", finite=False),
-            "wall_time_s": _plain(wall_time_s, "wall_time_s", finite=True),
+            "wall_time_s": float(wall_time_s),
             "provenance": provenance(),
         }
         path = self.cells / f"{record['hash']}.json"
@@ -447,9 +448,9 @@ def _plain(value: Any, where: str, *, finite: bool) -> Any:
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)  # a NumPy float64 is a float too
-        if finite:
-            raise ValueError(f"{where}: expected a finite number, got {value}")
-        return None
+        if finite and math.isnan(value):
+            raise ValueError(f"{where}: expected a number, got nan")
+        return str(float(value)) if finite else None  # "inf", as for "no limit"
     if hasattr(value, "tolist") and hasattr(value, "dtype"):  # NumPy and JAX
         return _plain(value.tolist(), where, finite=finite)
     raise TypeError(

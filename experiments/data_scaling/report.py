@@ -45,7 +45,7 @@ TASKS = {
     "scenes": "Composed scenes",
 }
 PROTOCOLS = {
-    "updates": "every N gets the same number of optimiser updates",
+    "updates": "an equal number of optimiser updates for every N",
     "epochs": "epochs grow as N shrinks (epochs × 1/f)",
 }
 MAIN_TASK = "fashion_mnist"
@@ -113,6 +113,7 @@ class Line:
     baseline: bool
     points: dict[int, Point]
     tune: list[Record]
+    version: str = ""  # of the variant's file, where there are several
 
     @property
     def label(self) -> str:
@@ -121,7 +122,8 @@ class Line:
         if self.size:
             name += f"-{self.size}"
         if self.attention not in _PLAIN_ATTENTION:
-            name += f" [{os.path.basename(str(self.attention))}]"
+            version = f" {self.version}" if self.version else ""
+            name += f" [{os.path.basename(str(self.attention))}{version}]"
         return name
 
     @property
@@ -134,7 +136,7 @@ class Line:
         """N -> seed -> test accuracy."""
         return {n: point.scores for n, point in self.scored.items()}
 
-    def metric(self, name: str) -> list[float]:
+    def metric(self, name: str) -> list[Any]:
         """Return all stored values of a metric."""
         values = (
             record["metrics"].get(name)
@@ -358,7 +360,11 @@ def _lines(
     for record in records:
         grouped[_identity(record)].append(record)
     lines = []
-    for (model, size, attention), members in grouped.items():
+    for (model, size, attention, digest), members in grouped.items():
+        edited = any(
+            other[:3] == (model, size, attention) and other[3] != digest
+            for other in grouped
+        )
         by_n: dict[int, list[Record]] = collections.defaultdict(list)
         for record in members:
             by_n[int(record["config"]["n"])].append(record)
@@ -369,7 +375,10 @@ def _lines(
                 attention=attention,
                 baseline=baseline,
                 points={n: _point(n, found) for n, found in sorted(by_n.items())},
-                tune=[r for r in tune if _identity(r) == (model, size, attention)],
+                tune=[
+                    r for r in tune if _identity(r) == (model, size, attention, digest)
+                ],
+                version=str(digest)[:6] if edited else "",
             )
         )
     order = list(MODELS)
@@ -385,7 +394,8 @@ def _lines(
 
 def _identity(record: Record) -> tuple[Any, ...]:
     config = record["config"]
-    return config.get("model"), config.get("size"), config.get("attention")
+    names = ("model", "size", "attention", "attention_sha256")
+    return tuple(config.get(name) for name in names)
 
 
 def _point(n: int, records: Sequence[Record]) -> Point:
@@ -498,13 +508,17 @@ def _protocol(section: Section) -> list[str]:
     if updates:
         all_counts = set().union(*updates.values())
         if len(all_counts) == 1:
-            said = f"{all_counts.pop():,} at every N"
+            said = f"{min(all_counts):,} at every N"
         else:
             said = "; ".join(
                 f"{' or '.join(f'{u:,}' for u in sorted(found))} at N = {n:,}"
                 for n, found in sorted(updates.items())
             )
-        text.append(f"- Optimiser updates: {said}.")
+        capped = keys.get("protocol") == "updates" and len(all_counts) > 1
+        text.append(
+            f"- Optimiser updates: {said}."
+            + (" (Not equal after all: the number of epochs is capped.)" * capped)
+        )
         if len(batches) == 1:
             batch = batches.pop()
             said = ", ".join(
@@ -512,6 +526,12 @@ def _protocol(section: Section) -> list[str]:
                 for n, found in sorted(updates.items())
             )
             text.append(f"- Batch {batch}; that makes epochs of {said}.")
+    lines = (*section.networks, *section.baselines)
+    hashes = sorted({str(h) for line in lines for h in line.metric("data_sha256")})
+    if hashes:
+        said = ", ".join(h[:16] for h in hashes)
+        warning = " **Warning: not all cells saw the same data.**"
+        text.append(f"- Data: sha256 {said}." + warning * (len(hashes) > 1))
     seeds = sorted({s for p in points for s in p.records})
     if seeds:
         text.append(f"- Seeds: {', '.join(map(str, seeds))}.")
@@ -521,7 +541,10 @@ def _protocol(section: Section) -> list[str]:
             "training subset; the test set was read once per final cell."
         )
         leaks = sum(
-            any(name.startswith("test_") for name in record["metrics"])
+            any(
+                name.startswith("test_") and value is not None
+                for name, value in record["metrics"].items()
+            )
             for line in section.networks
             for record in line.tune
         )
@@ -539,6 +562,7 @@ def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not configs:
         return {}
     hidden = {"seed", "n", "model", "size", "phase", "updates", "protocol", "task"}
+    hidden |= {"attention", "attention_sha256"}
     return {
         key: value
         for key, value in sorted(configs[0].items())
@@ -1059,7 +1083,7 @@ def _lost(section: Section) -> list[str]:
             config = record["config"]
             text.append(
                 f"- {line.label}, N = {config.get('n'):,}, tuning: "
-                f"**{record['status']}** ({_settings(config)})."
+                f"**{_outcome(record)}** ({_settings(config)})."
             )
     return ["### Cells that are not in the table", "", *text, ""] if text else []
 
@@ -1067,7 +1091,10 @@ def _lost(section: Section) -> list[str]:
 def _outcome(record: Record) -> str:
     if record["status"] == "done":
         return "finished without a test accuracy"
-    reason = record["metrics"].get("reason") or record["metrics"].get("error")
+    metrics = record["metrics"]
+    reason = metrics.get("reason") or metrics.get("error")
+    if metrics.get("diverged_at") is not None:
+        reason = f"loss not finite by update {metrics['diverged_at']:,}"
     return record["status"] + (f": {reason}" if reason else "")
 
 

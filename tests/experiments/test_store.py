@@ -76,10 +76,19 @@ def test_hash_counts_numpy_scalars_and_tuples_as_their_values():
     assert config_hash({"stages": (1, 2)}) == config_hash({"stages": [1, 2]})
 
 
+def test_infinity_in_a_config_survives_the_file(tmp_path):
+    store = ResultsStore(tmp_path)
+    config = CONFIG | {"clip_norm": math.inf}
+    put(store, config)
+    assert store.get(config)["config"]["clip_norm"] == "inf"
+    assert store.get(CONFIG | {"clip_norm": -math.inf}) is None
+    assert len(store.records()) == 1
+
+
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({"lr": math.nan}, ValueError, r"config\.lr: expected a finite number"),
+        ({"lr": math.nan}, ValueError, r"config\.lr: expected a number, got nan"),
         ({"path": pathlib.Path("x")}, TypeError, r"config\.path: .* got PosixPath"),
         ({"a": {1: 2}}, TypeError, r"config\.a: keys must be strings, got 1"),
         ([("a", 1)], TypeError, "config: expected a mapping, got list"),

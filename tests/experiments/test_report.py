@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from experiments.common.store import ResultsStore, config_hash
+from experiments.data_scaling import report
+
+SIZES = (100, 1_000, 10_000, 30_000)
+VIT = {n: 0.95 - 2.0 * n**-0.45 for n in SIZES}  # overtakes
+CNN = {n: 0.93 - 1.2 * n**-0.40 for n in SIZES}
+
+
+def record(status="done", provenance=None, curves=None, wall_time_s=60.0, **fields):
+    """Make a record; `m_` marks metrics, the rest is config."""
+    config = {k: v for k, v in fields.items() if not k.startswith("m_")}
+    return {
+        "schema": 1,
+        "hash": config_hash(config),
+        "config": config,
+        "status": status,
+        "metrics": {k[2:]: v for k, v in fields.items() if k.startswith("m_")},
+        "curves": curves or {},
+        "wall_time_s": wall_time_s,
+        "provenance": {
+            "git_commit": "a" * 40,
+            "git_dirty": False,
+            "versions": {"jax": "0.10.2"},
+            "platform": "cpu",
+            "device": "cpu",
+            "python": "3.11.7",
+            "created_utc": "2026-01-01T00:00:00+00:00",
+        }
+        | (provenance or {}),
+    }
+
+
+def final(model, n, seed, accuracy, **more):
+    fields = {
+        "phase": "final",
+        "task": "fashion_mnist",
+        "size": "mu",
+        "attention": None,
+        "protocol": "updates",
+        "updates": 500,
+        "batch_size": 50,
+        "learning_rate": 1e-3,
+        "m_params": 200_000 if model == "vit" else 100_000,
+        "m_flops": 10e6 if model == "vit" else 9e6,
+    }
+    fields |= {"model": model, "n": n, "seed": seed, "m_test_accuracy": accuracy}
+    return record(**(fields | more))
+
+
+def baseline(model, n, accuracy, seed=0, **more):
+    fields = {"phase": "baseline", "task": "fashion_mnist", "model": model, "n": n}
+    return record(**(fields | {"seed": seed, "m_test_accuracy": accuracy} | more))
+
+
+def curves(model, accuracies, seeds=3, **more):
+    return [
+        final(model, n, s, a + 0.002 * (s - 1), **more)
+        for n, a in accuracies.items()
+        for s in range(seeds)
+    ]
+
+
+def pair(**more):
+    return [*curves("vit", VIT, **more), *curves("resnet", CNN, **more)]
+
+
+def text(records, tmp_path):
+    """Write the report without its figures, which take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.plots, "curve", lambda series, path, **_: path)
+        patch.setattr(report.plots, "gap", lambda series, path, **_: path)
+        files = report.write_report(records, tmp_path, resamples=100)
+    return files["report.md"].read_text()
+
+
+def row(written, n, heading="### Test accuracy"):
+    part = written.split(heading, 1)[1]
+    return next(x for x in part.splitlines() if x.startswith(f"| {n:,} "))
+
+
+# --- the whole ---------------------------------------------------------------------
+
+
+def test_a_store_gives_all_files_and_the_same_ones_again(tmp_path):
+    store = ResultsStore(tmp_path / "results")
+    records = [
+        *pair(),
+        *(baseline("majority", n, 0.1, s) for n in SIZES for s in (0, 1)),
+    ]
+    for made in records:
+        store.put(
+            made["config"], status="done", metrics=made["metrics"], wall_time_s=1.0
+        )
+    files = report.write_report(store.folder, resamples=50)
+    assert set(files) == {"results.jsonl", "report.md", "curve.png", "gap.png"}
+    first = {name: path.read_bytes() for name, path in files.items()}
+    assert all(path.parent == store.folder for path in files.values())
+    assert max(map(len, (first["curve.png"], first["gap.png"]))) < 150_000
+
+    # From the exported lines alone, elsewhere, the same again.
+    other = tmp_path / "other"
+    again = report.write_report(files["results.jsonl"], other, resamples=50)
+    assert {name: path.read_bytes() for name, path in again.items()} == first
+    assert not list(store.folder.rglob("*.tmp"))
+
+
+def test_means_spreads_and_seeds_are_those_of_the_records(tmp_path):
+    written = text(pair(), tmp_path)
+    assert f"{VIT[1_000]:.3f}"[1:] + " ± .002 (3)" in row(written, 1_000)
+    assert row(written, 1_000).count("**") == 2  # the better network is bold
+    assert "fewer than 3 seeds" not in written
+    for part in (
+        "an equal number of optimiser updates for every N",
+        "Optimiser updates: 500 at every N.",
+        "epochs of 250 at N = 100, 25 at N = 1,000",
+        "Seeds: 0, 1, 2.",
+        "![curve](curve.png)",
+        "![gap](gap.png)",
+        "`learning_rate=0.001`",
+        "jax 0.10.2",
+        "24 final done",
+    ):
+        assert part in written
+    assert "/" not in re.sub(
+        r"images / s|MFLOP / image|minutes / final|1/f",
+        "",
+        written.split("## Where")[1],
+    )
+
+
+def test_the_gap_and_the_crossing_are_stated(tmp_path):
+    written = text(pair(), tmp_path)
+    gap = row(written, 100, "### Gap: ViT-mu − ResNet-mu")
+    expected = VIT[100] - CNN[100]
+    assert (
+        f"−{abs(expected):.3f}".replace("0.", ".") in gap and "ResNet-mu ahead" in gap
+    )
+    assert "ViT-mu ahead" in row(written, 30_000, "### Gap")
+    assert "gets ahead, and stays ahead, between N = 100 and 1,000" in written
+    grid = np.geomspace(100, 10_000, 10_000)
+    truth = grid[np.argmax(0.95 - 2.0 * grid**-0.45 > 0.93 - 1.2 * grid**-0.40)]
+    said = re.search(r"cross at N\* = ([\d,]+), within the measured range", written)
+    assert int(said[1].replace(",", "")) == pytest.approx(truth, rel=0.02)
+    assert "| ViT-mu    | .950" in written and "| ResNet-mu | .930" in written
+
+
+def test_sizes_say_how_they_are_matched(tmp_path):
+    written = text(pair(), tmp_path)
+    assert (
+        "forward FLOPs × 1.11 (matched; within × 1.25 counts), parameters × 2.00"
+        in (written)
+    )
+    apart = [*curves("vit", VIT, m_flops=20e6), *curves("resnet", CNN)]
+    assert "forward FLOPs × 2.22 (**not matched**" in text(apart, tmp_path)
+
+
+def test_a_gap_is_taken_to_the_cnn_nearest_in_flops(tmp_path):
+    records = pair() + curves("resnet", CNN, size="b", m_flops=90e6)
+    written = text(records, tmp_path)
+    assert "### Gap: ViT-mu − ResNet-mu" in written
+    assert "ViT-mu − ResNet-b" not in written
+
+
+# --- honesty -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_are_marked_everywhere(tmp_path, seeds):
+    written = text(pair(seeds=seeds), tmp_path)
+    marked = row(written, 1_000)
+    assert marked.count(f"({seeds})") == 2 and marked.count("†") == 2
+    assert "† fewer than 3 seeds: not a result to rely on." in written
+    assert "too few seeds to say" in row(written, 1_000, "### Gap")
+    assert "ahead |" not in written
+    if seeds == 1:
+        assert "– (one seed)" in written and "No interval: some N" in written
+    else:
+        assert "fewer than 3 seeds at some N and is too narrow" in written
+
+
+def test_networks_that_lose_to_a_baseline_are_named(tmp_path):
+    records = pair() + [
+        baseline("logistic_regression", 100, 0.99),
+        baseline("rbf_svm", 100, 0.01),
+        baseline("logistic_regression", 1_000, VIT[1_000]),  # a draw is no win
+        baseline("logistic_regression", 10_000, 0.2),
+    ]
+    written = text(records, tmp_path)
+    losses = [x for x in written.splitlines() if "**loses to**" in x]
+    assert len(losses) == 4
+    assert (
+        "ViT-mu at N = 100" in losses[0] and "logistic regression (.990)" in losses[0]
+    )
+    assert "RBF-SVM" not in losses[0]
+    assert "ViT-mu at N = 1,000" in losses[1]
+    assert "by less than the spread of the seeds" in losses[1]
+    assert "ResNet-mu at N = 100" in losses[2]
+    assert "ResNet-mu at N = 1,000" in losses[3]
+    assert "No baseline is stored at N = 30,000: nothing is claimed there" in written
+    assert row(written, 100).count("▼") == 2
+    assert "▼" not in row(written, 10_000)
+    assert "Every network beats" not in written
+    won = text(pair() + [baseline("majority", n, 0.1) for n in SIZES], tmp_path)
+    assert "Every network beats every baseline at every N that has both." in won
+
+
+def test_a_capped_baseline_is_marked_and_left_out_of_the_figure(tmp_path):
+    records = pair() + [
+        baseline("rbf_svm", 10_000, 0.85, m_n=10_000, m_n_used=10_000),
+        baseline("rbf_svm", 30_000, 0.85, m_n=30_000, m_n_used=10_000),
+    ]
+    written = text(records, tmp_path)
+    assert "‡" in row(written, 30_000) and "‡" not in row(written, 10_000)
+    assert "part of the N images only: RBF-SVM 10,000." in written
+    (section,) = report.make_sections(records)
+    assert list(report._series(section.baselines[0]).n) == [10_000]
+
+
+def test_diverged_and_failed_cells_are_listed_and_kept_out_of_the_mean(tmp_path):
+    records = pair()
+    lost = final("vit", 100, 7, None, status="diverged", m_diverged_at=312)
+    odd = final("resnet", 1_000, 8, None)
+    failed = final("hybrid", 100, 0, None, status="failed", m_error="out of memory")
+    written = text([*records, lost, odd, failed], tmp_path)
+    assert f"{VIT[100]:.3f}"[1:] + " ± .002 (3) §" in row(written, 100)
+    assert "failed (1)" in row(written, 100)
+    assert "the mean is of those that did, which flatters it" in written
+    listed = written.split("### Cells that are not in the table")[1]
+    assert (
+        "ViT-mu, N = 100, seed 7: **diverged: loss not finite by update 312**" in listed
+    )
+    assert "finished without a test accuracy" in listed
+    assert "**failed: out of memory**" in listed
+
+
+def test_a_crossing_beyond_the_data_is_called_extrapolation(tmp_path):
+    vit = {n: 0.96 - 3.0 * n**-0.3 for n in (300, 1_000, 3_000, 10_000)}
+    cnn = {n: 0.92 - 2.0 * n**-0.3 for n in vit}
+    written = text([*curves("vit", vit), *curves("resnet", cnn)], tmp_path)
+    assert "ViT-mu is behind at every N, to 10,000" in written
+    assert re.search(
+        r"No crossing is in reach: the fit puts N\* at 4\d,000, which is "
+        r"\*\*extrapolation\*\*, 4\.\d times the largest N measured \(10,000\)",
+        written,
+    )
+
+
+def test_no_crossing_at_all_is_said_plainly(tmp_path):
+    vit = {n: CNN[n] - 0.05 for n in SIZES}
+    written = text([*curves("vit", vit), *curves("resnet", CNN)], tmp_path)
+    assert "No crossing is in reach: the fitted curves do not cross" in written
+    assert "−.050 in the limit of endless data (extrapolation)" in written
+    assert "no crossing in nearly every resample" in written
+    ahead = text([*curves("vit", CNN), *curves("resnet", vit)], tmp_path)
+    assert "ViT-mu is ahead at every N, from 100" in ahead
+    assert "leads from the smallest N on" in ahead
+
+
+def test_a_law_that_does_not_fit_gives_no_crossing(tmp_path):
+    step = {100: 0.1, 300: 0.1, 1_000: 0.12, 3_000: 0.8, 10_000: 0.85, 30_000: 0.86}
+    line = {n: 0.2 + 0.05 * math.log10(n) for n in step}
+    written = text([*curves("vit", step), *curves("resnet", line)], tmp_path)
+    assert "the law describes these points badly" in written
+    assert "The power law does not describe these curves" in written
+    assert "is not used" in written and "cross at N* =" not in written
+    assert "between N = 1,000 and 3,000" in written  # what was measured stands
+
+
+def test_too_few_sizes_for_a_law_are_said(tmp_path):
+    few = {n: VIT[n] for n in SIZES[:3]}
+    written = text([*curves("vit", few), *curves("resnet", CNN)], tmp_path)
+    assert "ViT-mu: not fitted" in written and "at least 4 different N" in written
+    assert "No fitted crossing" in written
+
+
+def test_updates_that_are_not_equal_are_not_called_equal(tmp_path):
+    records = [final("vit", n, s, VIT[n], updates=n) for n in SIZES for s in range(3)]
+    written = text(records, tmp_path)
+    assert "100 at N = 100; 1,000 at N = 1,000" in written
+    assert "Not equal after all" in written
+
+
+def test_cells_on_different_data_are_warned_of(tmp_path):
+    records = pair(m_data_sha256="1" * 64)
+    assert "Warning" not in text(records, tmp_path)
+    records[0]["metrics"]["data_sha256"] = "2" * 64
+    assert "**Warning: not all cells saw the same data.**" in text(records, tmp_path)
+
+
+# --- hyper-parameters --------------------------------------------------------------
+
+
+def tuned(rates, chosen, scores, **more):
+    cells = [
+        final(
+            "vit",
+            100,
+            50,
+            None,
+            phase="tune",
+            learning_rate=rate,
+            updates=100,
+            m_val_accuracy=score,
+            **more,
+        )
+        for rate, score in zip(rates, scores, strict=True)
+    ]
+    finals = [final("vit", 100, s, 0.5, learning_rate=chosen) for s in range(3)]
+    return [*cells, *finals]
+
+
+def test_the_chosen_hyper_parameters_are_shown(tmp_path):
+    records = tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.4, 0.6, 0.5])
+    written = text(records, tmp_path)
+    assert re.search(r"\| ViT-mu \| 100 \| 0\.001 +\| \.600 +\| 3 ", written)
+    assert "⚑" not in written and "validation prefers" not in written
+    assert "chosen on a validation split" in written
+
+
+def test_a_value_at_the_edge_of_the_grid_is_flagged(tmp_path):
+    written = text(tuned([1e-4, 1e-3, 1e-2], 1e-2, [0.4, 0.5, 0.6]), tmp_path)
+    assert "0.01 ⚑" in written and "may be undertuned" in written
+
+
+def test_zero_is_no_edge(tmp_path):
+    records = tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.4, 0.6, 0.5], mixup=0.0)
+    records += tuned([1e-3], 1e-3, [0.3], mixup=0.2)[:1]
+    for made in records:
+        made["config"].setdefault("mixup", 0.0)
+    assert "⚑" not in text(records, tmp_path)
+
+
+def test_a_choice_that_validation_does_not_back_is_shown(tmp_path):
+    written = text(tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.9, 0.6, 0.5]), tmp_path)
+    assert "validation prefers `learning_rate=0.0001`" in written
+    assert "used `learning_rate=0.001`" in written
+
+
+def test_tuning_on_the_test_set_is_warned_of(tmp_path):
+    records = tuned([1e-4, 1e-3], 1e-3, [0.4, 0.6])
+    assert "Warning" not in text(records, tmp_path)
+    records[0]["metrics"]["test_accuracy"] = 0.4
+    assert "**Warning: 1 tuning cells hold test scores.**" in text(records, tmp_path)
+
+
+def test_without_tuning_cells_nothing_is_claimed_to_be_tuned(tmp_path):
+    written = text(pair(), tmp_path)
+    assert "No tuning cells are stored: hyper-parameters were given." in written
+    assert "chosen on a validation split" not in written
+
+
+# --- what belongs together ---------------------------------------------------------
+
+
+def test_settings_are_never_mixed_and_the_score_does_not_choose(tmp_path):
+    kept = [final("vit", 100, s, 0.4) for s in range(3)]
+    better = [final("vit", 100, s, 0.9, updates=900) for s in range(2)]
+    written = text([*better, *kept], tmp_path)
+    assert ".400 ± .000 (3)" in row(written, 100) and ".900" not in row(written, 100)
+    assert "2 finished cells with other settings are stored too" in written
+
+
+def test_attention_variants_are_lines_of_their_own(tmp_path):
+    mine = curves("vit", CNN, attention="some/where/mine.py:fast")
+    written = text([*pair(), *mine], tmp_path)
+    header = next(x for x in written.splitlines() if x.startswith("| N "))
+    assert header.split("|")[2].strip() == "ViT-mu"
+    assert header.split("|")[3].strip() == "ViT-mu [mine.py:fast]"
+    assert "some/where" not in written
+    assert "### Gap: ViT-mu [mine.py:fast] − ResNet-mu" in written
+
+    one, two = ({"attention": "m.py:f", "attention_sha256": c * 64} for c in "12")
+    both = [*curves("vit", VIT, **one), *curves("vit", CNN, **two)]
+    header = next(x for x in text(both, tmp_path).splitlines() if x.startswith("| N "))
+    assert "[m.py:f 111111]" in header and "[m.py:f 222222]" in header
+
+
+def test_each_task_and_protocol_has_a_section_and_figures(tmp_path):
+    scenes = pair(task="scenes")
+    epochs = pair(task="scenes", protocol="epochs")
+    greys = [baseline("majority", n, 0.125, task="scenes") for n in SIZES]
+    files = report.write_report([*scenes, *epochs, *greys, *pair()], tmp_path)
+    names = {"curve", "gap", "curve_scenes", "gap_scenes"}
+    names |= {"curve_scenes_updates", "gap_scenes_updates"}
+    assert {p.stem for p in files.values() if p.suffix == ".png"} == names
+    assert all(path.exists() for path in files.values())
+    written = files["report.md"].read_text()
+    heads = [x for x in written.splitlines() if x.startswith("## ")]
+    assert heads[0] == "## Fashion-MNIST"
+    assert sorted(heads[1:3]) == [
+        "## Composed scenes (protocol epochs)",
+        "## Composed scenes (protocol updates)",
+    ]
+    # A baseline has no protocol: it stands in both.
+    assert written.count("majority class |") == 2
+    alone = text(scenes, tmp_path / "alone")
+    assert "(curve.png)" in alone and "scenes.png" not in alone
+
+
+def test_only_baselines_or_only_one_network_still_give_a_report(tmp_path):
+    written = text([baseline("rbf_svm", n, 0.5) for n in SIZES], tmp_path)
+    assert ".500 (1) †" in row(written, 100)
+    written = text(curves("vit", VIT), tmp_path)
+    assert "no gap" in written and "gap.png" not in written
+    tune = tuned([1e-3], 1e-3, [0.5])[:1]
+    assert "No cell of the final phase" in text(tune, tmp_path)
+
+
+def test_all_cells_lost_is_a_report_too(tmp_path):
+    lost = [final("vit", 100, s, None, status="diverged") for s in range(3)]
+    written = text(lost, tmp_path)
+    assert "diverged (3)" in row(written, 100)
+
+
+# --- sources -----------------------------------------------------------------------
+
+
+def test_records_that_only_the_lines_hold_are_kept(tmp_path):
+    (tmp_path / "results.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in pair())
+    )
+    store = ResultsStore(tmp_path)
+    one = pair()[0]
+    store.put(
+        one["config"],
+        status="done",
+        metrics=one["metrics"] | {"test_accuracy": 0.123},
+        wall_time_s=1,
+    )
+    records = report.load(tmp_path)
+    assert len(records) == len(pair())
+    assert [r["metrics"]["test_accuracy"] for r in records].count(0.123) == 1
+    report.write_report(tmp_path, resamples=20)
+    assert len(report.load(tmp_path / "results.jsonl")) == len(pair())
+
+
+def test_nothing_to_report_is_an_error_that_says_so(tmp_path, capsys):
+    with pytest.raises(ValueError, match="no results to report; run"):
+        report.write_report(tmp_path)
+    with pytest.raises(ValueError, match="out_dir: needed"):
+        report.write_report(pair())
+    assert report.main([str(tmp_path / "nowhere")]) == 1
+    assert "no results folder or .jsonl file at" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_table_and_the_files(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    lost = baseline("rbf_svm", 100, 0.99)
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*pair(), lost]))
+    assert report.main([str(path), "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "Fashion-MNIST: test accuracy" in out
+    assert "ViT-mu at N = 100 (.698) loses to RBF-SVM (.990)." in out
+    assert "**" not in out
+    table = [x for x in out.splitlines() if x.startswith("|")]
+    assert len({len(x) for x in table}) == 1
+    assert f"wrote {tmp_path / 'out' / 'report.md'}" in out
+
+
+def test_the_records_are_not_changed(tmp_path):
+    records = pair()
+    before = copy.deepcopy(records)
+    text(records, tmp_path)
+    assert records == before
