@@ -911,7 +911,8 @@ def _sizes(section: Section) -> list[str]:
             _span(line.metric("flops"), lambda v: f"{v / 1e6:,.3g}"),
         ]
         if any(fields):
-            row.append(_span(field, lambda v: f"{v:.0f}"))
+            sees_all = not field and line.model in (*_ATTENTION, "mlp")
+            row.append("whole image" if sees_all else _span(field, str))
         row.append(_span(line.metric("images_per_s"), lambda v: f"{v:,.0f}"))
         times = [
             record["wall_time_s"] / 60
