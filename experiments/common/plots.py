@@ -218,7 +218,7 @@ def gap(
                 markerfacecolor=color,
                 markeredgecolor="white",
                 linestyle="none",
-                label=f"fitted crossing, N* ≈ {_count(line.crossing)}",
+                label=f"fitted crossing, N* ≈ {_count(line.crossing, 2)}",
                 zorder=5,
             )
     low, high = axes.get_ylim()
@@ -353,12 +353,17 @@ def _legend(axes: matplotlib.axes.Axes, handles: list, labels: list[str]) -> Non
     )
 
 
-def _count(number: float) -> str:
+def _count(number: float, digits: int = 3) -> str:
     """Write a size the short way: 300, 1k, 60k, 1.2M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
-            return f"{number / unit:.3g}{name}"
-    return f"{number:.3g}"
+            return f"{_digits(number / unit, digits)}{name}"
+    return _digits(number, digits)
+
+
+def _digits(number: float, digits: int) -> str:
+    """Round to so many digits, written without an exponent."""
+    return f"{float(f'{number:.{digits}g}'):g}"
 
 
 def _signed(number: float) -> str:

@@ -127,6 +127,7 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
 )
 def test_sizes_are_written_short(number, text):
     assert plots._count(number) == text
+    assert plots._count(number * 1.0001, 2) == text.replace("1.25M", "1.3M")
 
 
 @pytest.mark.parametrize(
