@@ -1,0 +1,296 @@
+"""Mapping one head of one example to whole arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.softmax import dot_product
+from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
+from attn_jax.variants import resolve
+
+B, T, S, N, K, H, V = 2, 5, 7, 4, 2, 8, 3
+
+
+@pytest.fixture(scope="module")
+def arrays(draw):
+    return draw(
+        {
+            "query": (B, T, N, H),
+            "key": (B, S, K, H),
+            "value": (B, S, K, V),
+            "bias": (B, N, T, S),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def mask():
+    return np.random.default_rng(0).random((B, N, T, S)) < 0.6
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_equals_a_python_loop_over_batch_and_heads(how, arrays, mask, by_loops):
+    key_mask = np.arange(S)[None] < np.array([[S], [S - 2]])
+    out = jax.jit(multi_head(dot_product, map_heads=how))(
+        **arrays, mask=mask, key_mask=key_mask
+    )
+    for b in range(B):
+        for n in range(N):
+            k = n // (N // K)
+            one = by_loops(
+                lambda q, k: float(q @ k) / np.sqrt(H),
+                arrays["query"][b, :, n],
+                arrays["key"][b, :, k],
+                arrays["value"][b, :, k],
+                arrays["bias"][b, n],
+                mask[b, n],
+                key_mask[b],
+            )
+            np.testing.assert_allclose(out[b, :, n], one, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["dot_product", "blockwise"])
+def test_gradients_do_not_depend_on_how_heads_are_mapped(name, arrays, mask):
+    bias = jnp.asarray(arrays["bias"][:1])  # shared by the batch
+
+    def loss(query, key, bias, how):
+        out = multi_head(name, map_heads=how)(
+            query, key, arrays["value"], bias, mask[:, :1], is_causal=True
+        )
+        return (out**2).sum()
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), static_argnums=3)
+    plain = jnp.asarray(arrays["query"]), jnp.asarray(arrays["key"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        grad(*plain, bias, "vmap"),
+        grad(*plain, bias, "loop"),
+    )
+
+
+def _temporary_bytes(fn, *shapes):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(fn).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+@pytest.mark.parametrize("axes", [(1, 1, 512, 512), (1, 8, 1, 512), (4, 1, 512, 1)])
+def test_shared_axes_of_bias_are_not_copied(how, axes):
+    x = (4, 512, 8, 8)
+
+    def small_blocks(query, key, value, bias=None):
+        return blockwise(query, key, value, bias, block_size=32)
+
+    variant = dataclasses.replace(resolve("blockwise"), fn=small_blocks)
+
+    def attend(x, bias=None):
+        return multi_head(variant, map_heads=how)(x, x, x, bias)
+
+    extra = _temporary_bytes(attend, x, axes) - _temporary_bytes(attend, x)
+    # One copy per head and example would take 32 MiB, one score matrix 1 MiB.
+    assert extra < 512 * 512 * 4
+
+
+def test_masks_reach_a_function_in_the_form_it_takes(arrays):
+    x = {name: arrays[name] for name in ("query", "key", "value")}
+    keys = np.arange(S)[None] < np.array([[S], [S - 2]])
+
+    def with_key_mask(query, key, value, *, key_mask=None):
+        return dot_product(query, key, value, key_mask=key_mask)
+
+    def with_mask(query, key, value, mask=None):
+        return dot_product(query, key, value, mask=mask)
+
+    full = multi_head(dot_product)(**x, key_mask=keys)
+    as_mask = keys[:, None, None, :]
+    for out in (
+        multi_head(with_key_mask)(**x, key_mask=keys),
+        multi_head(with_key_mask)(**x, mask=as_mask),
+        multi_head(with_mask)(**x, key_mask=keys),
+        multi_head(with_mask)(**x, mask=as_mask),
+    ):
+        np.testing.assert_allclose(out, full, atol=1e-6)
+    np.testing.assert_allclose(
+        multi_head(with_mask)(**x, key_mask=keys, is_causal=True),
+        multi_head(dot_product)(**x, key_mask=keys, is_causal=True),
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match=r"cannot honour an arbitrary \[T, S\] `mask`"):
+        multi_head(with_key_mask)(**x, mask=np.ones((1, 1, T, S), bool))
+
+
+def test_a_function_in_a_file_works(tmp_path, arrays):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import jax\n"
+        "import jax.numpy as jnp\n"
+        "def noisy(query, key, value, bias=None, *, params, rng, power=1.0):\n"
+        "    scores = params['gain'] * (query @ key.T) + 0.1 * jax.random.normal(\n"
+        "        rng, (query.shape[0], key.shape[0]))\n"
+        "    if bias is not None:\n"
+        "        scores = scores + bias\n"
+        "    return jax.nn.softmax(power * scores) @ value\n"
+        "def noisy_init(rng, head_dim, *, gain=1.0):\n"
+        "    return {'gain': gain * jnp.ones(())}\n"
+    )
+    spec = f"{path}:noisy"
+    params = multi_head_init(spec, jax.random.key(0), N, H, gain=0.5)
+    assert params["gain"].shape == (N,)
+    x = {name: jnp.asarray(arrays[name]) for name in ("query", "key", "value")}
+    rng = jax.random.key(3)
+    attend = multi_head(spec)
+
+    def run(params, **options):
+        return attend(**x, bias=arrays["bias"], params=params, rng=rng, **options)
+
+    jitted = jax.jit(run, static_argnames="power")
+    out = jitted(params)
+    assert out.shape == (B, T, N, V)
+    np.testing.assert_allclose(run(params), out, atol=1e-6)
+    # Each head has parameters of its own: changing the second changes it alone.
+    other = jitted({"gain": params["gain"].at[1].set(2.0)})
+    changed = np.any(np.asarray(other != out), axis=(0, 1, 3))
+    assert changed.tolist() == [False, True, False, False]
+    flat = jitted(params, power=0.0)  # every query gets the mean of all values
+    np.testing.assert_allclose(flat[:, 0], flat[:, 1], atol=1e-6)
+    with pytest.raises(TypeError, match="takes no option `pover`; it takes: power"):
+        run(params, pover=0.0)
+    with pytest.raises(
+        TypeError, match="`init` of .* takes no option `bain`; it takes"
+    ):
+        multi_head_init(spec, rng, N, H, bain=1.0)
+    with pytest.raises(ValueError, match="needs `params`; make them with"):
+        attend(**x, rng=rng)
+    with pytest.raises(ValueError, match="is random and needs `rng`"):
+        attend(**x, params=params)
+    with pytest.raises(ValueError, match=r"`params\['gain'\]` must lead.*N=4.*\(3,\)"):
+        attend(**x, params={"gain": jnp.ones(3)}, rng=rng)
+    with pytest.raises(ValueError, match="cannot honour `key_mask`"):
+        attend(**x, params=params, rng=rng, key_mask=jnp.ones((B, S), bool))
+
+
+def test_every_head_and_example_draws_its_own_numbers():
+    # Equal inputs everywhere, so that only the random keys tell heads apart.
+    x = jnp.ones((B, 1, N, 1))
+    key = jnp.ones((B, 64, N, 1))
+    value = jnp.broadcast_to(jnp.arange(64.0)[None, :, None, None], (B, 64, N, 1))
+    outs = {
+        how: multi_head(dot_product, map_heads=how)(
+            x, key, value, dropout_rate=0.5, rng=jax.random.key(0)
+        )
+        for how in ("vmap", "loop")
+    }
+    assert len(np.unique(outs["vmap"])) == B * N
+    np.testing.assert_allclose(outs["vmap"], outs["loop"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference", "blockwise", "xla"])
+def test_implementations_agree(implementation, arrays, mask):
+    mask = mask.copy()
+    mask[:, :, 1] = False  # a query that may attend to nothing
+    x = {**arrays, "value": np.concatenate([arrays["value"]] * 3, axis=3)[..., :H]}
+    rest = {"key_mask": np.arange(S)[None] < np.array([[S], [S - 2]])}
+
+    def run(query, **options):
+        given = {**x, "query": query, "mask": mask, **rest}
+        return dot_product_attention(**given, scale=0.3, is_causal=True, **options)
+
+    def value_and_grad(query, **options):
+        grad, out = jax.grad(
+            lambda q: (lambda o: ((o**2).sum(), o))(run(q, **options)), has_aux=True
+        )(query)
+        return out, grad
+
+    query = jnp.asarray(arrays["query"])
+    out, grad = jax.jit(lambda q: value_and_grad(q, implementation=implementation))(
+        query
+    )
+    expected = multi_head(dot_product)(
+        **x, mask=mask, **rest, scale=0.3, is_causal=True
+    )
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert not np.any(out[:, 1]) and not np.any(grad[:, 1])
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("length, custom_rule", [(16, False), (512, True)])
+def test_large_heads_take_the_blockwise_implementation(length, custom_rule):
+    x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    if jax.default_backend() == "cpu":
+        jaxpr = str(jax.make_jaxpr(dot_product_attention)(x, x, x))
+        assert ("custom_vjp" in jaxpr) == custom_rule
+    blocks = functools.partial(dot_product_attention, implementation="blockwise")
+    assert "custom_vjp" in str(jax.make_jaxpr(blocks)(x, x, x))
+
+
+def test_an_implementation_that_cannot_serve_says_so(arrays):
+    x = {name: arrays[name] for name in ("query", "key", "value")}
+    with pytest.raises(ValueError, match="'xla' needs V = H, but V=3 and H=8; use"):
+        dot_product_attention(**x, implementation="xla")
+    with pytest.raises(ValueError, match="`implementation` must be None, 'reference'"):
+        dot_product_attention(**x, implementation="flash")
+    square = [jnp.asarray(x["query"])] * 3
+    if jax.default_backend() != "gpu":
+        with pytest.raises(ValueError, match="'cudnn' needs an NVIDIA GPU.*runs on"):
+            dot_product_attention(*square, implementation="cudnn")
+
+
+BAD = {
+    "rank of query": ({"query": (T, N, H)}, r"`query` must have shape \[B, T, N, H\]"),
+    "rank of bias": ({"bias": (T, S)}, r"`bias` must have shape \[B or 1, N or 1, T"),
+    "batch": (
+        {"key": (3, S, K, H)},
+        r"`key` must have .*with B=2, S=7.*\(3, 7, 2, 8\)",
+    ),
+    "keys and values": ({"value": (B, S + 1, K, V)}, r"`value` must have .*S=7"),
+    "groups": ({"query": (B, T, 3, H), "bias": (1, 1, T, S)}, "N must be a multiple"),
+    "head size": ({"key": (B, S, K, H + 1)}, "must have the same H.*H=8 and H=9"),
+    "bias": ({"bias": (B, 3, T, S)}, r"`bias` must have .*\(2, 3, 5, 7\) where N=4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_shapes_are_named(name, arrays):
+    shapes, message = BAD[name]
+    changed = {k: np.zeros(shape, np.float32) for k, shape in shapes.items()}
+    with pytest.raises(ValueError, match=message):
+        multi_head("dot_product")(**{**arrays, **changed})
+
+
+def test_bad_options_are_named(arrays):
+    attend = multi_head("dot_product")
+    with pytest.raises(
+        TypeError, match="takes no option `causal`; it takes: scale, is_c"
+    ):
+        attend(**arrays, causal=True)
+    with pytest.raises(ValueError, match="has no parameters, but got `params`"):
+        attend(**arrays, params={"gain": jnp.ones(N)})
+    with pytest.raises(TypeError, match="`mask` must be bool"):
+        attend(**arrays, mask=np.ones((1, 1, T, S), np.float32))
+    with pytest.raises(TypeError, match="`key_mask` must be bool"):
+        attend(**arrays, key_mask=np.ones((B, S), np.float32))
+    with pytest.raises(ValueError, match=r"`key_mask` must have shape \[B, S\]"):
+        attend(**arrays, key_mask=np.ones((S,), bool))
+    with pytest.raises(
+        ValueError, match="`map_heads` must be 'auto', 'vmap' or 'loop'"
+    ):
+        multi_head("dot_product", map_heads="scan")
+    with pytest.raises(ValueError, match=r"must return \[T, V\] with T=5.*\(7, 3\)"):
+        multi_head(lambda query, key, value: value)(
+            arrays["query"], arrays["key"], arrays["value"]
+        )
+    with pytest.raises(ValueError, match="'blockwise' cannot honour dropout"):
+        multi_head("blockwise")(**arrays, dropout_rate=0.1, rng=jax.random.key(0))
+    with pytest.raises(TypeError, match="takes no options of `init`: gain"):
+        multi_head_init("dot_product", jax.random.key(0), N, H, gain=1.0)
+    with pytest.raises(ValueError, match="takes `params` but has no `init`"):
+        multi_head_init(
+            lambda query, key, value, params: value, jax.random.key(0), N, H
+        )

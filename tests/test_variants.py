@@ -1,0 +1,158 @@
+"""Resolving names, files and functions to variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import pytest
+
+from attn_jax.attention.softmax import dot_product
+from attn_jax.variants import VARIANTS, Variant, require, resolve, variants_with
+
+SOURCE = '''
+"""A file of a user's own."""
+import jax, jax.numpy as jnp
+
+def mean(query, key, value, *, key_mask=None):
+    """The mean over all keys."""
+    weights = jnp.ones(len(key)) if key_mask is None else key_mask.astype(jnp.float32)
+    row = (weights / weights.sum()) @ value
+    return jnp.broadcast_to(row, (query.shape[0], value.shape[1]))
+
+def scaled(query, key, value, *, params):
+    return params["gain"] * mean(query, key, value)
+
+def scaled_init(rng, head_dim):
+    return {"gain": jnp.ones(())}
+
+def greedy(query, key, value, **kwargs):
+    return query
+
+def shuffled(key, query, value):
+    return query
+
+number = 3
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_names_functions_and_records_resolve():
+    for name, variant in VARIANTS.items():
+        assert resolve(name) is resolve(variant) is resolve(variant.fn) is variant
+    assert VARIANTS["dot_product"].fn is dot_product
+
+
+def test_a_function_in_a_file_resolves_with_its_capabilities(file):
+    variant = resolve(f"{file}:mean")
+    assert variant.name == f"{file}:mean"
+    assert variant.summary == "The mean over all keys."
+    assert variant.capabilities() == {
+        "bias": False,
+        "mask": False,
+        "key_mask": True,
+        "causal": False,
+        "cross": True,
+        "value_dim": True,
+        "dropout": False,
+    }
+    assert variant.init is None and not variant.stochastic and not variant.exact
+    # The same content gives the same function, so that compiled programs are reused.
+    assert resolve(f"{file}:mean").fn is variant.fn
+    file.write_text(SOURCE.replace("The mean", "A mean"))
+    assert resolve(f"{file}:mean").summary == "A mean over all keys."
+
+
+def test_a_file_may_hold_parameters_or_a_record(file):
+    assert resolve(f"{file}:scaled").init(None, 4)["gain"] == 1.0
+    file.write_text(
+        SOURCE + "\nfrom attn_jax.variants import Variant\n"
+        "record = Variant(name='mine', fn=mean, key_mask=True, time='O(S)')\n"
+    )
+    assert resolve(f"{file}:record").time == "O(S)"
+
+
+def test_callables_of_other_kinds_resolve():
+    partial = functools.partial(dot_product, scale=1.0)
+    assert resolve(partial).bias and resolve(partial).dropout
+
+    class Attention:
+        def __call__(self, query, key, value, mask=None, *, rng):
+            return query
+
+    variant = resolve(Attention())
+    assert variant.mask and not variant.bias
+    assert variant.stochastic  # takes rng for something other than dropout
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("dot_produkt", r"unknown attention variant 'dot_produkt'. Did you mean 'dot_"),
+        ("zzz", r"unknown attention variant 'zzz'. Known: .*path/file.py:function"),
+        ("{file}:meen", r"no function 'meen' in .*mine.py; it has: greedy, mean"),
+        ("{file}:number", r"no function 'number'"),
+        ("{file}x:mean", r"no such file: .*mine.pyx"),
+        ("{file}:greedy", r"takes `\*\*kwargs`.*name its arguments"),
+        ("{file}:shuffled", r"must begin with the arguments \(query, key, value\)"),
+    ],
+)
+def test_what_does_not_resolve_says_why(spec, message, file):
+    with pytest.raises(ValueError, match=message):
+        resolve(spec.format(file=file))
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (
+            "import no_such_module_here",
+            "fails on import with ModuleNotFoundError: .*no_",
+        ),
+        ("def f(:", "fails on import with SyntaxError"),
+        ("1 / 0", "fails on import with ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_file_that_fails_says_how(source, message, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(ValueError, match=message):
+        resolve(f"{path}:f")
+
+
+def test_other_kinds_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="`spec` must be a variant's name.*but is int"):
+        resolve(3)
+    text = tmp_path / "notes.txt"
+    text.write_text("def f(query, key, value): return query")
+    with pytest.raises(ValueError, match="is not a Python file"):
+        resolve(f"{text}:f")
+
+
+def test_require_names_those_that_can():
+    require(VARIANTS["dot_product"], "dropout")
+    with pytest.raises(ValueError, match="'blockwise' cannot honour dropout") as raised:
+        require(VARIANTS["blockwise"], "dropout")
+    assert all(name in str(raised.value) for name in variants_with("dropout"))
+    mine = resolve(lambda query, key, value: value)
+    with pytest.raises(ValueError, match="Your function gains it by .*`is_causal`"):
+        require(mine, "causal")
+    rigid = dataclasses.replace(mine, cross=False)
+    with pytest.raises(ValueError, match="Set `cross=True` in its `Variant`"):
+        require(rigid, "cross")
+    with pytest.raises(ValueError, match="`capability` must be one of"):
+        variants_with("speed")
+
+
+def test_records_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        VARIANTS["dot_product"].name = "other"
+    plain = Variant(name="plain", fn=lambda query, key, value: jnp.zeros(()))
+    assert not any(plain.capabilities().values())
