@@ -1,11 +1,30 @@
 # Everything runs from .venv, which `make install` fills from requirements.lock.
-# Another interpreter: make install PYTHON=python3.12
+# Another interpreter: make clean, then make install PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
+
+# The versions that requirements.lock has wheels for.
+PYTHON_VERSIONS := 3.11 3.12 3.13 3.14
+define MAKE_VENV
+{ \
+	found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') || \
+		found=none; \
+	case " $(PYTHON_VERSIONS) " in *" $$found "*) ;; *) \
+		echo "attn_jax needs Python $(PYTHON_VERSIONS); '$(PYTHON)' is: $$found." \
+			"Name one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+		exit 1 ;; esac; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make a virtual environment with pip." \
+			"On Debian or Ubuntu: apt install python$$found-venv" >&2; \
+		exit 1; }; \
+	echo "$(PYTHON) -m venv $(VENV)"; \
+	$(PYTHON) -m venv --clear $(VENV); \
+}
+endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -18,19 +37,10 @@ help: ## Show this list
 
 install: $(INSTALLED) ## Make .venv with the locked versions and attn_jax, editable
 
+# An environment that works is kept: making it anew over another interpreter's
+# would break it.
 $(INSTALLED): requirements.lock setup.cfg pyproject.toml
-	@found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') || \
-		found=none; \
-	case $$found in 3.11|3.12|3.13|3.14) ;; *) \
-		echo "attn_jax needs Python 3.11 to 3.14 (what requirements.lock has wheels" \
-			"for); '$(PYTHON)' is: $$found. Name another:" \
-			"make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
-		exit 1 ;; esac
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "'$(PYTHON)' cannot make a virtual environment with pip." \
-			"On Debian or Ubuntu: apt install python3-venv" >&2; \
-		exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE_VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
