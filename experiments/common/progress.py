@@ -1,0 +1,173 @@
+"""Live progress: cells done, steps per second, loss, time left.
+
+On a terminal a rich display is redrawn in place; elsewhere one line is printed for
+each finished cell and nothing between. Workers on one machine each write a small
+status file, from which their parent draws one display for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def describe(label: str, record: Record) -> str:
+    """One line about a finished cell.
+
+    >>> describe("vit n=10", {"status": "diverged", "wall_time_s": 2.0,
+    ...          "metrics": {"diverged_at": 50}})
+    'vit n=10: diverged at update 50 (2 s)'
+    """
+    metrics, seconds = record["metrics"], record["wall_time_s"]
+    if record["status"] == "diverged":
+        return f"{label}: diverged at update {metrics['diverged_at']} ({seconds:.0f} s)"
+    scores = [
+        f"{name.replace('_', ' ')} {metrics[name]:.4f}"
+        for name in ("val_accuracy", "test_accuracy", "train_accuracy")
+        if metrics.get(name) is not None
+    ]
+    return f"{label}: {', '.join(scores)} ({seconds:.0f} s)"
+
+
+class Progress:
+    """Progress of one process.
+
+    Args:
+      total: number of cells it knows of; finished ones count.
+      done: how many of them were finished before.
+      status_file: where to write what is going on, for a parent that draws.
+      live: draw on the terminal; None asks whether stdout is one.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        *,
+        status_file: pathlib.Path | None = None,
+        live: bool | None = None,
+    ):
+        self.total, self.done = total, done
+        self._status_file = status_file
+        terminal = sys.stdout.isatty() if live is None else live
+        self._display = Display(total) if terminal and status_file is None else None
+        self._status: dict[str, Any] = {}
+        self._written = 0.0
+        self._began = (0, 0.0)
+
+    def __enter__(self) -> Progress:
+        if self._display:
+            self._display.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._display:
+            self._display.stop()
+        if self._status_file:
+            self._status_file.unlink(missing_ok=True)
+
+    def begin(self, label: str, updates: int, step: int = 0) -> None:
+        """A cell starts, or goes on from ``step``."""
+        self._began = (step, time.monotonic())
+        self._status = dict(label=label, updates=updates, step=step)
+        self._tell(force=True)
+
+    def update(self, step: int, loss: float) -> None:
+        """The cell has done ``step`` updates; ``loss`` is the latest mean."""
+        start, since = self._began
+        rate = (step - start) / max(time.monotonic() - since, 1e-9)
+        self._status |= dict(step=step, loss=loss, rate=rate)
+        self._tell()
+
+    def finish(self, label: str, record: Record) -> None:
+        """A cell is in the store."""
+        self.done += 1
+        self.say(describe(label, record))
+        self._status = {}
+        self._tell(force=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the live display where there is one."""
+        if self._display:
+            self._display.print(line)
+        else:
+            print(line, flush=True)
+
+    def _tell(self, force: bool = False) -> None:
+        if self._display:
+            self._display.draw([self._status] if self._status else [], self.done)
+        elif self._status_file and (force or time.monotonic() - self._written > 1.0):
+            self._written = time.monotonic()
+            part = self._status_file.with_suffix(f".{os.getpid()}.tmp")
+            with contextlib.suppress(OSError):  # a display is no reason to fail
+                part.write_text(json.dumps(self._status))
+                part.replace(self._status_file)
+
+
+def read_statuses(files: Sequence[pathlib.Path]) -> Iterator[dict[str, Any]]:
+    """What the workers wrote, leaving out those between two cells."""
+    for file in files:
+        try:
+            status = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if status:
+            yield status
+
+
+class Display:
+    """A rich display of running cells and of all cells, for a terminal."""
+
+    def __init__(self, total: int):
+        from rich.live import Live
+
+        self.total = total
+        self._since: tuple[float, int] | None = None
+        self._live = Live(auto_refresh=False, transient=True)
+
+    def start(self) -> None:
+        self._live.start()
+
+    def stop(self) -> None:
+        self._live.stop()
+
+    def print(self, line: str) -> None:
+        self._live.console.print(line, highlight=False, markup=False)
+
+    def draw(self, statuses: Sequence[Mapping[str, Any]], done: int) -> None:
+        """Draws the running cells and the count of finished ones."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = time.monotonic()
+        self._since = self._since or (now, done)
+        table = Table.grid(padding=(0, 2))
+        partial = 0.0
+        for status in statuses:
+            step, updates = status.get("step", 0), status["updates"]
+            partial += step / updates
+            rate, loss = status.get("rate"), status.get("loss")
+            table.add_row(
+                Text(status["label"]),
+                ProgressBar(total=updates, completed=step, width=20),
+                f"{step}/{updates}",
+                "" if rate is None else f"{rate:.1f} step/s",
+                "" if loss is None else f"loss {loss:.4f}",
+            )
+        gained = done + partial - self._since[1]
+        left = ""
+        if gained > 0.5 and now - self._since[0] > 5:
+            seconds = (now - self._since[0]) * (self.total - done - partial) / gained
+            left = f", about {seconds / 60:.0f} min left"
+        table.add_row(Text(f"{done} of {self.total} cells done{left}"))
+        self._live.update(Group(table), refresh=True)

@@ -1,0 +1,473 @@
+"""Plans the cells of the experiment, runs them, shares them among workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from attn_jax.models import SIZES, default_patch
+from experiments.common.config import (
+    Cell,
+    Runtime,
+    attention_digest,
+    protocol_updates,
+)
+from experiments.common.data import Dataset, balanced_subset
+from experiments.common.loop import Interrupted, Runner, StopSignal
+from experiments.common.progress import Display, Progress, read_statuses
+from experiments.common.store import ResultsStore, shard
+from experiments.data_scaling.presets import Experiment
+from experiments.data_scaling.tasks import load_task, subset_arrays, task_name
+
+WORKER_VARIABLE = "ATTN_JAX_WORKER"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """All cells of one (model, N): a grid to tune, then the seeds; or a baseline."""
+
+    model: str
+    n: int
+    grid: tuple[Cell, ...] = ()
+    baseline: tuple[dict[str, Any], ...] = ()
+
+    def cells(self, seeds: int) -> int:
+        """Number of records of a finished unit."""
+        return len(self.grid) + seeds if self.grid else len(self.baseline)
+
+
+def updates_of(experiment: Experiment, n: int) -> int:
+    """Number of optimiser steps of a cell with n training images."""
+    return protocol_updates(
+        experiment.protocol,
+        n=n,
+        n_max=max(experiment.ns),
+        updates=experiment.updates,
+        epochs=experiment.epochs,
+        batch_size=experiment.batch_size,
+        max_epochs=experiment.max_epochs,
+        min_updates=experiment.min_updates,
+    )
+
+
+def plan(
+    experiment: Experiment, task: str, image_shape: tuple[int, int, int]
+) -> list[Unit]:
+    """The units of an experiment, the largest N first, so that workers end together.
+
+    Args:
+      experiment: what to run.
+      task: name under which the cells are stored.
+      image_shape: (height, width, channels) of its images.
+
+    Raises:
+      ValueError: a value no cell can have.
+    """
+    units = []
+    preferred = experiment.patch or SIZES["vit"][experiment.size]["patch"]
+    patch = default_patch(image_shape, preferred)
+    for n in sorted(experiment.ns, reverse=True):
+        updates = updates_of(experiment, n)
+        for model in experiment.models:
+            attention = experiment.attention if model == "vit" else None
+            grid = getattr(experiment, model)
+            cells = tuple(
+                Cell(
+                    task=task,
+                    model=model,
+                    size=experiment.size,
+                    attention=attention,
+                    attention_sha256=attention_digest(attention),
+                    patch=patch if model == "vit" else None,
+                    n=n,
+                    seed=0,
+                    phase="tune",
+                    protocol=experiment.protocol,
+                    updates=min(updates, experiment.tune_updates),
+                    batch_size=experiment.batch_size,
+                    warmup=experiment.warmup,
+                    clip_norm=experiment.clip_norm,
+                    flip=experiment.flip,
+                    dtype=experiment.dtype,
+                    **point,
+                )
+                for point in grid.points()
+            )
+            units.append(Unit(model, n, grid=cells))
+        for baseline in experiment.baselines:
+            configs = tuple(
+                dict(task=task, model=baseline, n=n, seed=seed, phase="baseline")
+                for seed in range(experiment.seeds)
+            )
+            units.append(Unit(baseline, n, baseline=configs))
+    return units
+
+
+def check_data(experiment: Experiment, dataset: Dataset) -> None:
+    """Raises ValueError, before anything runs, where the data cannot serve."""
+    have = len(dataset.train_labels)
+    for n in experiment.ns:
+        if n > have:
+            raise ValueError(
+                f"ns: N={n} is larger than the training set of {dataset.name}, which "
+                f"has {have} images: use --ns with numbers up to {have}."
+            )
+        if n < 2 * dataset.num_classes:
+            raise ValueError(
+                f"ns: N={n} leaves no validation split for {dataset.num_classes} "
+                f"classes: use at least {2 * dataset.num_classes}."
+            )
+
+
+def chosen(records: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """The record of the grid point with the best validation accuracy.
+
+    Of equals, the first in the grid. Diverged ones count as accuracy 0.
+    """
+
+    def score(record: dict[str, Any] | None) -> float:
+        assert record is not None
+        return record["metrics"].get("val_accuracy") or 0.0
+
+    best = max(records, key=score)
+    assert best is not None
+    return best
+
+
+class Work:
+    """What there is to do in a folder, for one worker.
+
+    Args:
+      experiment: what to run.
+      units: this worker's share of the plan.
+      dataset: the data.
+      store: where records go.
+      runner: trains.
+      progress: who is told.
+      stop: asked whether to end.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        units: Sequence[Unit],
+        dataset: Dataset,
+        store: ResultsStore,
+        runner: Runner,
+        progress: Progress,
+        stop: StopSignal,
+    ):
+        self.experiment = experiment
+        self.units = list(units)
+        self.dataset = dataset
+        self.store = store
+        self.runner = runner
+        self.progress = progress
+        self.stop = stop
+
+    def run(self) -> None:
+        """Works until every cell has a record.
+
+        Cells that another process has in hand are left to it and asked for again.
+
+        Raises:
+          Interrupted: a signal came.
+        """
+        while True:
+            busy = acted = False
+            for unit in self.units:
+                if self.stop.signum is not None:
+                    raise Interrupted(self.stop.signum)
+                for step in self._baselines, self._tune, self._final:
+                    ran, waits = step(unit)
+                    acted, busy = acted or ran, busy or waits
+                    if waits:
+                        break
+            if not busy:
+                return
+            if not acted:
+                time.sleep(0.5)
+
+    def _each(self, groups: Sequence[Sequence[Cell]]) -> tuple[bool, bool]:
+        """Runs groups that have no record; returns (ran one, another is running)."""
+        ran = waits = False
+        for cells in groups:
+            if all(self.store.get(cell.config()) is not None for cell in cells):
+                continue
+            if self.runner.run(cells):
+                ran = True
+            else:
+                waits = True
+        return ran, waits
+
+    def _tune(self, unit: Unit) -> tuple[bool, bool]:
+        if len(unit.grid) < 2:
+            return False, False  # nothing to choose
+        return self._each([(cell,) for cell in unit.grid])
+
+    def _final(self, unit: Unit) -> tuple[bool, bool]:
+        if not unit.grid:
+            return False, False
+        cells = final_cells(unit, self.store, self.experiment)
+        if self.runner.runtime.vmap_seeds:
+            return self._each([cells])
+        return self._each([(cell,) for cell in cells])
+
+    def _baselines(self, unit: Unit) -> tuple[bool, bool]:
+        ran = waits = False
+        if jax.process_index() != 0:
+            return False, False
+        for config in unit.baseline:
+            if self.store.get(config) is not None:
+                continue
+            with self.store.claim(config) as claimed:
+                if not claimed:
+                    waits = True
+                    continue
+                if self.store.get(config) is None:
+                    self._baseline(config)
+                ran = True
+        return ran, waits
+
+    def _baseline(self, config: dict[str, Any]) -> None:
+        from experiments.data_scaling.baselines import fit_baseline
+
+        label = f"{config['task']} {config['model']} n={config['n']} "
+        label += f"seed={config['seed']}"
+        self.progress.begin(label, 1)
+        began = time.monotonic()
+        labels = self.dataset.train_labels
+        subset = balanced_subset(labels, config["n"], seed=config["seed"])
+        metrics = fit_baseline(
+            config["model"],
+            *subset_arrays(self.dataset, subset),
+            self.dataset.test_images,
+            self.dataset.test_labels,
+            seed=config["seed"],
+        )
+        record = self.store.put(
+            config,
+            status="done",
+            metrics=metrics,
+            wall_time_s=time.monotonic() - began,
+        )
+        self.progress.finish(label, record)
+
+
+def final_cells(
+    unit: Unit, store: ResultsStore, experiment: Experiment
+) -> tuple[Cell, ...]:
+    """The cells of all seeds, with what the validation split chose."""
+    cell = unit.grid[0]
+    if len(unit.grid) > 1:
+        best = chosen([store.get(cell.config()) for cell in unit.grid])
+        cell = Cell(**best["config"])
+    updates = updates_of(experiment, unit.n)
+    return tuple(
+        dataclasses.replace(cell, phase="final", updates=updates, seed=seed)
+        for seed in range(experiment.seeds)
+    )
+
+
+def count_done(
+    units: Sequence[Unit], store: ResultsStore, experiment: Experiment
+) -> int:
+    """How many cells of a plan have a record."""
+    done = 0
+    for unit in units:
+        done += sum(store.get(config) is not None for config in unit.baseline)
+        grid = unit.grid if len(unit.grid) > 1 else ()
+        found = [store.get(cell.config()) is not None for cell in grid]
+        done += sum(found)
+        if unit.grid and all(found):
+            cells = final_cells(unit, store, experiment)
+            done += sum(store.get(cell.config()) is not None for cell in cells)
+    return done
+
+
+def count_cells(units: Sequence[Unit], experiment: Experiment) -> int:
+    """How many cells a plan has."""
+    total = 0
+    for unit in units:
+        total += len(unit.baseline)
+        if unit.grid:
+            total += experiment.seeds + (len(unit.grid) if len(unit.grid) > 1 else 0)
+    return total
+
+
+# ------------------------------------------------------------------ workers
+
+
+def worker_count(runtime: Runtime) -> int:
+    """How many processes share the cells on this machine."""
+    if runtime.workers:
+        return runtime.workers
+    if runtime.distributed or jax.default_backend() != "cpu":
+        return 1
+    forced = jax.local_device_count() > 1  # a test of several host devices
+    return 1 if forced else max(1, len(available_cores()))
+
+
+def available_cores() -> list[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pin_worker() -> tuple[int, int] | None:
+    """In a worker, takes its share of the cores; returns (index, count), else None."""
+    value = os.environ.get(WORKER_VARIABLE)
+    if value is None:
+        return None
+    index, count = (int(part) for part in value.split("/"))
+    cores = available_cores()
+    if hasattr(os, "sched_setaffinity") and len(cores) >= count:
+        os.sched_setaffinity(0, cores[index::count])
+    return index, count
+
+
+def status_file(store: ResultsStore, index: int) -> pathlib.Path:
+    """Where a worker tells what it does."""
+    return store.locks / f"worker-{index}.status"
+
+
+def run_workers(
+    count: int,
+    arguments: Sequence[str],
+    units: Sequence[Unit],
+    store: ResultsStore,
+    experiment: Experiment,
+) -> int:
+    """Starts workers with this process's own arguments and waits for them.
+
+    Returns:
+      0 when all ended well, else the first exit status that was not 0.
+
+    Raises:
+      Interrupted: a signal came; the workers have saved and ended.
+    """
+    total = count_cells(units, experiment)
+    display = Display(total) if sys.stdout.isatty() else None
+    command = [sys.executable, "-m", "experiments.data_scaling", *arguments]
+    output = subprocess.PIPE if display else None
+    processes = []
+    with StopSignal() as stop:
+        for index in range(count):
+            environment = os.environ | {WORKER_VARIABLE: f"{index}/{count}"}
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C reaches them through us, once
+                )
+            )
+        try:
+            _watch(processes, stop, display, units, store, experiment)
+        finally:
+            if display:
+                display.stop()
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+            for process in processes:
+                process.wait()
+        if stop.signum is not None:
+            raise Interrupted(stop.signum)
+    codes = [process.returncode for process in processes]
+    return next((code for code in codes if code), 0)
+
+
+def _watch(
+    processes: Sequence[subprocess.Popen[str]],
+    stop: StopSignal,
+    display: Display | None,
+    units: Sequence[Unit],
+    store: ResultsStore,
+    experiment: Experiment,
+) -> None:
+    files = [status_file(store, index) for index in range(len(processes))]
+    if display:
+        display.start()
+        for process in processes:
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+    told = False
+    while any(process.poll() is None for process in processes):
+        if stop.signum is not None and not told:
+            told = True
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+        if display:
+            for process in processes:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    display.print(line.rstrip("\n"))
+            done = count_done(units, store, experiment)
+            display.draw(list(read_statuses(files)), done)
+        time.sleep(0.5)
+    if display:
+        for process in processes:
+            assert process.stdout is not None
+            for line in process.stdout:
+                display.print(line.rstrip("\n"))
+
+
+def prepare(experiment: Experiment, runtime: Runtime) -> tuple[Dataset, list[Unit]]:
+    """Loads the data and plans this process's share.
+
+    Raises:
+      DataError, ValueError: the data cannot be had or cannot serve; a bad value.
+    """
+    dataset = load_task(
+        experiment.task, experiment.scenes, allow_fallback=experiment.allow_fallback
+    )
+    check_data(experiment, dataset)
+    # Data that stood in for what was asked for is stored under its own name.
+    task = dataset.name
+    if experiment.task == "scenes":
+        task = task_name(experiment.task, experiment.scenes)
+    units = plan(experiment, task, dataset.image_shape)
+    return dataset, shard(units, runtime.shard)
+
+
+def work(
+    experiment: Experiment,
+    runtime: Runtime,
+    dataset: Dataset,
+    units: Sequence[Unit],
+    store: ResultsStore,
+    worker: tuple[int, int] | None,
+) -> None:
+    """Runs a share of the cells in this process.
+
+    Raises:
+      Interrupted: a signal came; the run in progress is saved.
+    """
+    done = count_done(units, store, experiment)
+    total = count_cells(units, experiment)
+    status = status_file(store, worker[0]) if worker else None
+    quiet = jax.process_index() != 0
+    with (
+        StopSignal() as stop,
+        Progress(
+            total, done, status_file=status, live=False if quiet else None
+        ) as progress,
+    ):
+        if done and worker is None and not quiet:
+            progress.say(f"{done} of {total} cells were done before.")
+        runner = Runner(dataset, store, runtime, progress, stop)
+        Work(experiment, units, dataset, store, runner, progress, stop).run()

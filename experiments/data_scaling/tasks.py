@@ -1,0 +1,113 @@
+"""The data of the experiment: natural image sets, and scenes composed of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal
+
+import numpy as np
+
+from experiments.common import data
+from experiments.common.data import Dataset
+from experiments.common.scenes import chance_level, make_scenes, num_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """Composed scenes: items on a grid, a label that relates far-apart parts."""
+
+    rule: Literal["pointer", "match"] = "pointer"
+    """"pointer": the centre item's class says which rim cell's class is the label.
+    "match": the label is the rim cell that shows the same class as the centre."""
+    grid: int = 3
+    """Cells a side, odd."""
+    item: int = 14
+    """Pixels a side of one item."""
+    cells: int = 4
+    """Rim cells that hold an item."""
+    item_classes: int | None = None
+    """Classes that items are drawn from; by default all."""
+    pool: int = 100_000
+    """Training scenes of which subsets are drawn."""
+    test: int = 10_000
+    """Test scenes, composed of test images alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "test"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"scenes.{name} must be at least 1, got {getattr(self, name)!r}."
+                )
+
+
+def load_task(task: str, scenes: Scenes, *, allow_fallback: bool = False) -> Dataset:
+    """Loads a data set by name, or composes scenes of its items.
+
+    Args:
+      task: a name that `experiments.common.data.load` takes, or "scenes", made of
+        Fashion-MNIST.
+      scenes: how scenes are composed.
+      allow_fallback: fall back to scikit-learn's digits where Fashion-MNIST cannot
+        be had.
+
+    Raises:
+      DataError, ValueError: see `experiments.common.data.load` and `make_scenes`.
+    """
+    if task != "scenes":
+        return data.load(task, allow_fallback=allow_fallback)
+    items = data.load("fashion_mnist", allow_fallback=allow_fallback)
+    parts = {}
+    for split, count in (("train", scenes.pool), ("test", scenes.test)):
+        parts[split] = make_scenes(
+            items,
+            count,
+            split=split,
+            task=scenes.rule,
+            grid=scenes.grid,
+            item=scenes.item,
+            cells=scenes.cells,
+            item_classes=scenes.item_classes,
+        )
+    classes = scenes.item_classes or items.num_classes
+    labels = num_labels(scenes.rule, cells=scenes.cells, item_classes=classes)
+    chance = chance_level(scenes.rule, cells=scenes.cells, item_classes=classes)
+    digest = hashlib.sha256(items.sha256.encode())
+    for images, targets in parts.values():
+        digest.update(images.tobytes())
+        digest.update(targets.tobytes())
+    return Dataset(
+        name=task_name(task, scenes),
+        source=f"composed of {items.name} ({items.source}); guessing gives "
+        f"{chance:.3f}",
+        train_images=parts["train"][0],
+        train_labels=parts["train"][1],
+        test_images=parts["test"][0],
+        test_labels=parts["test"][1],
+        class_names=tuple(str(i) for i in range(labels)),
+        sha256=digest.hexdigest(),
+    )
+
+
+def task_name(task: str, scenes: Scenes) -> str:
+    """The name under which cells of a task are stored: all that makes its data.
+
+    >>> task_name("scenes", Scenes())
+    'scenes-pointer-3x3-4cells-10classes-14px'
+    """
+    if task != "scenes":
+        return task
+    classes = scenes.item_classes or 10
+    name = (
+        f"scenes-{scenes.rule}-{scenes.grid}x{scenes.grid}-{scenes.cells}cells-"
+        f"{classes}classes-{scenes.item}px"
+    )
+    default = Scenes()
+    if (scenes.pool, scenes.test) != (default.pool, default.test):
+        name += f"-pool{scenes.pool}-test{scenes.test}"
+    return name
+
+
+def subset_arrays(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Images and labels of a training subset."""
+    return dataset.train_images[indices], dataset.train_labels[indices]
