@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from attn_jax.attention import _checks
 from attn_jax.attention.blockwise import blockwise
-from attn_jax.attention.softmax import allowed_pairs, dot_product, score_dtype
+from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
 from attn_jax.variants import Variant, require, resolve
 
 __all__ = ["dot_product_attention", "multi_head", "multi_head_init"]
@@ -220,7 +220,7 @@ def multi_head(
             pairs = mask_of_keys[:, :, None]
             mask, mask_of_keys = pairs if mask is None else mask & pairs, None
         if options.get("is_causal") and variant.mask and not variant.causal:
-            causal = allowed_pairs(num_queries, num_keys, is_causal=True)[None, None]
+            causal = causal_pairs(num_queries, num_keys)[None, None]
             mask = causal if mask is None else mask & causal
             del options["is_causal"]
         options = _check_options(variant, options)
@@ -317,7 +317,7 @@ def multi_head(
         if how == "auto":
             large = num_queries * num_keys >= _LOOP_FROM_SCORES
             how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
-        lifted = one_head
+        lifted: Callable[[Operands], jax.Array] = one_head
         # A third level only for grouped heads: an axis of size 1 would cost a product
         # that is not in XLA's canonical form.
         levels = 2 if num_heads == num_kv_heads else 3
@@ -502,7 +502,7 @@ def dot_product_attention(
     if mask is None:
         return out
     if is_causal:
-        causal = allowed_pairs(sizes["T"], sizes["S"], is_causal=True)
+        causal = causal_pairs(sizes["T"], sizes["S"])
         mask = mask & causal[None, None]
     sees_any = mask.any(axis=3).transpose(0, 2, 1)[..., None]  # [B|1, T|1, N|1, 1]
     return jnp.where(sees_any, out, 0.0)

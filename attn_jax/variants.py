@@ -114,7 +114,7 @@ class Variant:
         return {name: getattr(self, name) for name in CAPABILITIES}
 
 
-_EVERYTHING = dict.fromkeys((*CAPABILITIES, "shared_axes"), True)
+_EVERYTHING: dict[str, Any] = dict.fromkeys((*CAPABILITIES, "shared_axes"), True)
 
 _ROWS = (
     Variant(
@@ -251,7 +251,7 @@ def _from_function(
     parameters = _signature(fn, name).parameters
     document = inspect.getdoc(fn) or ""
     rng = parameters.get("rng")
-    flags = {flag: _ARGUMENT[flag] in parameters for flag in _ARGUMENT}
+    flags: dict[str, Any] = {flag: _ARGUMENT[flag] in parameters for flag in _ARGUMENT}
     return Variant(
         name=name,
         fn=fn,

@@ -115,17 +115,14 @@ def check_inputs(
             f"H={query.shape[1]} and H={key.shape[1]}."
         )
     check_shape("value", value, ("S", "V"), sizes)
-    for name, array, check in (
-        ("bias", bias, check_float),
-        ("mask", mask, check_bool),
-    ):
-        if array is None:
+    for name, pairs, check in (("bias", bias, check_float), ("mask", mask, check_bool)):
+        if pairs is None:
             continue
-        check(name, array)
+        check(name, pairs)
         given = dict(sizes)
-        if shared_axes and array.ndim == 2:
-            given |= {k: 1 for k, n in zip("TS", array.shape, strict=True) if n == 1}
-        check_shape(name, array, ("T", "S"), given)
+        if shared_axes and pairs.ndim == 2:
+            given |= {k: 1 for k, n in zip("TS", pairs.shape, strict=True) if n == 1}
+        check_shape(name, pairs, ("T", "S"), given)
     if key_mask is not None:
         check_bool("key_mask", key_mask)
         check_shape("key_mask", key_mask, ("S",), sizes)

@@ -157,6 +157,7 @@ def _backward(
 ) -> _Inputs:
     """Gradients of query, key, value and, if asked for, bias."""
     query, key, value = inputs.query, inputs.key, inputs.value
+    bias = inputs.bias if with_bias else None
     wide, dtype = score_dtype(query.dtype), query.dtype
     # Σ_s w[t, s] (g_t · v_s) = g_t · o_t: the softmax's share of the gradient.
     centre = (cotangent.astype(wide) * out.astype(wide)).sum(axis=1)
@@ -205,7 +206,7 @@ def _backward(
     sums = (
         jnp.zeros(key.shape, wide),
         jnp.zeros(value.shape, wide),
-        jnp.zeros(inputs.bias.shape, wide) if with_bias else None,
+        None if bias is None else jnp.zeros(bias.shape, wide),
     )
     if plan.num_query_blocks == 1:
         sums, grad_query = one_query_block(sums, 0)
@@ -218,7 +219,9 @@ def _backward(
         query=(grad_query.reshape(query.shape) * plan.scale).astype(dtype),
         key=(grad_key * plan.scale).astype(dtype),
         value=grad_value.astype(dtype),
-        bias=None if grad_bias is None else grad_bias.astype(inputs.bias.dtype),
+        bias=None
+        if bias is None or grad_bias is None
+        else grad_bias.astype(bias.dtype),
         mask=None,
         key_mask=None,
     )
@@ -229,9 +232,9 @@ def _attend(plan: _Plan, inputs: _Inputs) -> jax.Array:
     return _forward(plan, inputs)[0]
 
 
-def _attend_forward(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, Any]:
-    bias = inputs.bias
-    # The gradient of the bias is [T, S]: made only if someone asks for it. An empty
+def _attend_forward(plan: _Plan, inputs: Any) -> tuple[jax.Array, Any]:
+    bias = inputs.bias  # here every leaf has a `value` and says if it is `perturbed`
+    # The gradient of the bias can be [T, S]: made only if someone asks for it. An empty
     # tuple stands for yes, since the residuals' structure is all that is static.
     with_bias = () if bias is not None and bias.perturbed else None
     inputs = jax.tree.map(lambda leaf: leaf.value, inputs, is_leaf=_is_leaf)
@@ -262,20 +265,20 @@ def _split(length: int, block_size: int) -> tuple[int, int]:
     return number, -(-length // number)
 
 
-def _pad(
-    array: jax.Array | None, *lengths: int, shared_axes: bool = False
-) -> jax.Array | None:
-    """Appends zeros (False) up to the given length of each leading axis."""
-    if array is None:
-        return None
-    if shared_axes:
-        sizes = zip(array.shape, lengths, strict=True)
-        lengths = tuple(1 if have == 1 else n for have, n in sizes)
-    if array.shape[: len(lengths)] == lengths:
+def _pad(array: jax.Array, length: int) -> jax.Array:
+    """Appends zeros (False) up to the given length of the leading axis."""
+    missing = length - array.shape[0]
+    if missing == 0:
         return array
-    widths = [(0, n - have) for n, have in zip(lengths, array.shape, strict=False)]
-    widths += [(0, 0)] * (array.ndim - len(lengths))
-    return jnp.pad(array, widths)
+    return jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+
+
+def _pad_pairs(array: jax.Array | None, rows: int, columns: int) -> jax.Array | None:
+    """Pads a bias or mask [T or 1, S or 1], leaving axes of size 1 alone."""
+    if array is None or array.shape == (rows, columns):
+        return array
+    sizes = zip(array.shape, (rows, columns), strict=True)
+    return jnp.pad(array, [(0, 0 if have == 1 else n - have) for have, n in sizes])
 
 
 def blockwise(
@@ -365,8 +368,8 @@ def blockwise(
         query=_pad(query, padded_queries),
         key=_pad(key, padded_keys),
         value=_pad(value, padded_keys),
-        bias=_pad(bias, padded_queries, padded_keys, shared_axes=True),
-        mask=_pad(mask, padded_queries, padded_keys, shared_axes=True),
-        key_mask=_pad(key_mask, padded_keys),
+        bias=_pad_pairs(bias, padded_queries, padded_keys),
+        mask=_pad_pairs(mask, padded_queries, padded_keys),
+        key_mask=None if key_mask is None else _pad(key_mask, padded_keys),
     )
     return _attend(plan, inputs)[:num_queries]

@@ -29,6 +29,7 @@ __all__ = [
     "additive_init",
     "additive_weights",
     "allowed_pairs",
+    "causal_pairs",
     "dot_product",
     "dot_product_weights",
     "normalize_relu",
@@ -57,6 +58,22 @@ def score_dtype(dtype: jnp.dtype) -> jnp.dtype:
     dtype('float32')
     """
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def causal_pairs(num_queries: int, num_keys: int) -> jax.Array:
+    """Which query t may attend to which key s if only s ≤ t are allowed.
+
+    Args:
+      num_queries: T.
+      num_keys: S.
+
+    Returns:
+      bool [T, S], aligned at the top left as in `jax.nn.dot_product_attention`.
+
+    >>> causal_pairs(2, 3).tolist()
+    [[True, False, False], [True, True, False]]
+    """
+    return jnp.arange(num_queries)[:, None] >= jnp.arange(num_keys)[None, :]
 
 
 def allowed_pairs(
@@ -89,7 +106,7 @@ def allowed_pairs(
         keys = key_mask[None, :]
         allowed = keys if allowed is None else allowed & keys
     if is_causal:
-        causal = jnp.arange(num_queries)[:, None] >= jnp.arange(num_keys)[None, :]
+        causal = causal_pairs(num_queries, num_keys)
         allowed = causal if allowed is None else allowed & causal
     return allowed
 
@@ -121,7 +138,9 @@ def _num_allowed(logits: jax.Array, allowed: jax.Array | None) -> jax.Array:
     """Number of keys each query may attend to, at least one, as [T or 1, 1]."""
     if allowed is None:
         return jnp.full((1, 1), logits.shape[-1], logits.dtype)
-    return jnp.maximum(allowed.sum(axis=-1, keepdims=True), 1).astype(logits.dtype)
+    # An axis of size 1 stands for all keys: each of them counts.
+    pairs = jnp.broadcast_to(allowed, (allowed.shape[0], logits.shape[-1]))
+    return jnp.maximum(pairs.sum(axis=-1, keepdims=True), 1).astype(logits.dtype)
 
 
 def normalize_relu(logits: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
@@ -192,7 +211,8 @@ def _finish_weights(
         )
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
-    allowed = allowed_pairs(*logits.shape, mask, key_mask, is_causal)
+    num_queries, num_keys = logits.shape
+    allowed = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
     return NORMALIZERS[normalize](logits, allowed)
 
 

@@ -43,7 +43,7 @@ JAX_NN_CASES = [
 @pytest.mark.parametrize(
     "case, dtype, tolerance",
     [(case, "float32", 1e-5) for case in JAX_NN_CASES]
-    + [(case, "bfloat16", 1e-2) for case in JAX_NN_CASES[::2] + JAX_NN_CASES[-1:]],
+    + [(case, "bfloat16", 1e-2) for case in JAX_NN_CASES[2::3]],
 )
 def test_equals_jax_nn_forward_and_gradient(case, dtype, tolerance, draw):
     (b, t, s, n, k, h), bias_axes, mask_axes, causal = case
@@ -90,9 +90,11 @@ def _dot(query, key):
     return float(query.astype(np.float64) @ key.astype(np.float64)) / np.sqrt(H)
 
 
-@pytest.mark.parametrize("normalize", sorted(softmax.NORMALIZERS))
 @pytest.mark.parametrize(
-    "masked, causal", [(False, False), (True, False), (True, True)]
+    "normalize, masked, causal",
+    [("softmax", False, False), ("softmax", True, False), ("softmax", True, True)]
+    + [("relu", False, True), ("relu", True, True)]
+    + [("sigmoid", False, False), ("sigmoid", True, True)],
 )
 def test_dot_product_equals_loops_in_float64(
     normalize, causal, masked, arrays, masks, by_loops, slope, draw
