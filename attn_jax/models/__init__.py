@@ -61,7 +61,7 @@ _ENCODER = {
 # ResNet-50, `b` is ResNet-50 of double width.
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "vit": {size: dict(patch=4, **kw) for size, kw in _ENCODER.items()}
-    | {"mu": dict(patch=7, **_ENCODER["mu"])},
+    | {"mu": dict(patch=7, positions="learned", **_ENCODER["mu"])},
     "resnet": {
         "mu": dict(widths=(20, 40, 80), depths=(1, 1, 1), stem_stride=2),
         "ti": dict(widths=(48, 96, 192, 384), depths=(2, 2, 2, 2)),
@@ -121,7 +121,7 @@ def build(
     >>> model = build("vit", "mu", image_shape=(28, 28, 1), num_classes=10,
     ...               rngs=nnx.Rngs(0))
     >>> cost(model, (28, 28, 1)).params
-    204170
+    204938
     """
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}.")

@@ -102,6 +102,7 @@ class EncoderBlock(nnx.Module):
             dim,
             dtype=dtype,
             dropout_rate=dropout_rate,
+            broadcast_dropout=False,
             attention_fn=as_attention_fn(
                 attention, num_heads=num_heads, head_dim=dim // num_heads, rngs=rngs
             ),

@@ -168,7 +168,9 @@ CPU = Experiment(
     updates=7_500,
     max_epochs=24,
     tune_updates=400,
-    vit=Grid(learning_rates=(1e-3, 2e-3), label_smoothings=(0.0, 0.1)),
+    vit=Grid(
+        learning_rates=(1.5e-3, 3e-3), weight_decays=(0.1,), label_smoothings=(0.0, 0.1)
+    ),
     resnet=Grid(learning_rates=(5e-3, 1.5e-2), label_smoothings=(0.0, 0.1)),
     hybrid=Grid(learning_rates=(1e-3, 3e-3), label_smoothings=(0.0, 0.1)),
 )

@@ -28,6 +28,9 @@ from experiments.common.store import ResultsStore, shard
 from experiments.data_scaling.presets import Experiment
 from experiments.data_scaling.tasks import load_task, subset_arrays, task_name
 
+# Most training images of a baseline whose time grows with the square of N.
+BASELINE_CAPS = {"rbf_svm": 10_000}
+
 WORKER_VARIABLE = "ATTN_JAX_WORKER"
 
 
@@ -104,6 +107,8 @@ def plan(
             )
             units.append(Unit(model, n, grid=cells))
         for baseline in experiment.baselines:
+            if n > BASELINE_CAPS.get(baseline, n):
+                continue  # it would be fitted to a smaller N's subset once more
             configs = tuple(
                 dict(task=task, model=baseline, n=n, seed=seed, phase="baseline")
                 for seed in range(experiment.seeds)
