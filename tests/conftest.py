@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -12,6 +12,20 @@ import pytest
 # A silent promotion or broadcast is a bug somewhere: let it raise here.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def quick_compile() -> Iterator[None]:
+    """Compiles without most optimisations: three times faster for tiny programs.
+
+    For tests whose time is compilation and whose subject is what a function computes.
+    What the optimised program does (memory, speed) is tested without this fixture, and
+    so is equality with `jax.nn`.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _attention_by_loops(

@@ -15,6 +15,8 @@ from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
 from attn_jax.variants import resolve
 
+QUICK = pytest.mark.usefixtures("quick_compile")
+
 B, T, S, N, K, H, V = 2, 5, 7, 4, 2, 8, 3
 
 
@@ -35,6 +37,7 @@ def mask():
     return np.random.default_rng(0).random((B, N, T, S)) < 0.6
 
 
+@QUICK
 @pytest.mark.parametrize("how", ["vmap", "loop"])
 def test_equals_a_python_loop_over_batch_and_heads(how, arrays, mask, by_loops):
     key_mask = np.arange(S)[None] < np.array([[S], [S - 2]])
@@ -56,6 +59,7 @@ def test_equals_a_python_loop_over_batch_and_heads(how, arrays, mask, by_loops):
             np.testing.assert_allclose(out[b, :, n], one, atol=2e-6)
 
 
+@QUICK
 @pytest.mark.parametrize("name", ["dot_product", "blockwise"])
 def test_gradients_do_not_depend_on_how_heads_are_mapped(name, arrays, mask):
     bias = jnp.asarray(arrays["bias"][:1])  # shared by the batch
@@ -98,6 +102,7 @@ def test_shared_axes_of_bias_are_not_copied(how, axes):
     assert extra < 512 * 512 * 4
 
 
+@QUICK
 def test_masks_reach_a_function_in_the_form_it_takes(arrays):
     x = {name: arrays[name] for name in ("query", "key", "value")}
     keys = np.arange(S)[None] < np.array([[S], [S - 2]])
@@ -126,6 +131,7 @@ def test_masks_reach_a_function_in_the_form_it_takes(arrays):
         multi_head(with_key_mask)(**x, mask=np.ones((1, 1, T, S), bool))
 
 
+@QUICK
 @pytest.mark.parametrize("name", ["relu_attention", "sigmoid_attention"])
 def test_a_mask_of_queries_counts_all_keys(name, arrays):
     x = {k: arrays[k] for k in ("query", "key", "value")}
@@ -135,6 +141,7 @@ def test_a_mask_of_queries_counts_all_keys(name, arrays):
     np.testing.assert_allclose(attend(**x, mask=mask), full, atol=1e-6)
 
 
+@QUICK
 def test_a_function_in_a_file_works(tmp_path, arrays):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -184,6 +191,7 @@ def test_a_function_in_a_file_works(tmp_path, arrays):
         attend(**x, params=params, rng=rng, key_mask=jnp.ones((B, S), bool))
 
 
+@QUICK
 def test_every_head_and_example_draws_its_own_numbers():
     # Equal inputs everywhere, so that only the random keys tell heads apart.
     x = jnp.ones((B, 1, N, 1))
@@ -199,6 +207,7 @@ def test_every_head_and_example_draws_its_own_numbers():
     np.testing.assert_allclose(outs["vmap"], outs["loop"], rtol=1e-6)
 
 
+@QUICK
 @pytest.mark.parametrize("implementation", [None, "reference", "blockwise", "xla"])
 def test_implementations_agree(implementation, arrays, mask):
     mask = mask.copy()
