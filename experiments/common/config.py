@@ -113,7 +113,7 @@ def attention_digest(attention: str | None) -> str | None:
     """SHA-256 of the file that ``"path/file.py:function"`` names, else None."""
     if attention is None or ".py:" not in attention:
         return None
-    path = pathlib.Path(attention.rpartition(":")[0])
+    path = pathlib.Path(attention.rpartition(":")[0]).expanduser()
     if not path.is_file():
         raise ValueError(f"attention: no such file: {path} (from {attention!r}).")
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -202,6 +202,12 @@ class Runtime:
             if not ok:
                 raise ValueError(
                     f"{name} must be {expected}, got {getattr(self, name)!r}."
+                )
+        for name in ("coordinator", "num_processes", "process_id"):
+            if not self.distributed and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} was given without distributed: "
+                    "add --distributed, or leave it out."
                 )
         if self.distributed and self.workers > 1:
             raise ValueError(

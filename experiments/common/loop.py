@@ -11,8 +11,11 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import pathlib
 import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,9 +26,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from attn_jax import models
+from attn_jax.variants import Variant, resolve
 from experiments.common import train
-from experiments.common.checkpoint import Checkpoints
-from experiments.common.config import Cell, Runtime
+from experiments.common.checkpoint import CheckpointError, Checkpoints
+from experiments.common.config import Cell, Runtime, attention_digest
 from experiments.common.data import (
     Dataset,
     balanced_subset,
@@ -33,7 +37,7 @@ from experiments.common.data import (
     train_validation_split,
 )
 from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.common.store import ResultsStore, StoreError
 
 EVAL_BATCH = 1000
 TRAIN_EVAL = 5000
@@ -51,15 +55,32 @@ class StopSignal:
     """Turns SIGTERM and SIGINT into a flag while the context lasts.
 
     A second signal of the same kind acts as usual, so that a hung run can be ended.
+
+    Args:
+      parent: process whose end counts as SIGTERM, so that a worker does not outlive
+        a run that was killed; None watches nobody.
     """
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
+    def __init__(self, parent: int | None = None) -> None:
+        self._signum: int | None = None
+        self._parent = parent
         self._before: dict[int, Any] = {}
 
+    @property
+    def signum(self) -> int | None:
+        """The signal that came last, or None."""
+        if self._signum is None and self._parent is not None:
+            if os.getppid() != self._parent:
+                self._signum = signal.SIGTERM
+        return self._signum
+
     def _handle(self, signum: int, frame: Any) -> None:
-        self.signum = signum
-        signal.signal(signum, self._before[signum])
+        self._signum = signum
+        self._restore(signum)
+
+    def _restore(self, signum: int) -> None:
+        handler = self._before[signum]  # None: it was not set from Python
+        signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
     def __enter__(self) -> StopSignal:
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -68,8 +89,8 @@ class StopSignal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+        for signum in self._before:
+            self._restore(signum)
 
 
 def agree(value: int) -> int:
@@ -134,6 +155,18 @@ class _ProgramKey:
         )
 
 
+@functools.lru_cache(maxsize=64)
+def _variant(attention: str, digest: str | None) -> Variant:
+    """The variant as its file was when the run began, however it is edited later."""
+    variant = resolve(attention)
+    if attention_digest(attention) != digest:
+        raise ValueError(
+            f"attention: the file of {attention!r} was edited while the run was "
+            "starting; run the same command again."
+        )
+    return variant
+
+
 def build_model(key: _ProgramKey, seed: int) -> nnx.Module:
     """The model of a cell with its initial parameters."""
     return models.build(
@@ -141,7 +174,7 @@ def build_model(key: _ProgramKey, seed: int) -> nnx.Module:
         key.size,
         image_shape=key.image_shape,
         num_classes=key.num_classes,
-        attention=key.attention,
+        attention=key.attention and _variant(key.attention, key.attention_sha256),
         overrides={} if key.patch is None else {"patch": key.patch},
         dropout_rate=key.dropout_rate,
         dtype=jnp.dtype(key.dtype) if key.dtype != "float32" else None,
@@ -154,6 +187,39 @@ def model_cost(key: _ProgramKey) -> models.Cost:
     """Parameters and forward FLOPs an image, see `attn_jax.models.cost`."""
     plain = dataclasses.replace(key, dtype="float32")
     return models.cost(build_model(plain, 0), key.image_shape)
+
+
+def check(cell: Cell, dataset: Dataset, mesh: Mesh) -> None:
+    """Traces a cell's model, so that what it cannot do shows before anything runs.
+
+    Raises:
+      ValueError: the model, its attention or its batch size cannot serve; the message
+        names the setting.
+    """
+    train.check_batch_size(cell.batch_size, mesh)
+    key = _ProgramKey.of(cell, dataset, mesh, False, True)
+
+    def forward() -> jax.Array:
+        apply, params = train.split_model(build_model(key, 0))
+        images = jnp.zeros((1, *key.image_shape))
+        return apply(params, images, jax.random.key(0) if cell.dropout_rate else None)
+
+    try:
+        jax.eval_shape(forward)
+    except Exception as error:
+        if cell.attention is None:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        file = cell.attention.rpartition(":")[0]
+        own = [
+            f for f in frames if file and f.filename.endswith(pathlib.Path(file).name)
+        ]
+        place = f", line {own[-1].lineno} of {own[-1].filename}" if own else ""
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"attention: {cell.attention!r} does not run inside {cell.model!r}{place}: "
+            f"{kind}{error}"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,12 +336,15 @@ def _hyper(cell: Cell, dataset: Dataset, split: _Split) -> train.Hyper:
 def _evaluate(
     program: Programs,
     state: train.TrainState,
-    data: train.Batch,
+    data: Callable[[np.ndarray], tuple[train.Batch, np.ndarray]],
     indices: Sequence[np.ndarray],
     mesh: Mesh,
     vmapped: bool,
 ) -> list[tuple[float, float]]:
-    """(accuracy, mean loss) of each cell on its own ``indices`` of ``data``."""
+    """(accuracy, mean loss) of each cell on its own ``indices`` of ``data``.
+
+    ``data`` gives images that hold those asked for, and where among them these are.
+    """
     size = len(indices[0])
     batch = min(EVAL_BATCH, size)
     batch = math.ceil(batch / mesh.size) * mesh.size
@@ -290,8 +359,9 @@ def _evaluate(
             valid[row, : len(part)] = 1.0
         if not vmapped:
             where, valid = where[0], valid[0]
+        images, where = data(where)
         result = program.evaluate(
-            state, data, train.put(where, mesh, *axes), train.put(valid, mesh, *axes)
+            state, images, train.put(where, mesh, *axes), train.put(valid, mesh, *axes)
         )
         totals += np.stack([np.atleast_1d(np.asarray(x)) for x in result], axis=-1)
     return [(float(hits / size), float(loss / size)) for hits, loss in totals]
@@ -356,10 +426,42 @@ class Runner:
                     claimed = claimed and int(claims.enter_context(claim))
             if not agree(claimed):
                 return False
-            done = int(all(self.store.get(c.config()) is not None for c in cells))
-            if not agree(done):
-                self._run(cells)
+            missing = [cell for cell in cells if not self.has(cell)]
+            if missing:
+                self._run(missing)
         return True
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell has a record; process 0 answers for a whole cluster."""
+        return bool(agree(int(self.store.get(cell.config()) is not None)))
+
+    def _checkpoints(self, cells: Sequence[Cell]) -> Checkpoints:
+        """Checkpoints of a cell, or of a group of cells that are trained at once."""
+        configs = [cell.config() for cell in cells]
+        whole = configs[0] if len(configs) == 1 else {"cells": configs}
+        return Checkpoints(self.store.checkpoint_dir(whole))
+
+    def _restored(
+        self, checkpoints: Checkpoints, state: train.TrainState
+    ) -> tuple[train.TrainState, dict[str, Any]] | None:
+        """What the newest checkpoint holds; a damaged one is set aside, and said."""
+        if not agree(int(checkpoints.folder.is_dir())):
+            return None
+        restored, failed = None, ""
+        try:
+            restored = checkpoints.restore(state)
+        except CheckpointError as error:
+            failed = str(error)
+        if not agree_any(int(bool(failed))):
+            return restored
+        if jax.process_index() == 0:
+            kept = checkpoints.set_aside()
+            reason = failed or f"another process cannot read {checkpoints.folder}"
+            self.progress.say(
+                f"warning: {reason}; it is kept as {kept.name}, the cell starts anew"
+            )
+        agree(0)  # none goes on before the folder is out of the way
+        return None
 
     def _batches(
         self, cells: Sequence[Cell], splits: Sequence[_Split], step: int, count: int
@@ -415,14 +517,15 @@ class Runner:
         if jax.process_count() == 1:
             rng = train.put(rng, self.mesh)
 
-        checkpoints = Checkpoints(self.store.checkpoint_dir(first.config()))
+        checkpoints = self._checkpoints(cells)
         step, spent, curves = 0, 0.0, {"step": [], "loss": [], "accuracy": []}
         window: list[dict[str, np.ndarray | jax.Array]] = []
-        restored = checkpoints.restore(state)
-        if restored is not None and restored[1]["cells"] == len(cells):
+        restored = self._restored(checkpoints, state)
+        if restored is not None:
             state, progress = restored
             step, spent, curves = (progress[k] for k in ("step", "spent", "curves"))
-            window = [{k: np.float32(v) for k, v in progress["window"].items()}]
+            if progress["window"]:
+                window = [{k: np.float32(v) for k, v in progress["window"].items()}]
             # Orbax's arrays may share memory with its own buffers; donation needs ours.
             state = jax.tree.map(jnp.copy, state)
 
@@ -438,7 +541,6 @@ class Runner:
                 spent=spent + time.monotonic() - began,
                 curves=curves,
                 window={name: gathered(name).tolist() for name in names},
-                cells=len(cells),
             )
             checkpoints.save(step, state, progress)
 
@@ -476,7 +578,18 @@ class Runner:
                 signum = agree_any(self.stop.signum or 0)
                 due = time.monotonic() - saved >= self.runtime.checkpoint_seconds
                 if signum or agree(int(due)):
-                    save()
+                    try:
+                        save()
+                    except CheckpointError as error:
+                        if signum:
+                            raise StoreError(
+                                f"stopped by {signal.Signals(signum).name}, and what "
+                                f"this cell has done is lost: {error}. Free some space "
+                                "and run the same command again."
+                            ) from error
+                        self.progress.say(
+                            f"warning: {error}; the run goes on without it"
+                        )
                     saved = time.monotonic()
                 if signum:
                     for writer in writers:
@@ -502,6 +615,8 @@ class Runner:
                 ),
                 None,
             )
+            if broken is None and not all(map(math.isfinite, scores[row].values())):
+                broken = step  # the last update did it
             metrics: dict[str, Any] = dict(
                 params=cost.params,
                 flops=cost.flops,
@@ -517,7 +632,7 @@ class Runner:
             else:
                 metrics["diverged_at"] = broken
             for writer in writers[row : row + 1]:
-                for name, value in scores[row].items():
+                for name, value in scores[row].items() if broken is None else ():
                     writer.add_scalar(name, value, step)
                 writer.close()
             if jax.process_index() == 0:
@@ -535,6 +650,7 @@ class Runner:
                 self.progress.finish(cell.label, record)
         if jax.process_index() == 0:
             checkpoints.clear()
+        agree(0)  # the records are there before any process looks for them
 
     def _scores(
         self,
@@ -547,19 +663,18 @@ class Runner:
         """The validation score while tuning; else the test score, read here alone."""
 
         def evaluate(
-            data: train.Batch, indices: Sequence[np.ndarray]
+            part: str, indices: Sequence[np.ndarray]
         ) -> list[tuple[float, float]]:
+            data = functools.partial(self._images, part)
             return _evaluate(program, state, data, indices, self.mesh, vmapped)
 
-        train_scores = evaluate(
-            self._train_data, [split.train[:TRAIN_EVAL] for split in splits]
-        )
+        train_scores = evaluate("train", [s.train[:TRAIN_EVAL] for s in splits])
         if cells[0].phase == "tune":
             held_out = [s.validation for s in splits if s.validation is not None]
-            prefix, scores = "val", evaluate(self._train_data, held_out)
+            prefix, scores = "val", evaluate("train", held_out)
         else:
             whole = np.arange(len(self.dataset.test_labels))
-            prefix, scores = "test", evaluate(self._test_data, [whole] * len(cells))
+            prefix, scores = "test", evaluate("test", [whole] * len(cells))
         return [
             {
                 f"{prefix}_accuracy": accuracy,
@@ -571,10 +686,20 @@ class Runner:
             )
         ]
 
+    def _images(self, part: str, where: np.ndarray) -> tuple[train.Batch, np.ndarray]:
+        """Images of a part that hold those at ``where``, and their places in them."""
+        if self.runtime.device_data:
+            return self._train_data if part == "train" else self._test_data, where
+        flat = where.ravel()
+        images = getattr(self.dataset, f"{part}_images")[flat]
+        labels = getattr(self.dataset, f"{part}_labels")[flat]
+        batch = train.put(train.Batch(images, labels), self.mesh)
+        return batch, np.arange(flat.size, dtype=np.int32).reshape(where.shape)
+
     def _receptive_field(self, key: _ProgramKey) -> int | None:
         if key.model != "resnet":
             return None
-        model = build_model(key, 0)
+        model = nnx.eval_shape(lambda: build_model(key, 0))
         assert isinstance(model, models.ResNet)
         return model.receptive_field()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -72,9 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     if runtime.distributed:
-        jax.distributed.initialize(
-            runtime.coordinator, runtime.num_processes, runtime.process_id
-        )
+        try:
+            jax.distributed.initialize(
+                runtime.coordinator, runtime.num_processes, runtime.process_id
+            )
+        except (ValueError, RuntimeError) as error:
+            print(
+                f"error: distributed: {error}. Where no cluster is detected, give "
+                "--coordinator HOST:PORT --num-processes N --process-id I.",
+                file=sys.stderr,
+            )
+            return 2
 
     from experiments.common.data import DataError
     from experiments.common.loop import Interrupted
@@ -87,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if primary:
             store.check_writable()
         dataset, units = run.prepare(experiment, runtime)
+        if worker is None:
+            run.check_cells(units, dataset)
         if worker is None and primary:
             print(dataset.describe())
             print(
@@ -97,12 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if count > 1:
             status = run.run_workers(count, arguments, units, store, experiment)
             if status:
+                done = run.count_done(units, store, experiment)
+                total = run.count_cells(units, experiment)
+                how = f"with status {status}"
+                if status < 0:
+                    how = f"by signal {-status} ({signal.Signals(-status).name})"
                 print(
-                    f"error: a worker ended with status {status}; what was done is "
-                    "stored, and the same command goes on from there.",
+                    f"error: a worker ended {how}; {done} of {total} cells are done, "
+                    "and the same command goes on from there.",
                     file=sys.stderr,
                 )
-                return 1
+                return 2 if status == 2 else 1
         else:
             run.work(experiment, runtime, dataset, units, store, worker)
     except Interrupted as interrupted:
@@ -119,8 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if worker is None and primary:
         from experiments.data_scaling.report import summary_table, write_report
 
-        records = store.records()
-        write_report(records, store.folder)
+        try:
+            records = store.records()
+            write_report(records, store.folder)
+        except (OSError, SchemaError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         print(summary_table(records))
         print(f"Report and figures: {store.folder}/report.md, curve.png, gap.png")
     return 0

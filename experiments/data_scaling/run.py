@@ -22,11 +22,19 @@ from experiments.common.config import (
     protocol_updates,
 )
 from experiments.common.data import Dataset, balanced_subset
-from experiments.common.loop import Interrupted, Runner, StopSignal
+from experiments.common.loop import (
+    Interrupted,
+    Runner,
+    StopSignal,
+    agree,
+    agree_any,
+    check,
+)
 from experiments.common.progress import Display, Progress, read_statuses
 from experiments.common.store import ResultsStore, shard
+from experiments.common.train import data_mesh
 from experiments.data_scaling.presets import Experiment
-from experiments.data_scaling.tasks import load_task, subset_arrays, task_name
+from experiments.data_scaling.tasks import load_task, subset_arrays
 
 # Most training images of a baseline whose time grows with the square of N.
 BASELINE_CAPS = {"rbf_svm": 10_000}
@@ -133,19 +141,21 @@ def check_data(experiment: Experiment, dataset: Dataset) -> None:
             )
 
 
-def chosen(records: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """The record of the grid point with the best validation accuracy.
+def best_point(unit: Unit, store: ResultsStore) -> int:
+    """Index of the grid point of a unit with the best validation accuracy.
 
-    Of equals, the first in the grid. Diverged ones count as accuracy 0.
+    Of equals, the first in the grid. Diverged ones, and those without a record, count
+    as accuracy 0.
     """
+    if len(unit.grid) == 1:
+        return 0
 
-    def score(record: dict[str, Any] | None) -> float:
-        assert record is not None
-        return record["metrics"].get("val_accuracy") or 0.0
+    def score(cell: Cell) -> float:
+        record = store.get(cell.config())
+        return (record and record["metrics"].get("val_accuracy")) or 0.0
 
-    best = max(records, key=score)
-    assert best is not None
-    return best
+    scores = [score(cell) for cell in unit.grid]
+    return scores.index(max(scores))
 
 
 class Work:
@@ -190,8 +200,6 @@ class Work:
         while True:
             busy = acted = False
             for unit in self.units:
-                if self.stop.signum is not None:
-                    raise Interrupted(self.stop.signum)
                 for step in self._baselines, self._tune, self._final:
                     ran, waits = step(unit)
                     acted, busy = acted or ran, busy or waits
@@ -202,11 +210,17 @@ class Work:
             if not acted:
                 time.sleep(0.5)
 
+    def _check_stop(self) -> None:
+        signum = agree_any(self.stop.signum or 0)
+        if signum:
+            raise Interrupted(signum)
+
     def _each(self, groups: Sequence[Sequence[Cell]]) -> tuple[bool, bool]:
         """Runs groups that have no record; returns (ran one, another is running)."""
         ran = waits = False
         for cells in groups:
-            if all(self.store.get(cell.config()) is not None for cell in cells):
+            self._check_stop()
+            if all([self.runner.has(cell) for cell in cells]):
                 continue
             if self.runner.run(cells):
                 ran = True
@@ -222,16 +236,17 @@ class Work:
     def _final(self, unit: Unit) -> tuple[bool, bool]:
         if not unit.grid:
             return False, False
-        cells = final_cells(unit, self.store, self.experiment)
+        best = agree(best_point(unit, self.store))
+        cells = final_cells(unit, best, self.experiment)
         if self.runner.runtime.vmap_seeds:
             return self._each([cells])
         return self._each([(cell,) for cell in cells])
 
     def _baselines(self, unit: Unit) -> tuple[bool, bool]:
         ran = waits = False
-        if jax.process_index() != 0:
-            return False, False
-        for config in unit.baseline:
+        for config in unit.baseline if jax.process_index() == 0 else ():
+            if self.stop.signum is not None:
+                break
             if self.store.get(config) is not None:
                 continue
             with self.store.claim(config) as claimed:
@@ -241,7 +256,8 @@ class Work:
                 if self.store.get(config) is None:
                     self._baseline(config)
                 ran = True
-        return ran, waits
+        self._check_stop()
+        return bool(agree(int(ran))), bool(agree(int(waits)))
 
     def _baseline(self, config: dict[str, Any]) -> None:
         from experiments.data_scaling.baselines import fit_baseline
@@ -268,14 +284,9 @@ class Work:
         self.progress.finish(label, record)
 
 
-def final_cells(
-    unit: Unit, store: ResultsStore, experiment: Experiment
-) -> tuple[Cell, ...]:
+def final_cells(unit: Unit, best: int, experiment: Experiment) -> tuple[Cell, ...]:
     """The cells of all seeds, with what the validation split chose."""
-    cell = unit.grid[0]
-    if len(unit.grid) > 1:
-        best = chosen([store.get(cell.config()) for cell in unit.grid])
-        cell = Cell(**best["config"])
+    cell = unit.grid[best]
     updates = updates_of(experiment, unit.n)
     return tuple(
         dataclasses.replace(cell, phase="final", updates=updates, seed=seed)
@@ -294,7 +305,7 @@ def count_done(
         found = [store.get(cell.config()) is not None for cell in grid]
         done += sum(found)
         if unit.grid and all(found):
-            cells = final_cells(unit, store, experiment)
+            cells = final_cells(unit, best_point(unit, store), experiment)
             done += sum(store.get(cell.config()) is not None for cell in cells)
     return done
 
@@ -441,12 +452,24 @@ def prepare(experiment: Experiment, runtime: Runtime) -> tuple[Dataset, list[Uni
         experiment.task, experiment.scenes, allow_fallback=experiment.allow_fallback
     )
     check_data(experiment, dataset)
-    # Data that stood in for what was asked for is stored under its own name.
+    # Data that stood in for what was asked for is stored under its own name, and a
+    # file of one's own under its content too: another file may have the same name.
     task = dataset.name
-    if experiment.task == "scenes":
-        task = task_name(experiment.task, experiment.scenes)
+    if task.startswith("npz:"):
+        task += f"@{dataset.sha256[:12]}"
     units = plan(experiment, task, dataset.image_shape)
     return dataset, shard(units, runtime.shard)
+
+
+def check_cells(units: Sequence[Unit], dataset: Dataset) -> None:
+    """Raises ValueError, before anything runs, for a model that cannot be built."""
+    mesh = data_mesh()
+    seen = set()
+    for cell in (cell for unit in units for cell in unit.grid):
+        traits = (cell.model, cell.dropout_rate > 0)
+        if traits not in seen:
+            seen.add(traits)
+            check(cell, dataset, mesh)
 
 
 def work(
@@ -467,7 +490,7 @@ def work(
     status = status_file(store, worker[0]) if worker else None
     quiet = jax.process_index() != 0
     with (
-        StopSignal() as stop,
+        StopSignal(os.getppid() if worker else None) as stop,
         Progress(
             total, done, status_file=status, live=False if quiet else None
         ) as progress,

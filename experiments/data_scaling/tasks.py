@@ -72,12 +72,15 @@ def load_task(task: str, scenes: Scenes, *, allow_fallback: bool = False) -> Dat
     classes = scenes.item_classes or items.num_classes
     labels = num_labels(scenes.rule, cells=scenes.cells, item_classes=classes)
     chance = chance_level(scenes.rule, cells=scenes.cells, item_classes=classes)
+    name = task_name(task, scenes)
+    if items.name != "fashion_mnist":  # the fallback
+        name += f"-{items.name}"
     digest = hashlib.sha256(items.sha256.encode())
     for images, targets in parts.values():
         digest.update(images.tobytes())
         digest.update(targets.tobytes())
     return Dataset(
-        name=task_name(task, scenes),
+        name=name,
         source=f"composed of {items.name} ({items.source}); guessing gives "
         f"{chance:.3f}",
         train_images=parts["train"][0],
