@@ -25,7 +25,7 @@ MapHeads = Literal["auto", "vmap", "loop"]
 # From this many scores per head on, plain matrix products in a loop over heads are
 # faster on CPU than one batched product (which XLA:CPU runs at a fraction of the
 # speed of a plain one).
-_LOOP_FROM_SCORES = 256 * 256
+_LOOP_FROM_SCORES = 512 * 512
 
 # From this many scores per head on, accelerators get the blockwise implementation.
 _BLOCKWISE_FROM_SCORES = 2048 * 2048
