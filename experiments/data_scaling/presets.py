@@ -47,6 +47,21 @@ class Grid:
             yield dict(zip(names.values(), values, strict=True))
 
 
+def family_size(name: str, default: str) -> tuple[str, str]:
+    """Splits "family" or "family:size".
+
+    >>> family_size("resnet:mu_local", "mu"), family_size("vit", "mu")
+    (('resnet', 'mu_local'), ('vit', 'mu'))
+    """
+    family, _, size = name.partition(":")
+    return family, size or default
+
+
+def _known(name: str) -> bool:
+    family, size = family_size(name, "mu")
+    return family in MODELS and size in SIZES[family]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Accuracy on a fixed test set as a function of the number of training images."""
@@ -58,7 +73,7 @@ class Experiment:
     allow_fallback: bool = False
     """Use scikit-learn's digits where the images of the task cannot be had."""
     models: tuple[str, ...] = ("vit", "resnet", "hybrid")
-    """Families: vit, resnet, hybrid, mlp."""
+    """Families: vit, resnet, hybrid, mlp; "family:size" for another size than SIZE."""
     size: Literal["mu", "ti", "s", "b"] = "mu"
     """Size of every family; sizes are matched in FLOPs."""
     patch: int | None = None
@@ -107,7 +122,11 @@ class Experiment:
     def __post_init__(self) -> None:
         known_baselines = ("majority", "logistic_regression", "rbf_svm")
         for name, ok, expected in (
-            ("models", set(self.models) <= set(MODELS), f"some of {', '.join(MODELS)}"),
+            (
+                "models",
+                bool(self.models) and all(map(_known, self.models)),
+                f"at least one of {', '.join(MODELS)}, or family:size",
+            ),
             ("size", self.size in SIZES["vit"], f"one of {', '.join(SIZES['vit'])}"),
             (
                 "baselines",
@@ -133,7 +152,8 @@ class Experiment:
                 raise ValueError(
                     f"{name} must be {expected}, got {getattr(self, name)!r}."
                 )
-        if self.attention is not None and "vit" not in self.models:
+        families = {family_size(name, self.size)[0] for name in self.models}
+        if self.attention is not None and "vit" not in families:
             raise ValueError(
                 f"attention={self.attention!r} goes into the ViT, but models="
                 f"{self.models!r} has no 'vit'."
@@ -177,14 +197,16 @@ CPU = Experiment(
 
 SCENES = Experiment(
     task="scenes",
-    ns=(1_000, 3_000, 10_000, 30_000, 100_000),
-    updates=8_000,
-    max_epochs=100,
-    models=("vit", "resnet"),
+    scenes=Scenes(rule="pointer", grid=3, item=10, cells=4),
+    patch=10,
+    ns=(1_000, 4_000, 16_000, 64_000),
+    updates=4_000,
+    max_epochs=None,
+    models=("vit", "resnet", "resnet:mu_local"),
     baselines=("majority",),
     flip=False,
-    vit=Grid(learning_rates=(1e-3,)),
-    resnet=Grid(learning_rates=(3e-3,)),
+    vit=Grid(learning_rates=(2e-3,)),
+    resnet=Grid(learning_rates=(1e-2,)),
 )
 
 ACCELERATOR = Experiment(

@@ -33,7 +33,7 @@ from experiments.common.loop import (
 from experiments.common.progress import Display, Progress, read_statuses
 from experiments.common.store import ResultsStore, shard
 from experiments.common.train import data_mesh
-from experiments.data_scaling.presets import Experiment
+from experiments.data_scaling.presets import Experiment, family_size
 from experiments.data_scaling.tasks import load_task, subset_arrays
 
 # Most training images of a baseline whose time grows with the square of N.
@@ -88,14 +88,15 @@ def plan(
     patch = default_patch(image_shape, preferred)
     for n in sorted(experiment.ns, reverse=True):
         updates = updates_of(experiment, n)
-        for model in experiment.models:
+        for name in experiment.models:
+            model, size = family_size(name, experiment.size)
             attention = experiment.attention if model == "vit" else None
             grid = getattr(experiment, model)
             cells = tuple(
                 Cell(
                     task=task,
                     model=model,
-                    size=experiment.size,
+                    size=size,
                     attention=attention,
                     attention_sha256=attention_digest(attention),
                     patch=patch if model == "vit" else None,
@@ -113,7 +114,7 @@ def plan(
                 )
                 for point in grid.points()
             )
-            units.append(Unit(model, n, grid=cells))
+            units.append(Unit(name, n, grid=cells))
         for baseline in experiment.baselines:
             if n > BASELINE_CAPS.get(baseline, n):
                 continue  # it would be fitted to a smaller N's subset once more
