@@ -127,7 +127,12 @@ def init_state(params: PyTree, hyper: Hyper) -> TrainState:
 def normalize(images: jax.Array, hyper: Hyper) -> jax.Array:
     """Pixels 0..255 to float32 of mean 0 and deviation 1 on the training subset."""
     pixels = images.astype(jnp.float32) / 255.0
-    return (pixels - hyper.pixel_mean) / hyper.pixel_std
+    return (pixels - _channels(hyper.pixel_mean)) / _channels(hyper.pixel_std)
+
+
+def _channels(x: jax.Array) -> jax.Array:
+    """[C] as [1, 1, 1, C]."""
+    return jax.lax.expand_dims(x, (0, 1, 2))
 
 
 def augment(
@@ -141,7 +146,7 @@ def augment(
         images = jnp.where(flipped, images[:, :, ::-1], images)
     if choice.crop:
         pad = choice.crop
-        dark = (0.0 - hyper.pixel_mean) / hyper.pixel_std
+        dark = _channels((0.0 - hyper.pixel_mean) / hyper.pixel_std)
         padded = jnp.pad(images - dark, ((0, 0), (pad, pad), (pad, pad), (0, 0))) + dark
         corner = jax.random.randint(crop_rng, (batch, 2), 0, 2 * pad + 1)
         images = jax.vmap(
@@ -184,9 +189,10 @@ def make_train_step(
             return optax.softmax_cross_entropy(logits, labels).mean(), logits
 
         (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer(hyper).update(
-            grads, state.opt_state, state.params
-        )
+        with jax.numpy_dtype_promotion("standard"):  # Optax: float ** int
+            updates, opt_state = optimizer(hyper).update(
+                grads, state.opt_state, state.params
+            )
         params = optax.apply_updates(state.params, updates)
         hits = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
         metrics = {"loss": loss, "accuracy": jnp.mean(hits.astype(jnp.float32))}

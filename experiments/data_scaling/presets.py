@@ -186,7 +186,7 @@ QUICK = Experiment(
 CPU = Experiment(
     ns=(100, 300, 1_000, 3_000, 10_000, 60_000),
     updates=7_500,
-    max_epochs=24,
+    max_epochs=12,
     tune_updates=400,
     vit=Grid(
         learning_rates=(1.5e-3, 3e-3), weight_decays=(0.1,), label_smoothings=(0.0, 0.1)
@@ -200,7 +200,7 @@ SCENES = Experiment(
     scenes=Scenes(rule="pointer", grid=3, item=10, cells=4),
     patch=10,
     ns=(1_000, 4_000, 16_000, 64_000),
-    updates=4_000,
+    updates=3_000,
     max_epochs=None,
     models=("vit", "resnet", "resnet:mu_local"),
     baselines=("majority",),
