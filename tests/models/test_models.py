@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from attn_jax.models import MODELS, SIZES, ResNet, build, cost
+
+SHAPES = {"mu": (28, 28, 1), "ti": (32, 32, 3), "s": (32, 32, 3), "b": (32, 32, 3)}
+
+
+def abstract(model, size, **more):
+    """A model whose parameters are shapes alone: no size is too large for it."""
+    return nnx.eval_shape(
+        lambda: build(
+            model,
+            size,
+            image_shape=SHAPES[size],
+            num_classes=10,
+            rngs=nnx.Rngs(0),
+            **more,
+        )
+    )
+
+
+def split(model):
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def forward(params, images):
+        return nnx.merge(graphdef, params, rest)(images)
+
+    return forward, params
+
+
+def count(params):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_the_cost_of_a_linear_map_is_known():
+    class Linear(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(12, 5, use_bias=False, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.layer(images.reshape(images.shape[0], -1))
+
+    assert cost(Linear(), (2, 2, 3)) == (60, 120.0)
+
+
+def test_mu_is_matched_in_compiled_flops():
+    found = {model: cost(abstract(model, "mu"), SHAPES["mu"]) for model in MODELS}
+    flops = {model: found[model].flops for model in found}
+    networks = [flops[model] for model in ("vit", "resnet", "hybrid")]
+    assert max(networks) / min(networks) < 1.15, flops
+    assert 0.5 < flops["mlp"] / flops["vit"] < 2, flops
+    assert found["vit"].params == 204_170
+
+
+@pytest.mark.parametrize("size", ["ti", "s", "b"])
+def test_larger_sizes_are_near_in_flops(size):
+    flops = {}
+    for model in ("vit", "resnet", "hybrid"):
+        forward, params = split(abstract(model, size))
+        images = jax.ShapeDtypeStruct((1, *SHAPES[size]), jnp.float32)
+        lowered = jax.jit(forward).lower(params, images)
+        flops[model] = lowered.cost_analysis()["flops"]
+    assert max(flops.values()) / min(flops.values()) < 1.5, flops
+
+
+@pytest.mark.parametrize(("size", "millions"), [("ti", 5.4), ("s", 21.3), ("b", 85.1)])
+def test_vit_sizes_have_the_published_width_and_depth(size, millions):
+    # arXiv:2012.12877, Table 1: 5, 22 and 86 million at 224 pixels, patch 16, 1000
+    # classes; here patches and head are smaller.
+    assert count(split(abstract("vit", size))[1]) / 1e6 == pytest.approx(
+        millions, abs=0.1
+    )
+
+
+def test_resnet_s_is_resnet_50():
+    model = abstract("resnet", "s")
+    assert isinstance(model, ResNet)
+    # 25.6 million with 1000 classes; 10 classes have 2048 · 990 fewer.
+    assert count(split(model)[1]) / 1e6 == pytest.approx(23.5, abs=0.1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bfloat16_computes_in_it_and_keeps_float32_parameters(model):
+    size = dict(SIZES[model]["mu"])
+    small = {
+        "vit": dict(depth=1),
+        "resnet": dict(widths=(8, 8), depths=(1, 1)),
+        "hybrid": dict(depth=1, stem_widths=(8, 8)),
+        "mlp": dict(hidden_dims=(16,)),
+    }[model]
+    assert set(small) <= set(size)
+    outputs = {}
+    for dtype in (None, jnp.bfloat16):
+        built = build(
+            model,
+            "mu",
+            image_shape=(14, 14, 1),
+            num_classes=4,
+            overrides=small,
+            dtype=dtype,
+            rngs=nnx.Rngs(0),
+        )
+        kernel = built.head.kernel
+        kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), kernel[...].shape)
+        forward, params = split(built)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
+            jnp.dtype("float32")
+        }
+        images = jax.random.normal(jax.random.key(0), (2, 14, 14, 1))
+
+        def loss(params, images, forward=forward):
+            out = forward(params, images)
+            return jnp.sum(out.astype(jnp.float32)), out
+
+        grads, outputs[dtype] = jax.jit(jax.grad(loss, has_aux=True))(params, images)
+        assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert outputs[None].dtype == jnp.float32
+    assert outputs[jnp.bfloat16].dtype == jnp.bfloat16
+    rough = outputs[jnp.bfloat16].astype(jnp.float32)
+    scale = float(jnp.abs(outputs[None]).max())
+    np.testing.assert_allclose(rough, outputs[None], atol=0.05 * scale)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bit", "mu"), "model must be one of vit, resnet.*'bit'"),
+        (("vit", "xl"), "size must be one of mu, ti, s, b for model 'vit'.*'xl'"),
+        (("resnet", "mu", dict(attention="dot_product")), "'resnet' has no attention"),
+        (("resnet", "mu", dict(dropout_rate=0.1)), "'resnet' has no dropout"),
+        (("vit", "mu", dict(overrides=dict(width=3))), "no argument 'width'; it has"),
+        (("vit", "mu", dict(overrides=dict(rngs=3))), "no argument 'rngs'"),
+        (("vit", "mu", dict(attention="dot")), "unknown attention variant 'dot'"),
+    ],
+)
+def test_wrong_arguments_say_so(arguments, message):
+    model, size, *more = arguments
+    with pytest.raises(ValueError, match=message):
+        build(
+            model,
+            size,
+            image_shape=(28, 28, 1),
+            num_classes=10,
+            rngs=nnx.Rngs(0),
+            **(more[0] if more else {}),
+        )
