@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax import export
+
+from attn_jax.models import build
+from experiments.common import train
+from experiments.common.train import Augment, Batch, Hyper
+
+
+def hyper(**more):
+    numbers = dict(
+        learning_rate=0.1, weight_decay=0.0, warmup=1.0, updates=10,
+        label_smoothing=0.0, mixup=0.2, clip_norm=np.inf,
+    ) | more  # fmt: skip
+    return Hyper(
+        **{name: jnp.float32(value) for name, value in numbers.items()},
+        pixel_mean=jnp.array([0.5]),
+        pixel_std=jnp.array([0.25]),
+    )
+
+
+def linear(params, images, rng=None):
+    flat = images.reshape(images.shape[0], -1)
+    return flat @ params["kernel"] + params["bias"][None]
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    params = dict(
+        kernel=jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), bias=jnp.zeros(3)
+    )
+    images = rng.integers(0, 256, (6, 2, 2, 1)).astype(np.uint8)
+    return params, Batch(jnp.asarray(images), jnp.arange(6, dtype=jnp.int32) % 3)
+
+
+def step_of(params, batch, numbers, choice=Augment(), steps=1):  # noqa: B008
+    step = jax.jit(train.make_train_step(linear, 3, choice))
+    state = train.init_state(params, numbers)
+    for _ in range(steps):
+        state, metrics = step(state, batch, jax.random.key(0))
+    return state, metrics
+
+
+def adamw_by_hand(params, batch, *, rate, decay, clip, smoothing):
+    """One step in float64, from the equations."""
+    x = (np.asarray(batch.image, np.float64).reshape(6, -1) / 255 - 0.5) / 0.25
+    kernel, bias = (np.asarray(params[k], np.float64) for k in ("kernel", "bias"))
+    target = np.eye(3)[np.asarray(batch.label)] * (1 - smoothing) + smoothing / 3
+    logits = x @ kernel + bias
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    loss = -np.sum(target * np.log(p)) / 6
+    grads = dict(kernel=x.T @ (p - target) / 6, bias=(p - target).sum(0) / 6)
+    norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+    out = {}
+    for name, value in dict(kernel=kernel, bias=bias).items():
+        g = grads[name] * min(1.0, clip / norm)
+        m, v = 0.1 * g / (1 - 0.9), 0.001 * g**2 / (1 - 0.999)
+        shrink = decay * value if value.ndim > 1 else 0.0
+        out[name] = value - rate * (m / (np.sqrt(v) + 1e-8) + shrink)
+    return out, loss
+
+
+def test_a_step_is_clipped_adamw_on_the_smoothed_loss(problem):
+    params, batch = problem
+    numbers = hyper(weight_decay=0.3, label_smoothing=0.2, clip_norm=1e-7)
+    state, metrics = step_of(params, batch, numbers)
+    expected, loss = adamw_by_hand(
+        params, batch, rate=0.1, decay=0.3, clip=1e-7, smoothing=0.2
+    )
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    for name in expected:
+        np.testing.assert_allclose(state.params[name], expected[name], atol=1e-5)
+    assert state.step == 1
+    # Clipping matters: gradients near ε are not normalised away by Adam.
+    free, _ = step_of(params, batch, hyper(weight_decay=0.3, label_smoothing=0.2))
+    assert not np.allclose(free.params["bias"], expected["bias"], atol=1e-3)
+
+
+def test_the_schedule_is_that_of_optax():
+    numbers = hyper(warmup=4, updates=20)
+    found = [train.learning_rate(jnp.int32(k), numbers) for k in range(20)]
+    assert np.allclose(found[:4], [0.025, 0.05, 0.075, 0.1])  # the first step counts
+    cosine = optax.cosine_decay_schedule(0.1, 16)
+    assert np.allclose(found[4:], [cosine(k) for k in range(16)])
+    assert float(train.learning_rate(jnp.int32(20), numbers)) == 0
+
+
+def test_pixels_are_scaled_by_the_statistics_of_the_subset():
+    images = jnp.array([0, 255], jnp.uint8).reshape(1, 2, 1, 1)
+    np.testing.assert_allclose(train.normalize(images, hyper()).ravel(), [-2.0, 2.0])
+
+
+def augmented(choice, seed=0, count=64):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(count, 6, 6, 1)), jnp.float32)
+    labels = jax.nn.one_hot(jnp.arange(count) % 3, 3, dtype=jnp.float32)
+    call = jax.jit(train.augment, static_argnums=4)
+    out = call(images, labels, jax.random.key(seed), hyper(), choice)
+    return np.asarray(images), np.asarray(labels), *map(np.asarray, out)
+
+
+def test_flips_mirror_about_half_of_the_images():
+    images, labels, out, same = augmented(Augment(flip=True))
+    flipped = np.all(out == images[:, :, ::-1], (1, 2, 3))
+    kept = np.all(out == images, (1, 2, 3))
+    assert np.all(flipped ^ kept) and 16 < flipped.sum() < 48
+    np.testing.assert_array_equal(labels, same)
+
+
+def test_crops_are_windows_of_the_padded_image():
+    images, labels, out, same = augmented(Augment(crop=2))
+    dark = (0 - 0.5) / 0.25  # a black pixel, normalised
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=dark)
+    corners = set()
+    for image, whole in zip(out, padded, strict=True):
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if np.allclose(whole[y : y + 6, x : x + 6], image, atol=1e-5)
+        ]
+        assert len(found) == 1
+        corners.update(found)
+    assert len(corners) > 15
+    np.testing.assert_array_equal(labels, same)
+
+
+def test_mixup_blends_images_and_labels_alike():
+    choice = Augment(mixup=True)
+    images, labels, out, mixed = augmented(choice, count=8)
+    # Of 36 pixels each, 8 images are independent: the blend can be read off.
+    weights = np.linalg.lstsq(images.reshape(8, -1).T, out.reshape(8, -1).T)[0].T
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-4)
+    np.testing.assert_allclose(weights @ labels, mixed, atol=1e-4)
+    lam = weights.diagonal().min()
+    pair = weights - lam * np.eye(8)
+    np.testing.assert_allclose(np.sort(pair, 1)[:, :-1], 0, atol=1e-4)  # one each,
+    np.testing.assert_allclose(pair.sum(0), 1 - lam, atol=1e-4)  # a permutation
+    assert 0 < lam < 1
+    assert not np.array_equal(out, augmented(choice, seed=1, count=8)[2])
+
+
+def test_each_step_draws_anew_and_a_rerun_draws_the_same(problem):
+    params, batch = problem
+    choice = Augment(flip=True, crop=1)
+    step = jax.jit(train.make_train_step(linear, 3, choice))
+    state = train.init_state(params, hyper(learning_rate=1e-9))
+    state, first = step(state, batch, jax.random.key(0))
+    _, second = step(state, batch, jax.random.key(0))
+    _, again = step(state, batch, jax.random.key(0))
+    assert first["loss"] != second["loss"] and second["loss"] == again["loss"]
+
+
+def test_batches_are_epochs_laid_end_to_end():
+    steps = [train.batch_positions(10, seed=3, step=k, batch_size=4) for k in range(10)]
+    order = np.concatenate(steps).reshape(4, 10)
+    for epoch in order:
+        assert sorted(epoch) == list(range(10))
+    assert not np.array_equal(order[0], order[1])
+    other = train.batch_positions(10, seed=4, step=0, batch_size=4)
+    assert not np.array_equal(steps[0], other)
+    # A batch may hold more than an epoch.
+    counts = np.bincount(train.batch_positions(3, seed=0, step=0, batch_size=8))
+    assert sorted(counts) == [2, 3, 3]
+
+
+def test_the_batch_must_be_shared_evenly():
+    mesh = train.data_mesh()
+    train.check_batch_size(8, mesh)
+
+    class Three:
+        size = 3
+
+    with pytest.raises(ValueError, match="batch_size must be a multiple.*8 for 3 dev"):
+        train.check_batch_size(8, Three())
+
+
+SHAPE = (32, 32, 3)
+
+
+@pytest.mark.parametrize("model", ["vit", "resnet", "hybrid"])
+def test_steps_of_the_accelerator_preset_lower_for_cuda_and_tpu(model):
+    """Shapes alone: no parameter is made, nothing runs."""
+    module = nnx.eval_shape(
+        lambda: build(
+            model,
+            "s",
+            image_shape=SHAPE,
+            num_classes=10,
+            dtype=jnp.bfloat16,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    apply, params = train.split_model(module)
+    choice = Augment(flip=True, crop=4, mixup=True)
+    numbers = hyper()._replace(pixel_mean=jnp.zeros(3), pixel_std=jnp.ones(3))
+    state = jax.eval_shape(train.init_state, params, numbers)
+    batch = Batch(
+        jax.ShapeDtypeStruct((512, *SHAPE), jnp.uint8),
+        jax.ShapeDtypeStruct((512,), jnp.int32),
+    )
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.jit(train.make_train_step(apply, 10, choice), donate_argnums=0)
+    with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 in norms
+        exported = export.export(step, platforms=["cuda", "tpu"])(state, batch, rng)
+    assert exported.platforms == ("cuda", "tpu")
+    text = exported.mlir_module()
+    assert "bf16" in text
+    # Parameters and what the optimiser keeps of them stay float32.
+    assert {a.dtype for a in exported.out_avals if a.ndim > 1} == {jnp.dtype("float32")}
