@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -124,7 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that cannot show "·" gets a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `attn-jax list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -104,3 +104,13 @@ def test_as_a_module():
         timeout=120,
     )
     assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{sys.executable} -m attn_jax list --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert done.stdout == "{"
+    assert done.stderr == ""
+    assert done.returncode == 0

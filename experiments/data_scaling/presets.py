@@ -175,11 +175,12 @@ SMOKE = Experiment(
 
 QUICK = Experiment(
     allow_fallback=True,
-    ns=(100, 1_000, 10_000),
-    updates=500,
-    max_epochs=40,
+    ns=(100, 500, 2_500, 12_500),
+    updates=250,
+    tune_updates=75,
+    max_epochs=None,
     vit=Grid(learning_rates=(1e-3, 3e-3)),
-    resnet=Grid(learning_rates=(3e-3, 1e-2)),
+    resnet=Grid(learning_rates=(5e-3, 1.5e-2)),
     hybrid=Grid(learning_rates=(1e-3, 3e-3)),
 )
 
@@ -205,7 +206,7 @@ SCENES = Experiment(
     models=("vit", "resnet", "resnet:mu_local"),
     baselines=("majority",),
     flip=False,
-    vit=Grid(learning_rates=(2e-3,)),
+    vit=Grid(learning_rates=(1e-3,)),
     resnet=Grid(learning_rates=(1e-2,)),
 )
 
