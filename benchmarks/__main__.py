@@ -24,6 +24,8 @@ from flax import nnx
 
 import attn_jax
 from attn_jax.models import GroupNorm
+from attn_jax.multihead import Implementation
+from benchmarks import workers
 from benchmarks.timing import Call, alternate, summarize
 
 try:
@@ -66,7 +68,7 @@ def attention(length: int, tokens: int, backward: bool) -> tuple[dict[str, Call]
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, shape) for key in keys)
 
-    def ours(implementation: str | None) -> Callable[..., jax.Array]:
+    def ours(implementation: Implementation | None) -> Callable[..., jax.Array]:
         def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return attn_jax.dot_product_attention(
                 q, k, v, implementation=implementation
@@ -128,6 +130,18 @@ def benchmarks(smoke: bool) -> Mapping[str, tuple[dict[str, Call], str]]:
     return table
 
 
+def show(title: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Prints a table, the base first, and returns its rows."""
+    print(f"\n{title} (x > 1: faster than {rows[0]['name']})")
+    for row in rows:
+        print(
+            f"  {row['name']:<24}{row['milliseconds']:10.3f} ms   x {row['ratio']:.2f} "
+            f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+            flush=True,
+        )
+    return rows
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs all comparisons; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -140,18 +154,18 @@ def main(argv: list[str] | None = None) -> int:
     rounds, seconds = (1, 0.0) if options.smoke else (7, 0.2)
     if torch is None:
         print("PyTorch is not installed: its rows are left out (see `make bench`).")
-    tables = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
     for title, (calls, base) in benchmarks(options.smoke).items():
         rows = summarize(alternate(calls, rounds=rounds, seconds=seconds), base)
-        tables[title] = rows
-        print(f"\n{title} (ratio > 1: faster than {base})")
-        for row in rows:
-            print(
-                f"  {row['name']:<22}{row['milliseconds']:10.2f} ms   "
-                f"x {row['ratio']:.2f} ({row['ratio_low']:.2f} to "
-                f"{row['ratio_high']:.2f})",
-                flush=True,
+        tables[title] = show(title, rows)
+    if hasattr(os, "sched_getaffinity"):
+        for model in ("vit",) if options.smoke else ("vit", "resnet"):
+            title = f"training {model}-mu, batch 64"
+            speeds = workers.compare(
+                model, rounds=min(rounds, 3), seconds=0.1 if options.smoke else 4.0
             )
+            times = {name: [1 / v for v in values] for name, values in speeds.items()}
+            tables[title] = show(title, summarize(times, "one process, all cores"))
     record = dict(
         command="python -m benchmarks" + (" --smoke" if options.smoke else ""),
         machine=dict(

@@ -7,6 +7,7 @@ different families can be matched by measurement and not by name.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from attn_jax.models.hybrid import Hybrid
 from attn_jax.models.mlp import Mlp
 from attn_jax.models.resnet import GroupNorm, ResidualBlock, ResNet, StdConv
 from attn_jax.models.vit import ViT, default_patch, patchify
+from attn_jax.variants import Variant
 
 __all__ = [
     "MODELS",
@@ -41,7 +43,7 @@ __all__ = [
     "patchify",
 ]
 
-MODELS: Mapping[str, type[nnx.Module]] = {
+MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     "vit": ViT,
     "resnet": ResNet,
     "hybrid": Hybrid,
@@ -91,7 +93,7 @@ def build(
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    attention: str | Callable | None = None,
+    attention: str | Callable | Variant | None = None,
     overrides: Mapping[str, Any] | None = None,
     dropout_rate: float = 0.0,
     dtype: jax.typing.DTypeLike | None = None,
@@ -148,7 +150,7 @@ def build(
             )
         kwargs["dropout_rate"] = dropout_rate
     make = MODELS[model]
-    names = make.__init__.__annotations__
+    names = inspect.signature(make).parameters
     for name, value in (overrides or {}).items():
         if name not in names or name in ("rngs", "dtype", "image_shape"):
             raise ValueError(
@@ -180,7 +182,8 @@ def cost(model: nnx.Module, image_shape: tuple[int, int, int]) -> Cost:
     Returns:
       `Cost(params, flops)`.
     """
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
 
     def forward(params: Any, rest: Any, images: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params, rest)(images)

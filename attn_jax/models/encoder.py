@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.layers import as_attention_fn
+from attn_jax.variants import Variant
 
 
 class MlpBlock(nnx.Module):
@@ -86,7 +87,7 @@ class EncoderBlock(nnx.Module):
         *,
         num_heads: int,
         mlp_dim: int,
-        attention: str | Callable = "dot_product",
+        attention: str | Callable | Variant = "dot_product",
         dropout_rate: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -157,7 +158,7 @@ class Encoder(nnx.Module):
         *,
         num_heads: int,
         mlp_dim: int,
-        attention: str | Callable = "dot_product",
+        attention: str | Callable | Variant = "dot_product",
         dropout_rate: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,

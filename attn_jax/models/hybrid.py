@@ -11,6 +11,7 @@ from flax import nnx
 from attn_jax.models.encoder import Encoder, add_positions, check_images
 from attn_jax.models.resnet import GroupNorm, StdConv, _groups
 from attn_jax.positions import sinusoidal_2d
+from attn_jax.variants import Variant
 
 
 class Hybrid(nnx.Module):
@@ -48,7 +49,7 @@ class Hybrid(nnx.Module):
         depth: int,
         num_heads: int,
         mlp_dim: int,
-        attention: str | Callable = "dot_product",
+        attention: str | Callable | Variant = "dot_product",
         dropout_rate: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,

@@ -10,6 +10,7 @@ from flax import nnx
 
 from attn_jax.models.encoder import Encoder, add_positions, check_images
 from attn_jax.positions import LearnedPositions, sinusoidal_2d
+from attn_jax.variants import Variant
 
 
 def patchify(images: jax.Array, patch: int) -> jax.Array:
@@ -112,7 +113,7 @@ class ViT(nnx.Module):
         num_heads: int,
         mlp_dim: int,
         positions: str = "sincos2d",
-        attention: str | Callable = "dot_product",
+        attention: str | Callable | Variant = "dot_product",
         dropout_rate: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,

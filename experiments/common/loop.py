@@ -16,7 +16,7 @@ import pathlib
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -174,7 +174,9 @@ def build_model(key: _ProgramKey, seed: int) -> nnx.Module:
         key.size,
         image_shape=key.image_shape,
         num_classes=key.num_classes,
-        attention=key.attention and _variant(key.attention, key.attention_sha256),
+        attention=None
+        if key.attention is None
+        else _variant(key.attention, key.attention_sha256),
         overrides={} if key.patch is None else {"patch": key.patch},
         dropout_rate=key.dropout_rate,
         dtype=jnp.dtype(key.dtype) if key.dtype != "float32" else None,
@@ -317,7 +319,7 @@ def split_of(cell: Cell, dataset: Dataset) -> _Split:
 
 def _hyper(cell: Cell, dataset: Dataset, split: _Split) -> train.Hyper:
     mean, std = normalize_stats(dataset.train_images[split.train])
-    numbers = dict(
+    numbers: dict[str, float] = dict(
         learning_rate=cell.learning_rate,
         weight_decay=cell.weight_decay,
         warmup=max(1.0, cell.warmup * cell.updates),
@@ -327,7 +329,7 @@ def _hyper(cell: Cell, dataset: Dataset, split: _Split) -> train.Hyper:
         clip_norm=cell.clip_norm,
     )
     return train.Hyper(
-        **{name: np.float32(value) for name, value in numbers.items()},
+        **{name: np.asarray(value, np.float32) for name, value in numbers.items()},
         pixel_mean=np.asarray(mean, np.float32),
         pixel_std=np.asarray(std, np.float32),
     )
@@ -518,14 +520,16 @@ class Runner:
             rng = train.put(rng, self.mesh)
 
         checkpoints = self._checkpoints(cells)
-        step, spent, curves = 0, 0.0, {"step": [], "loss": [], "accuracy": []}
-        window: list[dict[str, np.ndarray | jax.Array]] = []
+        step, spent = 0, 0.0
+        curves: dict[str, list[Any]] = {"step": [], "loss": [], "accuracy": []}
+        window: list[Mapping[str, train.Array]] = []
         restored = self._restored(checkpoints, state)
         if restored is not None:
             state, progress = restored
             step, spent, curves = (progress[k] for k in ("step", "spent", "curves"))
             if progress["window"]:
-                window = [{k: np.float32(v) for k, v in progress["window"].items()}]
+                names = progress["window"].items()
+                window = [{k: np.asarray(v, np.float32) for k, v in names}]
             # Orbax's arrays may share memory with its own buffers; donation needs ours.
             state = jax.tree.map(jnp.copy, state)
 
@@ -598,10 +602,10 @@ class Runner:
 
         jax.block_until_ready(state)
         ended = time.monotonic()
-        rate = None
+        rate: float | None = None
         if timed is not None and step > timed[0]:
-            rate = (step - timed[0]) * first.batch_size * len(cells)
-            rate /= max(ended - timed[1], 1e-9)
+            images = (step - timed[0]) * first.batch_size * len(cells)
+            rate = images / max(ended - timed[1], 1e-9)
         scores = self._scores(cells, splits, program, state, vmapped)
         wall = spent + time.monotonic() - began
         cost = model_cost(key)
@@ -617,7 +621,7 @@ class Runner:
             )
             if broken is None and not all(map(math.isfinite, scores[row].values())):
                 broken = step  # the last update did it
-            metrics: dict[str, Any] = dict(
+            result: dict[str, Any] = dict(
                 params=cost.params,
                 flops=cost.flops,
                 updates=step,
@@ -626,11 +630,11 @@ class Runner:
             )
             receptive_field = self._receptive_field(key)
             if receptive_field is not None:
-                metrics["receptive_field"] = receptive_field
+                result["receptive_field"] = receptive_field
             if broken is None:
-                metrics |= scores[row]
+                result |= scores[row]
             else:
-                metrics["diverged_at"] = broken
+                result["diverged_at"] = broken
             for writer in writers[row : row + 1]:
                 for name, value in scores[row].items() if broken is None else ():
                     writer.add_scalar(name, value, step)
@@ -638,8 +642,8 @@ class Runner:
             if jax.process_index() == 0:
                 record = self.store.put(
                     cell.config(),
-                    status="done" if "diverged_at" not in metrics else "diverged",
-                    metrics=metrics,
+                    status="done" if "diverged_at" not in result else "diverged",
+                    metrics=result,
                     curves=dict(
                         step=curves["step"],
                         loss=loss,

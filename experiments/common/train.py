@@ -22,11 +22,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 PyTree = Any
 
 
+Array = jax.Array | np.ndarray
+
+
 class Batch(NamedTuple):
     """Images uint8 [B, height, width, C] and labels int32 [B]."""
 
-    image: jax.Array
-    label: jax.Array
+    image: Array
+    label: Array
 
 
 class Hyper(NamedTuple):
@@ -35,15 +38,15 @@ class Hyper(NamedTuple):
     Cells that differ in these alone share one compiled program.
     """
 
-    learning_rate: jax.Array
-    weight_decay: jax.Array
-    warmup: jax.Array
-    updates: jax.Array
-    label_smoothing: jax.Array
-    mixup: jax.Array
-    clip_norm: jax.Array
-    pixel_mean: jax.Array
-    pixel_std: jax.Array
+    learning_rate: Array
+    weight_decay: Array
+    warmup: Array
+    updates: Array
+    label_smoothing: Array
+    mixup: Array
+    clip_norm: Array
+    pixel_mean: Array
+    pixel_std: Array
 
 
 class TrainState(NamedTuple):
@@ -82,7 +85,8 @@ def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     With ``rng`` the model runs in training mode (dropout on); without, in
     evaluation mode. State other than parameters is frozen at its initial value.
     """
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
 
     def apply(
         params: PyTree, images: jax.Array, rng: jax.Array | None = None
@@ -102,7 +106,7 @@ def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
     span = jnp.maximum(hyper.updates - hyper.warmup, 1.0)
     progress = jnp.clip((step - hyper.warmup) / span, 0.0, 1.0)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return hyper.learning_rate * jnp.minimum(warm, cosine)
+    return jnp.asarray(hyper.learning_rate) * jnp.minimum(warm, cosine)
 
 
 def optimizer(hyper: Hyper) -> optax.GradientTransformation:
@@ -124,13 +128,13 @@ def init_state(params: PyTree, hyper: Hyper) -> TrainState:
     )
 
 
-def normalize(images: jax.Array, hyper: Hyper) -> jax.Array:
+def normalize(images: Array, hyper: Hyper) -> jax.Array:
     """Pixels 0..255 to float32 of mean 0 and deviation 1 on the training subset."""
-    pixels = images.astype(jnp.float32) / 255.0
+    pixels = jnp.asarray(images).astype(jnp.float32) / 255.0
     return (pixels - _channels(hyper.pixel_mean)) / _channels(hyper.pixel_std)
 
 
-def _channels(x: jax.Array) -> jax.Array:
+def _channels(x: Array) -> jax.Array:
     """[C] as [1, 1, 1, C]."""
     return jax.lax.expand_dims(x, (0, 1, 2))
 

@@ -34,7 +34,7 @@ from experiments.common.progress import Display, Progress, read_statuses
 from experiments.common.store import ResultsStore, shard
 from experiments.common.train import data_mesh
 from experiments.data_scaling.presets import Experiment, family_size
-from experiments.data_scaling.tasks import load_task, subset_arrays
+from experiments.data_scaling.tasks import load_task
 
 # Most training images of a baseline whose time grows with the square of N.
 BASELINE_CAPS = {"rbf_svm": 10_000}
@@ -271,7 +271,8 @@ class Work:
         subset = balanced_subset(labels, config["n"], seed=config["seed"])
         metrics = fit_baseline(
             config["model"],
-            *subset_arrays(self.dataset, subset),
+            self.dataset.train_images[subset],
+            labels[subset],
             self.dataset.test_images,
             self.dataset.test_labels,
             seed=config["seed"],

@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 from typing import Literal
 
-import numpy as np
-
 from experiments.common import data
 from experiments.common.data import Dataset
 from experiments.common.scenes import chance_level, make_scenes, num_labels
@@ -109,8 +107,3 @@ def task_name(task: str, scenes: Scenes) -> str:
     if (scenes.pool, scenes.test) != (default.pool, default.test):
         name += f"-pool{scenes.pool}-test{scenes.test}"
     return name
-
-
-def subset_arrays(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Images and labels of a training subset."""
-    return dataset.train_images[indices], dataset.train_labels[indices]
