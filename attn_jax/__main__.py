@@ -1,4 +1,4 @@
-"""Command line of attn_jax: `python -m attn_jax list` or `attn-jax list`."""
+"""Command line of attn_jax: `python -m attn_jax list | models`, or `attn-jax ...`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,23 @@ def _list(arguments: argparse.Namespace) -> str:
     return _table(variants)
 
 
+def _models(arguments: argparse.Namespace) -> str:
+    from attn_jax.models import sizes_table
+
+    rows = sizes_table()
+    if arguments.json:
+        return json.dumps({"attn_jax": __version__, "models": rows}, indent=2)
+    lines = [f"{'model':<8}{'size':<10}{'image':<10}{'params':>13}{'MFLOP':>12}"]
+    for row in rows:
+        image = "x".join(map(str, row["image_shape"]))
+        lines.append(
+            f"{row['model']:<8}{row['size']:<10}{image:<10}{row['params']:>13,}"
+            f"{row['flops'] / 1e6:>12,.1f}"
+        )
+    lines += ["", "MFLOP: of the compiled forward pass of one image, 10 classes."]
+    return "\n".join(lines)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="attn-jax", description="Attention variants as pure JAX functions."
@@ -100,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=_list)
+    sizes = commands.add_parser(
+        "models",
+        help="show the models' named sizes with parameters and FLOPs",
+        description="Compile every named size for one image, and show its parameters "
+        "and the FLOPs of its forward pass. Takes a minute or two; trains nothing.",
+    )
+    sizes.add_argument("--json", action="store_true", help="print JSON")
+    sizes.set_defaults(run=_models)
     return parser
 
 

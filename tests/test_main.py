@@ -114,3 +114,16 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     assert done.stdout == "{"
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+def test_models_names_every_size_with_its_cost(monkeypatch, capsys):
+    from attn_jax import models
+
+    few = {"vit": {"mu": models.SIZES["vit"]["mu"]}}
+    monkeypatch.setattr(models, "SIZES", few)
+    assert main(["models", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert (row["model"], row["size"], row["params"]) == ("vit", "mu", 204_938)
+    assert 6.5e6 < row["flops"] < 7.5e6
+    assert main(["models"]) == 0
+    assert "204,938" in capsys.readouterr().out

@@ -7,6 +7,7 @@ different families can be matched by measurement and not by name.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -41,6 +42,7 @@ __all__ = [
     "cost",
     "default_patch",
     "patchify",
+    "sizes_table",
 ]
 
 MODELS: Mapping[str, Callable[..., nnx.Module]] = {
@@ -61,14 +63,15 @@ _ENCODER = {
 # with patch 7 for `mu`, at 32 x 32 with patch 4 for the others (tests state by how
 # much). `ti`, `s` and `b` of ViT are the published ones; `s` of the ResNet is
 # ResNet-50, `b` is ResNet-50 of double width. `mu_local` costs what `mu` does, but
-# sees 11 pixels where `mu` sees 47.
+# sees 11 pixels where `mu` sees 47. Only `mu` of the MLP is matched: it uses each
+# parameter once, so it would need as many as it has multiplications.
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "vit": {size: dict(patch=4, **kw) for size, kw in _ENCODER.items()}
     | {"mu": dict(patch=7, positions="learned", **_ENCODER["mu"])},
     "resnet": {
         "mu": dict(widths=(20, 40, 80), depths=(1, 1, 1), stem_stride=2),
         "mu_local": dict(widths=(34,), depths=(1,), stem_stride=2),
-        "ti": dict(widths=(48, 96, 192, 384), depths=(2, 2, 2, 2)),
+        "ti": dict(widths=(52, 104, 208, 416), depths=(2, 2, 2, 2)),
         "s": dict(widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), bottleneck=True),
         "b": dict(widths=(128, 256, 512, 1024), depths=(3, 4, 6, 3), bottleneck=True),
     },
@@ -161,6 +164,25 @@ def build(
     return make(image_shape, num_classes, dtype=dtype, rngs=rngs, **kwargs)
 
 
+def sizes_table() -> list[dict[str, Any]]:
+    """What every named size costs, at the image size that sizes are matched for.
+
+    Returns:
+      One dictionary a size: family, size, image_shape, params, flops.
+    """
+    rows = []
+    for model, sizes in SIZES.items():
+        for size in sizes:
+            shape = (28, 28, 1) if size.startswith("mu") else (32, 32, 3)
+            make = functools.partial(
+                build, model, size, image_shape=shape, num_classes=10
+            )
+            abstract = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))
+            row = dict(model=model, size=size, image_shape=shape)
+            rows.append(row | cost(abstract, shape)._asdict())
+    return rows
+
+
 class Cost(NamedTuple):
     """What a model costs: parameters, and forward FLOPs of one image."""
 
@@ -176,7 +198,8 @@ def cost(model: nnx.Module, image_shape: tuple[int, int, int]) -> Cost:
     the padding that a convolution skips.
 
     Args:
-      model: maps images [B, height, width, C] to logits.
+      model: maps images [B, height, width, C] to logits; its arrays may be abstract
+        (`nnx.eval_shape`), nothing is computed.
       image_shape: (height, width, channels).
 
     Returns:
