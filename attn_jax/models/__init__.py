@@ -153,7 +153,8 @@ def build(
             )
         kwargs["dropout_rate"] = dropout_rate
     make = MODELS[model]
-    names = inspect.signature(make).parameters
+    # Of the class itself: that of its metaclass is (*args, **kwargs).
+    names = inspect.signature(vars(make)["__init__"]).parameters
     for name, value in (overrides or {}).items():
         if name not in names or name in ("rngs", "dtype", "image_shape"):
             raise ValueError(
