@@ -185,7 +185,7 @@ QUICK = Experiment(
 )
 
 CPU = Experiment(
-    ns=(100, 300, 1_000, 3_000, 10_000, 60_000),
+    ns=(100, 1_000, 3_000, 10_000, 60_000),
     updates=7_500,
     max_epochs=12,
     tune_updates=400,
