@@ -55,7 +55,7 @@ def test_mu_is_matched_in_compiled_flops():
     found = {model: cost(abstract(model, "mu"), SHAPES["mu"]) for model in MODELS}
     flops = {model: found[model].flops for model in found}
     networks = [flops[model] for model in ("vit", "resnet", "hybrid")]
-    assert max(networks) / min(networks) < 1.15, flops
+    assert max(networks) / min(networks) < 1.2, flops
     assert 0.5 < flops["mlp"] / flops["vit"] < 2, flops
     assert found["vit"].params == 204_170
 
@@ -68,7 +68,7 @@ def test_larger_sizes_are_near_in_flops(size):
         images = jax.ShapeDtypeStruct((1, *SHAPES[size]), jnp.float32)
         lowered = jax.jit(forward).lower(params, images)
         flops[model] = lowered.cost_analysis()["flops"]
-    assert max(flops.values()) / min(flops.values()) < 1.5, flops
+    assert max(flops.values()) / min(flops.values()) < 1.12, flops
 
 
 @pytest.mark.parametrize(("size", "millions"), [("ti", 5.4), ("s", 21.3), ("b", 85.1)])
