@@ -54,15 +54,20 @@ class Interrupted(Exception):
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag while the context lasts.
 
-    A second signal of the same kind acts as usual, so that a hung run can be ended.
+    A signal that follows within `GRACE` seconds is the same request once more: who
+    signals a whole process group reaches a worker twice, directly and by its parent.
+    A later one acts as usual, so that a hung run can be ended.
 
     Args:
       parent: process whose end counts as SIGTERM, so that a worker does not outlive
         a run that was killed; None watches nobody.
     """
 
+    GRACE = 2.0
+
     def __init__(self, parent: int | None = None) -> None:
         self._signum: int | None = None
+        self._since = 0.0
         self._parent = parent
         self._before: dict[int, Any] = {}
 
@@ -75,8 +80,12 @@ class StopSignal:
         return self._signum
 
     def _handle(self, signum: int, frame: Any) -> None:
-        self._signum = signum
-        self._restore(signum)
+        now = time.monotonic()
+        if self._signum is None:
+            self._signum, self._since = signum, now
+        elif now - self._since > self.GRACE:
+            self._restore(signum)
+            signal.raise_signal(signum)
 
     def _restore(self, signum: int) -> None:
         handler = self._before[signum]  # None: it was not set from Python

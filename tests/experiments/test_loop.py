@@ -336,12 +336,15 @@ def test_an_edited_attention_file_does_not_change_a_run(dataset, tmp_path):
 # ------------------------------------------------------------------- signals
 
 
-def test_the_second_signal_acts_as_usual():
+def test_a_later_signal_acts_as_usual(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with StopSignal() as stop:
         assert stop.signum is None
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)  # at once: the same request once more
+        signal.sigtimedwait([], 0.01)
+        monkeypatch.setattr(stop, "GRACE", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
