@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.common.config import Runtime
-from experiments.data_scaling.presets import PRESETS, Experiment
+from experiments.data_scaling.presets import PRESETS, Experiment, idle_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,19 @@ def parse(argv: Sequence[str]) -> Arguments:
     experiment = PRESETS.get(preset, PRESETS["quick"])
     default = Arguments(experiment, Runtime(), preset if preset in PRESETS else "quick")
     try:
-        return tyro.cli(
+        options = tyro.cli(
             Arguments,
             args=list(argv),
             default=default,
             description=__doc__,
             prog="python -m experiments.data_scaling",
         )
+        idle = idle_settings(options.experiment, experiment)
+        if idle:
+            raise ValueError(
+                f"nothing would read these settings, leave them out: {'; '.join(idle)}."
+            )
+        return options
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -95,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if primary:
             store.check_writable()
-        dataset, units = run.prepare(experiment, runtime)
+            earlier = store.folder / "results.jsonl"
+            if worker is None and earlier.is_file():
+                store.import_jsonl(earlier)  # a checkout keeps this file alone
+        experiment, dataset, units = run.prepare(experiment, runtime)
         if worker is None:
             run.check_cells(units, dataset)
         if worker is None and primary:

@@ -146,12 +146,18 @@ class Experiment:
             ),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("tune_updates", self.tune_updates >= 1, "at least 1"),
+            ("patch", self.patch is None or self.patch >= 1, "at least 1, or none"),
             ("min_updates", self.min_updates >= 1, "at least 1"),
         ):
             if not ok:
                 raise ValueError(
                     f"{name} must be {expected}, got {getattr(self, name)!r}."
                 )
+        if self.task == "scenes" and self.flip:
+            raise ValueError(
+                "flip must be off for scenes, got True: a mirrored scene has another "
+                "label. Use --no-flip."
+            )
         families = {family_size(name, self.size)[0] for name in self.models}
         if self.attention is not None and "vit" not in families:
             raise ValueError(
@@ -162,6 +168,7 @@ class Experiment:
 
 SMOKE = Experiment(
     task="digits",
+    flip=False,
     ns=(40, 80),
     updates=4,
     batch_size=8,
@@ -240,6 +247,29 @@ ACCELERATOR = Experiment(
         mixups=(0.0, 0.2),
     ),
 )
+
+
+def idle_settings(experiment: Experiment, preset: Experiment) -> list[str]:
+    """Settings that differ from the preset's but that nothing would read.
+
+    >>> idle_settings(dataclasses.replace(QUICK, epochs=3.0), QUICK)
+    ['epochs: the protocol is "updates"']
+    """
+    families = {family_size(name, experiment.size)[0] for name in experiment.models}
+    unused = {
+        "epochs": experiment.protocol == "updates" and 'the protocol is "updates"',
+        "updates": experiment.protocol == "epochs" and 'the protocol is "epochs"',
+        "scenes": experiment.task != "scenes" and 'the task is not "scenes"',
+        "patch": "vit" not in families and "no model is a ViT",
+    }
+    for family in MODELS:
+        unused[family] = family not in families and f"no model is of family {family}"
+    return [
+        f"{name}: {why}"
+        for name, why in unused.items()
+        if why and getattr(experiment, name) != getattr(preset, name)
+    ]
+
 
 PRESETS: Mapping[str, Experiment] = {
     "smoke": SMOKE,

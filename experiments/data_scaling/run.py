@@ -70,6 +70,23 @@ def updates_of(experiment: Experiment, n: int) -> int:
     )
 
 
+def _patch(
+    experiment: Experiment, model: str, size: str, image_shape: tuple[int, int, int]
+) -> int | None:
+    """The ViT's patch: the one asked for, which must fit, else near the size's."""
+    if model != "vit":
+        return None
+    if experiment.patch is None:
+        return default_patch(image_shape, SIZES["vit"][size]["patch"])
+    height, width, _ = image_shape
+    if height % experiment.patch or width % experiment.patch:
+        raise ValueError(
+            f"patch must divide the images of {height} x {width} pixels, got "
+            f"{experiment.patch}."
+        )
+    return experiment.patch
+
+
 def plan(
     experiment: Experiment, task: str, image_shape: tuple[int, int, int]
 ) -> list[Unit]:
@@ -84,8 +101,6 @@ def plan(
       ValueError: a value no cell can have.
     """
     units = []
-    preferred = experiment.patch or SIZES["vit"][experiment.size]["patch"]
-    patch = default_patch(image_shape, preferred)
     for n in sorted(experiment.ns, reverse=True):
         updates = updates_of(experiment, n)
         for name in experiment.models:
@@ -99,7 +114,7 @@ def plan(
                     size=size,
                     attention=attention,
                     attention_sha256=attention_digest(attention),
-                    patch=patch if model == "vit" else None,
+                    patch=_patch(experiment, model, size, image_shape),
                     n=n,
                     seed=0,
                     phase="tune",
@@ -444,8 +459,14 @@ def _watch(
                 display.print(line.rstrip("\n"))
 
 
-def prepare(experiment: Experiment, runtime: Runtime) -> tuple[Dataset, list[Unit]]:
+def prepare(
+    experiment: Experiment, runtime: Runtime
+) -> tuple[Experiment, Dataset, list[Unit]]:
     """Loads the data and plans this process's share.
+
+    Returns:
+      (experiment, data, units). The experiment is the one given, unless digits stand
+      in for what it asked for: then without the N they have not, and without flips.
 
     Raises:
       DataError, ValueError: the data cannot be had or cannot serve; a bad value.
@@ -453,6 +474,8 @@ def prepare(experiment: Experiment, runtime: Runtime) -> tuple[Dataset, list[Uni
     dataset = load_task(
         experiment.task, experiment.scenes, allow_fallback=experiment.allow_fallback
     )
+    if dataset.name == "digits" != experiment.task and experiment.task != "scenes":
+        experiment = fit_to_fallback(experiment, dataset)
     check_data(experiment, dataset)
     # Data that stood in for what was asked for is stored under its own name, and a
     # file of one's own under its content too: another file may have the same name.
@@ -460,7 +483,17 @@ def prepare(experiment: Experiment, runtime: Runtime) -> tuple[Dataset, list[Uni
     if task.startswith("npz:"):
         task += f"@{dataset.sha256[:12]}"
     units = plan(experiment, task, dataset.image_shape)
-    return dataset, shard(units, runtime.shard)
+    return experiment, dataset, shard(units, runtime.shard)
+
+
+def fit_to_fallback(experiment: Experiment, dataset: Dataset) -> Experiment:
+    """The experiment less what digits cannot serve; says what was left out."""
+    have = len(dataset.train_labels)
+    fitting = tuple(n for n in experiment.ns if n <= have)
+    dropped = [n for n in experiment.ns if n > have]
+    if dropped and os.environ.get(WORKER_VARIABLE) is None:
+        print(f"left out, more than the {have} images there are: N = {dropped}")
+    return dataclasses.replace(experiment, ns=fitting or (have,), flip=False)
 
 
 def check_cells(units: Sequence[Unit], dataset: Dataset) -> None:

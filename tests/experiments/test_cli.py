@@ -248,6 +248,8 @@ def refused(npz, tmp_path, capsys):
         (["--shard", "3/2"], "shard: .*'3/2'"),
         (["--coordinator", "localhost:1"], "coordinator=.*add --distributed"),
         (["--task", "imagenet"], "imagenet.*fashion_mnist"),
+        (["--epochs", "3"], 'nothing would read.*epochs: the protocol is "updates"'),
+        (["--scenes.grid", "5"], 'scenes: the task is not "scenes"'),
         (["--attention", "blockwise"], "attention='blockwise' goes into the ViT"),
     ],
 )
@@ -373,3 +375,15 @@ def test_shards_are_parts_of_the_whole_and_files_of_one_name_are_apart(
     after = {path.name for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert before < after and len(after) == 6
     assert "\x1b[" not in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_only_its_results_file_counts_as_done(
+    whole, npz, tmp_path, begins, capsys
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.jsonl").write_text((whole / "results.jsonl").read_text())
+    assert main(arguments(npz, out)) == 0
+    assert not begins
+    assert "cells were done before" in capsys.readouterr().out
+    assert records(out) == records(whole)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from experiments.common import data
 from experiments.common.config import Runtime
 from experiments.common.store import ResultsStore
 from experiments.data_scaling import run
@@ -79,7 +80,7 @@ def test_no_clipping_survives_the_store(tmp_path):
 def test_every_preset_plans_cells():
     for name, preset in PRESETS.items():
         shape = (32, 32, 3) if preset.task == "cifar10" else (28, 28, 1)
-        shape = (42, 42, 1) if preset.task == "scenes" else shape
+        shape = (30, 30, 1) if preset.task == "scenes" else shape
         assert run.plan(preset, name, shape), name
 
 
@@ -107,3 +108,33 @@ def test_scenes_of_the_fallback_have_a_name_of_their_own(monkeypatch, dataset):
         names.add(load_task("scenes", scenes).name)
     plain = task_name("scenes", scenes)
     assert names == {plain, f"{plain}-digits"}
+
+
+def test_digits_stand_in_for_the_quick_preset(monkeypatch, capsys):
+    def missing(*arguments):
+        raise data.DataError("no network here")
+
+    monkeypatch.setattr(data, "_load_fashion_mnist", missing)
+    experiment, dataset, units = run.prepare(PRESETS["quick"], Runtime())
+    assert dataset.name == "digits"
+    assert experiment.ns == (100, 500) and not experiment.flip
+    assert "2500" in capsys.readouterr().out
+    assert {unit.n for unit in units} == {100, 500}
+    assert {cell.patch for u in units for cell in u.grid if cell.model == "vit"} == {2}
+
+
+def test_an_explicit_patch_is_kept_or_refused():
+    shape = (28, 28, 1)
+    fits = dataclasses.replace(PRESETS["quick"], patch=4, models=("vit",))
+    assert {c.patch for u in run.plan(fits, "t", shape) for c in u.grid} == {4}
+    with pytest.raises(ValueError, match="patch must divide the images of 28 x 28"):
+        run.plan(dataclasses.replace(fits, patch=5), "t", shape)
+    with pytest.raises(ValueError, match="patch must be at least 1"):
+        dataclasses.replace(fits, patch=0)
+    own = dataclasses.replace(fits, patch=None, models=("vit", "vit:ti"))
+    assert {c.patch for u in run.plan(own, "t", shape) for c in u.grid} == {7, 4}
+
+
+def test_scenes_are_never_mirrored():
+    with pytest.raises(ValueError, match="--no-flip"):
+        dataclasses.replace(PRESETS["quick"], task="scenes")
