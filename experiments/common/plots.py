@@ -84,6 +84,7 @@ def curve(
     title: str,
     ylabel: str = "test accuracy",
     chance: float | None = None,
+    chance_label: str = "chance",
     note: str = "",
 ) -> pathlib.Path:
     """Draw accuracy over log N with error bars (one standard deviation).
@@ -94,6 +95,7 @@ def curve(
         title: Over the axes.
         ylabel: Name of the score.
         chance: Level of guessing, drawn where given.
+        chance_label: What to call it.
         note: One small line below the axes.
 
     Returns:
@@ -136,7 +138,7 @@ def curve(
     if chance is not None:
         axes.axhline(chance, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
         axes.annotate(
-            f"chance {chance:.3g}".replace("0.", ".", 1),
+            f"{chance_label} " + f"{chance:.3g}".replace("0.", ".", 1),
             (1, chance),
             xycoords=("axes fraction", "data"),
             xytext=(-3, 3),

@@ -19,13 +19,14 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.common import plots, stats
+from experiments.common import plots, scenes, stats
 from experiments.common.store import Record, ResultsStore, export_jsonl, read_jsonl
 
 MODELS = {
@@ -66,6 +67,14 @@ _ATTENTION = ("vit", "hybrid")
 _PLAIN_ATTENTION = (None, "", "none", "dot_product", "softmax")
 _MISFIT = 0.02  # a law that misses a mean by more describes the data badly
 _MATCHED = 1.25  # FLOPs within this ratio count as matched
+_EQUAL = 1.1  # updates within this ratio count as equal: whole passes are rounded
+_FEW_SEEDS = 10  # below it, a bootstrap interval is noticeably too narrow
+_MOST_GAPS = 6  # lines that a gap figure can hold
+_WITHOUT_CENTRE = "reading the rim without the centre"
+_SCENES = re.compile(
+    r"scenes-(?P<rule>\w+)-(?P<grid>\d+)x\d+-(?P<cells>\d+)cells-"
+    r"(?P<classes>\d+)classes-(?P<item>\d+)px"
+)
 
 
 @dataclasses.dataclass
@@ -114,6 +123,7 @@ class Line:
     points: dict[int, Point]
     tune: list[Record]
     version: str = ""  # of the variant's file, where there are several
+    field: str = ""  # receptive field, where it tells two CNNs apart
 
     @property
     def label(self) -> str:
@@ -124,7 +134,7 @@ class Line:
         if self.attention not in _PLAIN_ATTENTION:
             version = f" {self.version}" if self.version else ""
             name += f" [{os.path.basename(str(self.attention))}{version}]"
-        return name
+        return name + (f" (field {self.field} px)" if self.field else "")
 
     @property
     def scored(self) -> dict[int, Point]:
@@ -136,13 +146,10 @@ class Line:
         """N -> seed -> test accuracy."""
         return {n: point.scores for n, point in self.scored.items()}
 
-    def metric(self, name: str) -> list[Any]:
-        """Return all stored values of a metric."""
-        values = (
-            record["metrics"].get(name)
-            for point in self.scored.values()
-            for record in point.records.values()
-        )
+    def metric(self, name: str, *, tune: bool = False) -> list[Any]:
+        """Return all stored values of a metric, of tuning cells too if asked."""
+        records = [r for p in self.scored.values() for r in p.records.values()]
+        values = (r["metrics"].get(name) for r in records + self.tune * tune)
         return [value for value in values if value is not None]
 
 
@@ -174,13 +181,54 @@ class Section:
 
     @property
     def pairs(self) -> list[tuple[Line, Line]]:
-        """Each network with attention beside the CNN nearest to it in FLOPs."""
+        """Each network with attention beside every CNN, the nearest in FLOPs first."""
         cnns = [x for x in self.networks if x.model == "resnet" and x.scored]
-        found = []
+        return [
+            (line, cnn)
+            for line in self.networks
+            if line.model in _ATTENTION and line.scored
+            for cnn in sorted(cnns, key=lambda cnn: _distance(line, cnn))
+        ]
+
+    @property
+    def updates(self) -> dict[int, set[int]]:
+        """N -> numbers of optimiser updates that its cells got."""
+        found: dict[int, set[int]] = collections.defaultdict(set)
         for line in self.networks:
-            if line.model in _ATTENTION and line.scored and cnns:
-                found.append((line, min(cnns, key=lambda cnn: _distance(line, cnn))))
-        return found
+            for n, point in line.scored.items():
+                for record in point.records.values():
+                    found[n].update(_steps(record))
+        return {n: counts for n, counts in sorted(found.items()) if counts}
+
+    @property
+    def uneven(self) -> bool:
+        """Whether cells got different numbers of updates, over N or at one N."""
+        counts = {u for found in self.updates.values() for u in found}
+        return bool(counts) and max(counts) > _EQUAL * min(counts)
+
+    @property
+    def scene(self) -> re.Match[str] | None:
+        """What the task's name says of composed scenes; None for other tasks."""
+        found = _SCENES.match(self.task)
+        return found if found and found["rule"] in scenes.TASKS else None
+
+    @property
+    def chance(self) -> float | None:
+        """Highest accuracy on scenes without relating the centre to the rim."""
+        if not self.scene:
+            return None
+        cells, classes = int(self.scene["cells"]), int(self.scene["classes"])
+        return scenes.chance_level(
+            self.scene["rule"], cells=cells, item_classes=classes
+        )
+
+    @property
+    def span(self) -> int | None:
+        """Pixels that a relation spans on scenes."""
+        if not self.scene:
+            return None
+        grid, item, cells = (int(self.scene[k]) for k in ("grid", "item", "cells"))
+        return scenes.span(grid=grid, item=item, cells=cells)
 
 
 def load(source: str | os.PathLike[str] | Sequence[Record]) -> list[Record]:
@@ -381,6 +429,9 @@ def _lines(
                 version=str(digest)[:6] if edited else "",
             )
         )
+    cnns = [x for x in lines if x.model == "resnet" and x.scored]
+    for line in cnns if len(cnns) > 1 else ():
+        line.field = _span(line.metric("receptive_field"), str).replace("–", "")
     order = list(MODELS)
     return sorted(
         lines,
@@ -476,6 +527,12 @@ def _section(
     text += _protocol(section)
     text += ["### Test accuracy", ""]
     text += [*_accuracy_table(section), "", *_legend(section), ""]
+    if section.chance is not None:
+        text += [
+            f"{_WITHOUT_CENTRE.capitalize()} gives at most {_number(section.chance)}: "
+            "a network that does not exceed it has not shown that it relates the two.",
+            "",
+        ]
     for name in figures:
         text += [f"![{name.removesuffix('.png')}]({name})", ""]
     text += _losers(section)
@@ -491,39 +548,23 @@ def _section(
 def _protocol(section: Section) -> list[str]:
     keys = section.keys
     points = [p for line in section.networks for p in line.scored.values()]
-    text = []
+    text = _uneven_updates(section)
     if "protocol" in keys:
         name = str(keys["protocol"])
-        meaning = PROTOCOLS.get(name)
+        meaning = None if section.uneven else PROTOCOLS.get(name)
         text.append(f"- Protocol `{name}`" + (f": {meaning}." if meaning else "."))
-    updates: dict[int, set[int]] = collections.defaultdict(set)
+    updates = section.updates
     batches = {
         int(p.config["batch_size"]) for p in points if p.config.get("batch_size")
     }
-    for point in points:
-        for record in point.records.values():
-            count = record["metrics"].get("updates", record["config"].get("updates"))
-            if count is not None:
-                updates[point.n].add(int(count))
     if updates:
-        all_counts = set().union(*updates.values())
-        if len(all_counts) == 1:
-            said = f"{min(all_counts):,} at every N"
-        else:
-            said = "; ".join(
-                f"{' or '.join(f'{u:,}' for u in sorted(found))} at N = {n:,}"
-                for n, found in sorted(updates.items())
-            )
-        capped = keys.get("protocol") == "updates" and len(all_counts) > 1
-        text.append(
-            f"- Optimiser updates: {said}."
-            + (" (Not equal after all: the number of epochs is capped.)" * capped)
-        )
+        if not section.uneven:  # else they stand above
+            text.append(f"- Optimiser updates: {_updates_said(updates)}.")
         if len(batches) == 1:
             batch = batches.pop()
             said = ", ".join(
                 f"{_short(max(found) * batch / n)} at N = {n:,}"
-                for n, found in sorted(updates.items())
+                for n, found in updates.items()
             )
             text.append(f"- Batch {batch}; that makes epochs of {said}.")
     lines = (*section.networks, *section.baselines)
@@ -532,6 +573,16 @@ def _protocol(section: Section) -> list[str]:
         said = ", ".join(h[:16] for h in hashes)
         warning = " **Warning: not all cells saw the same data.**"
         text.append(f"- Data: sha256 {said}." + warning * (len(hashes) > 1))
+    for line in section.networks:
+        for name in ("params", "flops"):
+            values = line.metric(name, tune=True)
+            if len(set(values)) > 1:
+                said = _span(values, lambda v: f"{v:,.0f}")
+                text.append(
+                    f"- **Warning: `{name}` differs between cells of {line.label}** "
+                    f"({said}): the definition of the model changed, so that they are "
+                    "not one line."
+                )
     seeds = sorted({s for p in points for s in p.records})
     if seeds:
         text.append(f"- Seeds: {', '.join(map(str, seeds))}.")
@@ -540,6 +591,9 @@ def _protocol(section: Section) -> list[str]:
             "- Hyper-parameters were chosen on a validation split cut from the "
             "training subset; the test set was read once per final cell."
         )
+        given = [x.label for x in section.networks if _untuned(x)]
+        if given:
+            text.append(f"- Not tuned, one given setting: {', '.join(given)}.")
         leaks = sum(
             any(
                 name.startswith("test_") and value is not None
@@ -556,6 +610,61 @@ def _protocol(section: Section) -> list[str]:
     if shared:
         text.append(f"- The same in all final cells: {_assignments(shared)}.")
     return [*text, ""] if text else []
+
+
+def _updates_said(updates: Mapping[int, set[int]]) -> str:
+    if len(set().union(*updates.values())) == 1:
+        return f"{min(next(iter(updates.values()))):,} at every N"
+    return "; ".join(
+        f"{' or '.join(f'{u:,}' for u in sorted(found))} at N = {n:,}"
+        for n, found in updates.items()
+    )
+
+
+def _uneven_updates(section: Section) -> list[str]:
+    """Say at the top where the number of updates is not the same for every cell."""
+    if not section.uneven:
+        return []
+    updates = section.updates
+    text = [f"- **Updates are not equal**: {_updates_said(updates)}."]
+    ends = {n: (min(found), max(found)) for n, found in updates.items()}
+    sizes = list(ends)
+    steps = [
+        (one, two)
+        for one, two in zip(sizes, sizes[1:], strict=False)
+        if ends[two][1] > _EQUAL * ends[one][0] or ends[one][1] > _EQUAL * ends[two][0]
+    ]
+    if steps:
+        said = ", ".join(f"{one:,} to {two:,}" for one, two in steps)
+        grows = all(ends[two][0] >= ends[one][1] for one, two in steps)
+        text[0] += (
+            " (A cap on the passes over small sets gives that.) Data and updates grow "
+            "together"
+            if grows
+            else " Data and updates change together"
+        )
+        text[0] += (
+            f" from N = {said}: what is gained there, and with it the power law and "
+            "N*, mixes the effect of more data with that of longer training."
+        )
+    within = [n for n, (low, high) in ends.items() if high > _EQUAL * low]
+    if within:
+        text.append(
+            f"- **Warning: at N = {', '.join(f'{n:,}' for n in within)} not all "
+            "networks got the same updates**, so that the gap there mixes in the "
+            "length of training."
+        )
+    return text
+
+
+def _uneven_caveat(section: Section) -> list[str]:
+    if not section.uneven:
+        return []
+    return [
+        "Updates differ between the N (see the top): the laws and N* below are of data "
+        "and length of training together, not of data alone.",
+        "",
+    ]
 
 
 def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -632,14 +741,16 @@ def _legend(section: Section) -> list[str]:
     return text
 
 
-def _lost_to(section: Section, point: Point) -> list[tuple[Line, Point]]:
+def _lost_to(section: Section, point: Point) -> list[tuple[str, stats.Summary]]:
     """Return the baselines at this N that the point's mean does not exceed."""
-    found = []
-    for line in section.baselines:
-        rival = line.scored.get(point.n)
-        if rival and point.summary.mean <= rival.summary.mean:
-            found.append((line, rival))
-    return found
+    rivals = [
+        (line.label, line.scored[point.n].summary)
+        for line in section.baselines
+        if point.n in line.scored
+    ]
+    if section.chance is not None:
+        rivals.append((_WITHOUT_CENTRE, stats.Summary(1, section.chance, None)))
+    return [x for x in rivals if point.summary.mean <= x[1].mean]
 
 
 def _losers(section: Section) -> list[str]:
@@ -648,16 +759,16 @@ def _losers(section: Section) -> list[str]:
     for line in section.networks:
         for point in line.scored.values():
             rivals = [x for x in section.baselines if point.n in x.scored]
-            compared |= bool(rivals)
+            compared |= bool(rivals) or section.chance is not None
             if not rivals and point.n not in missing:
                 missing.append(point.n)
             lost = _lost_to(section, point)
             if not lost:
                 continue
             names = " and ".join(
-                f"{x.label} ({_number(rival.summary.mean)})" for x, rival in lost
+                f"{name} ({_number(rival.mean)})" for name, rival in lost
             )
-            close = all(_within_spread(point, rival) for _, rival in lost)
+            close = all(_within_spread(point.summary, rival) for _, rival in lost)
             text.append(
                 f"- {line.label} at N = {point.n:,} "
                 f"({_number(point.summary.mean)}) **loses to** {names}"
@@ -667,15 +778,17 @@ def _losers(section: Section) -> list[str]:
         text.append("Every network beats every baseline at every N that has both.")
     if missing:
         sizes = ", ".join(f"{n:,}" for n in sorted(missing))
-        text.append(
-            f"- No baseline is stored at N = {sizes}: nothing is claimed there."
+        claim = (
+            "nothing is claimed there."
+            if section.chance is None
+            else f"only {_WITHOUT_CENTRE} is compared there."
         )
+        text.append(f"- No baseline is stored at N = {sizes}: {claim}")
     return [*text, ""] if len(text) > 2 else []
 
 
-def _within_spread(one: Point, two: Point) -> bool:
-    spread = math.hypot(one.summary.std or 0.0, two.summary.std or 0.0)
-    return abs(one.summary.mean - two.summary.mean) < spread
+def _within_spread(one: stats.Summary, two: stats.Summary) -> bool:
+    return abs(one.mean - two.mean) < math.hypot(one.std or 0.0, two.std or 0.0)
 
 
 def _gaps(section: Section) -> list[str]:
@@ -711,6 +824,10 @@ def _gaps(section: Section) -> list[str]:
             "reading",
         ]
         text += [f"### Gap: {first.label} − {second.label}", ""]
+        ratio = _flops_ratio(first, second)
+        if ratio is not None and not _matched(ratio):
+            text += [f"FLOPs are **not matched**: × {ratio:.2f}.", ""]
+        text += [f"{said}", ""] if (said := _reach(section, second)) else []
         text += [*_table(header, rows), ""]
         text += [
             "Intervals are over seeds ("
@@ -722,6 +839,31 @@ def _gaps(section: Section) -> list[str]:
     if not text and section.networks:
         text = ["No N has both a network with attention and a CNN: no gap.", ""]
     return text
+
+
+def _reach(section: Section, cnn: Line) -> str:
+    """Set the receptive field of a CNN beside what a relation of scenes spans."""
+    fields = cnn.metric("receptive_field")
+    if section.span is None or not fields:
+        return ""
+    verdict = (
+        "which covers it."
+        if min(fields) >= section.span
+        else "which is narrower: no unit of it sees both items whole."
+    )
+    return (
+        f"A relation spans {section.span} pixels; the receptive field of {cnn.label} "
+        f"is {_span(fields, str)} pixels, {verdict}"
+    )
+
+
+def _flops_ratio(first: Line, second: Line) -> float | None:
+    one, two = first.metric("flops"), second.metric("flops")
+    return one[0] / two[0] if one and two else None
+
+
+def _matched(ratio: float) -> bool:
+    return max(ratio, 1 / ratio) <= _MATCHED
 
 
 def _gap_points(first: Line, second: Line) -> list[tuple[int, stats.Gap]]:
@@ -763,6 +905,7 @@ def _laws(section: Section, resamples: int) -> list[str]:
     if not rows and not remarks:
         return []
     text = ["### Saturating power law, and where the curves cross", ""]
+    text += _uneven_caveat(section)
     if rows:
         header = ["model", "a", "b", "c", "N (sizes)", "largest miss", "remark"]
         text += ["acc(N) = a − b·N^(−c), least squares on the means:", ""]
@@ -853,6 +996,10 @@ def _certainty(
     text = f"95 % interval (bootstrap over seeds): {_range(low, high, n_min)}."
     if fewest < stats.MIN_SEEDS:
         text += " It rests on fewer than 3 seeds at some N and is too narrow."
+    elif fewest < _FEW_SEEDS:
+        text += (
+            f" The bootstrap of {fewest} seeds cannot leave their range: too narrow."
+        )
     return [text]
 
 
@@ -913,6 +1060,8 @@ def _sizes(section: Section) -> list[str]:
         if any(fields):
             sees_all = not field and line.model in (*_ATTENTION, "mlp")
             row.append("whole image" if sees_all else _span(field, str))
+            if section.span is not None:
+                row.append(str(section.span))
         row.append(_span(line.metric("images_per_s"), lambda v: f"{v:,.0f}"))
         times = [
             record["wall_time_s"] / 60
@@ -922,9 +1071,18 @@ def _sizes(section: Section) -> list[str]:
         row.append(_span(times, lambda v: f"{v:.1f}"))
         rows.append(row)
     header = ["model", "parameters", "forward MFLOP / image"]
-    header += ["receptive field (pixels)"] if any(fields) else []
+    if any(fields):
+        header.append("receptive field (pixels)")
+        header += ["relation spans (pixels)"] * (section.span is not None)
     header += ["training images / s", "minutes / final cell"]
     text = ["### Sizes", "", *_table(header, rows), ""]
+    unmatched = _unmatched(section.pairs)
+    if unmatched:
+        text += [
+            f"FLOPs are **not matched** (ratio outside {_MATCHED}) for "
+            f"{', '.join(unmatched)}: such a gap is one of compute too.",
+            "",
+        ]
     for first, second in section.pairs:
         ratios = {
             name: first.metric(name)[0] / second.metric(name)[0]
@@ -933,8 +1091,7 @@ def _sizes(section: Section) -> list[str]:
         }
         if "flops" not in ratios:
             continue
-        apart = max(ratios["flops"], 1 / ratios["flops"])
-        verdict = "matched" if apart <= _MATCHED else "**not matched**"
+        verdict = "matched" if _matched(ratios["flops"]) else "**not matched**"
         text.append(
             f"- {first.label} / {second.label}: forward FLOPs × {ratios['flops']:.2f} "
             f"({verdict}; within × {_MATCHED} counts)"
@@ -945,6 +1102,15 @@ def _sizes(section: Section) -> list[str]:
         "second and minutes are what the machines at hand gave, other work included."
     )
     return [*text, ""]
+
+
+def _unmatched(pairs: Sequence[tuple[Line, Line]]) -> list[str]:
+    found = []
+    for first, second in pairs:
+        ratio = _flops_ratio(first, second)
+        if ratio is not None and not _matched(ratio):
+            found.append(f"{first.label} / {second.label} (× {ratio:.2f})")
+    return found
 
 
 def _hyper_parameters(section: Section) -> list[str]:
@@ -972,7 +1138,10 @@ def _hyper_parameters(section: Section) -> list[str]:
             for name in names:
                 mark = " ⚑" if name in edges else ""
                 row.append(_value(point.config.get(name)) + mark)
-            row += [_number(value) if value is not None else "–", str(len(cells))]
+            row += [_number(value) if value is not None else "–"]
+            for counts in (map(_validation_images, cells), map(_steps, cells)):
+                row.append(_span([k for found in counts for k in found], _thousands))
+            row += ["not tuned" if _untuned(line) else str(len(cells))]
             rows.append(row)
             if best is not None and best != chosen:
                 flags.append(
@@ -981,7 +1150,8 @@ def _hyper_parameters(section: Section) -> list[str]:
                     f"{_assignments(chosen)}."
                 )
     text = ["### Hyper-parameters chosen", ""]
-    header = ["model", "N", *(f"`{n}`" for n in names), "val. accuracy", "cells tried"]
+    header = ["model", "N", *(f"`{n}`" for n in names)]
+    header += ["val. accuracy", "val. images", "tuning updates", "cells tried"]
     text += [*_table(header, rows), ""]
     if any("⚑" in cell for row in rows for cell in row):
         text += [
@@ -991,7 +1161,51 @@ def _hyper_parameters(section: Section) -> list[str]:
         ]
     if any(row[-1] == "0" for row in rows):
         text += ["0 cells tried: the values were carried over or given.", ""]
+    text += _short_tuning(section)
     return text + ([*flags, ""] if flags else [])
+
+
+def _short_tuning(section: Section) -> list[str]:
+    """Warn where the tuning cells were shorter than the final ones."""
+    tuning = [k for x in section.networks for r in x.tune for k in _steps(r)]
+    finals = [u for found in section.updates.values() for u in found]
+    if not tuning or not finals or min(tuning) >= max(finals):
+        return []
+    return [
+        f"Tuning cells made {_span(tuning, _thousands)} updates, final cells "
+        f"{_span(finals, _thousands)}: choices after few updates favour high learning "
+        "rates.",
+        "",
+    ]
+
+
+def _untuned(line: Line) -> bool:
+    """Whether a line has one setting for all N, and no tuning cell."""
+    hidden = ("seed", "n", "updates")
+    settings = _unique(
+        {k: v for k, v in p.config.items() if k not in hidden}
+        for p in line.scored.values()
+    )
+    return not line.tune and len(settings) == 1
+
+
+def _validation_images(record: Record) -> list[int]:
+    """Return how many images the validation split of a tuning cell is cut to."""
+    config = record["config"]
+    share, most = config.get("validation_fraction"), config.get("validation_maximum")
+    if share is None or config.get("n") is None:
+        return []
+    wanted = max(1, round(share * config["n"]))
+    return [wanted if most is None else min(wanted, most)]
+
+
+def _steps(record: Record) -> list[int]:
+    count = record["metrics"].get("updates", record["config"].get("updates"))
+    return [] if count is None else [int(count)]
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _tuned(line: Line, n: int) -> dict[str, list[Any]]:
@@ -1170,13 +1384,20 @@ def _draw(
     for line in off:
         means = [p.summary.mean for p in line.scored.values()]
         note += f" Below the axis: {line.label}, {_span(means, _number)}."
+    note += _updates_note(section)
     files[f"curve{name}.png"] = plots.curve(
         [_series(x) for x in (*networks, *shown)],
         out / f"curve{name}.png",
         title=f"{section.title}: accuracy as the training set grows",
+        chance=section.chance,
+        chance_label="without the centre",
         note=note.strip(),
     )
-    gaps = [g for g in (_gap_series(*pair) for pair in section.pairs) if g]
+    pairs = section.pairs
+    if len(pairs) > _MOST_GAPS:  # the nearest CNN of each alone: it comes first
+        pairs = list({first.label: (first, cnn) for first, cnn in pairs[::-1]}.values())
+        pairs = pairs[::-1]
+    gaps = [g for g in (_gap_series(*pair) for pair in pairs) if g]
     if gaps:
         counts = [k for g in gaps for k in g.seeds]
         note = "Bars: 95 % bootstrap interval over seeds."
@@ -1184,6 +1405,11 @@ def _draw(
             note += " Thin line: difference of the fitted power laws."
         if min(counts) < stats.MIN_SEEDS:
             note += " Hollow: fewer than 3 seeds."
+        note += _updates_note(section)
+        if len(pairs) < len(section.pairs):
+            note += " The CNN nearest in FLOPs alone; more in the report."
+        if unmatched := _unmatched(pairs):
+            note += f" FLOPs not matched: {', '.join(unmatched)}."
         files[f"gap{name}.png"] = plots.gap(
             gaps,
             out / f"gap{name}.png",
@@ -1193,6 +1419,13 @@ def _draw(
             note=note,
         )
     return files
+
+
+def _updates_note(section: Section) -> str:
+    if not section.uneven:
+        return ""
+    counts = [u for found in section.updates.values() for u in found]
+    return f" Updates differ between the N: {_span(counts, _thousands)}."
 
 
 def _seeds_note(counts: Sequence[int]) -> str:
@@ -1248,8 +1481,9 @@ def _gap_series(first: Line, second: Line) -> plots.GapSeries | None:
             star = cross.n if cross.inside else None
     except stats.FitError:
         pass
+    wrap = "\n" if len(first.label + second.label) > 30 else " "
     return plots.GapSeries(
-        label=f"{first.label} − {second.label}",
+        label=f"{first.label} −{wrap}{second.label}",
         n=[n for n, _ in points],
         gap=[g.mean for _, g in points],
         low=[g.low for _, g in points],

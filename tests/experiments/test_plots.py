@@ -75,6 +75,16 @@ def test_the_gap_marks_a_crossing(tmp_path):
     assert plain.read_bytes() != marked.read_bytes()
 
 
+def test_the_level_of_guessing_has_a_name(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "annotate", lambda _, text, *__, **___: said.append(text)
+    )
+    for more in ({}, {"chance_label": "without the centre"}):
+        plots.curve(lines(1), tmp_path / "a.png", title="", chance=0.25, **more)
+    assert said == ["chance .25", "without the centre .25"]
+
+
 def test_a_single_point_can_be_drawn(tmp_path):
     one = plots.Series("a", [100], [0.5], [None], [1])
     assert plots.curve([one], tmp_path / "a.png", title="One").exists()

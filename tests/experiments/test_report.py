@@ -14,6 +14,7 @@ from experiments.data_scaling import report
 SIZES = (100, 1_000, 10_000, 30_000)
 VIT = {n: 0.95 - 2.0 * n**-0.45 for n in SIZES}  # overtakes
 CNN = {n: 0.93 - 1.2 * n**-0.40 for n in SIZES}
+SCENES = "scenes-pointer-3x3-4cells-10classes-10px"
 
 
 def record(status="done", provenance=None, curves=None, wall_time_s=60.0, **fields):
@@ -157,7 +158,10 @@ def test_sizes_say_how_they_are_matched(tmp_path):
         in (written)
     )
     apart = [*curves("vit", VIT, m_flops=20e6), *curves("resnet", CNN)]
-    assert "forward FLOPs × 2.22 (**not matched**" in text(apart, tmp_path)
+    assert "FLOPs are **not matched**" not in written
+    written = text(apart, tmp_path)
+    assert "forward FLOPs × 2.22 (**not matched**" in written
+    assert "(ratio outside 1.25) for ViT-mu / ResNet-mu (× 2.22)" in written
 
 
 def test_the_receptive_field_of_the_cnn_stands_beside_attention(tmp_path):
@@ -167,11 +171,50 @@ def test_the_receptive_field_of_the_cnn_stands_beside_attention(tmp_path):
     assert "| whole image " in rows[4] and "| 23 " in rows[5]
 
 
-def test_a_gap_is_taken_to_the_cnn_nearest_in_flops(tmp_path):
+def test_a_gap_is_taken_to_every_cnn_the_nearest_in_flops_first(tmp_path):
     records = pair() + curves("resnet", CNN, size="b", m_flops=90e6)
+    records += curves("hybrid", VIT, m_flops=90e6)
     written = text(records, tmp_path)
-    assert "### Gap: ViT-mu − ResNet-mu" in written
-    assert "ViT-mu − ResNet-b" not in written
+    heads = [x for x in written.splitlines() if x.startswith("### Gap")]
+    assert heads == [
+        "### Gap: ViT-mu − ResNet-mu",
+        "### Gap: ViT-mu − ResNet-b",
+        "### Gap: Hybrid-mu − ResNet-b",
+        "### Gap: Hybrid-mu − ResNet-mu",
+    ]
+    assert "- **ViT-mu and ResNet-b.**" in written
+
+
+def test_many_gaps_leave_the_figure_to_the_nearest_cnn(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(report.plots, "curve", lambda *_, **__: None)
+    monkeypatch.setattr(
+        report.plots, "gap", lambda series, _, **more: drawn.update(more, series=series)
+    )
+    records = pair() + curves("resnet", CNN, size="b", m_flops=90e6)
+    for name in "abc":
+        records += curves("vit", VIT, attention=name)
+    (section,) = report.make_sections(records)
+    report._draw(section, tmp_path, "", 20)
+    assert len(section.pairs) == 8 and len(drawn["series"]) == 4
+    assert all(x.label.endswith("ResNet-mu") for x in drawn["series"])
+    assert "nearest in FLOPs alone" in drawn["note"]
+
+
+def test_two_cnns_are_told_apart_by_their_receptive_field(tmp_path):
+    more = {"task": SCENES, "m_flops": 9e6}
+    records = curves("vit", VIT, **more)
+    records += curves("resnet", CNN, m_receptive_field=47, **more)
+    one = text(records, tmp_path)
+    assert "(field" not in one
+    records += curves("resnet", CNN, size="mu_local", m_receptive_field=15, **more)
+    written = text(records, tmp_path)
+    assert "### Gap: ViT-mu − ResNet-mu (field 47 px)" in written
+    assert "### Gap: ViT-mu − ResNet-mu_local (field 15 px)" in written
+    spans = [x for x in written.splitlines() if x.startswith("A relation spans 20")]
+    assert "is 47 pixels, which covers it" in spans[0]
+    assert "is 15 pixels, which is narrower" in spans[1]
+    assert "relation spans (pixels)" in written.split("### Sizes")[1]
 
 
 # --- honesty -----------------------------------------------------------------------
@@ -286,11 +329,67 @@ def test_too_few_sizes_for_a_law_are_said(tmp_path):
     assert "No fitted crossing" in written
 
 
-def test_updates_that_are_not_equal_are_not_called_equal(tmp_path):
-    records = [final("vit", n, s, VIT[n], updates=n) for n in SIZES for s in range(3)]
+@pytest.mark.parametrize("protocol", ["updates", "epochs"])
+def test_updates_that_are_not_equal_are_not_called_equal(tmp_path, protocol):
+    steps = dict(zip(SIZES, (1_000, 1_000, 1_875, 7_500), strict=True))
+    records = [
+        final("vit", n, s, VIT[n], updates=steps[n], protocol=protocol)
+        for n in SIZES
+        for s in range(3)
+    ]
     written = text(records, tmp_path)
-    assert "100 at N = 100; 1,000 at N = 1,000" in written
-    assert "Not equal after all" in written
+    top = written.split("## Fashion-MNIST")[1].strip().splitlines()[0]
+    assert top.startswith("- **Updates are not equal**: 1,000 at N = 100; 1,000 at")
+    assert "7,500 at N = 30,000" in top
+    assert "grow together from N = 1,000 to 10,000, 10,000 to 30,000" in top
+    assert "the power law and N*, mixes" in top
+    assert "an equal number" not in written and "epochs grow" not in written
+    law = written.split("### Saturating power law")[1]
+    assert "of data and length of training together" in law
+    even = text(curves("vit", VIT, protocol=protocol), tmp_path)
+    assert "not equal" not in even and "together" not in even
+
+
+def test_networks_with_other_updates_at_one_size_are_warned_of(tmp_path):
+    records = curves("vit", VIT) + curves("resnet", CNN, updates=900)
+    written = text(records, tmp_path)
+    assert "not all networks got the same updates" in written
+    assert "500 or 900 at N = 100" in written
+
+
+def test_a_model_that_changed_between_cells_is_warned_of(tmp_path):
+    records = pair()
+    assert "Warning" not in text(records, tmp_path)
+    records[0]["metrics"]["params"] = 7
+    written = text(records, tmp_path)
+    assert "**Warning: `params` differs between cells of ViT-mu** (7 to 200,000)" in (
+        written
+    )
+    assert "`flops` differs" not in written
+
+
+def test_scenes_are_set_beside_the_level_without_the_relation(tmp_path, monkeypatch):
+    drawn = {}
+    flat = dict.fromkeys(SIZES, 0.2)
+    records = curves("vit", VIT, task=SCENES) + curves("resnet", flat, task=SCENES)
+    written = text(records, tmp_path)
+    assert "Reading the rim without the centre gives at most .250" in written
+    assert row(written, 1_000).count("▼") == 1
+    assert "(.200) **loses to** reading the rim without the centre (.250)." in written
+    assert "only reading the rim without the centre is compared there" in written
+    monkeypatch.setattr(report.plots, "curve", lambda *_, **more: drawn.update(more))
+    monkeypatch.setattr(report.plots, "gap", lambda *_, **__: None)
+    (section,) = report.make_sections(records)
+    report._draw(section, tmp_path, "", 20)
+    assert drawn["chance"] == 0.25 and drawn["chance_label"] == "without the centre"
+    (other,) = report.make_sections(pair(task="scenes-odd"))
+    assert other.chance is None and other.span is None
+
+
+def test_the_interval_of_few_seeds_is_called_too_narrow(tmp_path):
+    said = "The bootstrap of 3 seeds cannot leave their range: too narrow."
+    assert said in text(pair(), tmp_path)
+    assert "seeds cannot leave their range: too" not in text(pair(seeds=10), tmp_path)
 
 
 def test_cells_on_different_data_are_warned_of(tmp_path):
@@ -313,6 +412,8 @@ def tuned(rates, chosen, scores, **more):
             phase="tune",
             learning_rate=rate,
             updates=100,
+            validation_fraction=0.2,
+            validation_maximum=15,
             m_val_accuracy=score,
             **more,
         )
@@ -325,7 +426,9 @@ def tuned(rates, chosen, scores, **more):
 def test_the_chosen_hyper_parameters_are_shown(tmp_path):
     records = tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.4, 0.6, 0.5])
     written = text(records, tmp_path)
-    assert re.search(r"\| ViT-mu \| 100 \| 0\.001 +\| \.600 +\| 3 ", written)
+    row = r"\| ViT-mu \| 100 \| 0\.001 +\| \.600 +\| 15 +\| 100 +\| 3 "
+    assert re.search(row, written)
+    assert "Tuning cells made 100 updates, final cells 500: choices after" in written
     assert "⚑" not in written and "validation prefers" not in written
     assert "chosen on a validation split" in written
 
@@ -360,6 +463,11 @@ def test_without_tuning_cells_nothing_is_claimed_to_be_tuned(tmp_path):
     written = text(pair(), tmp_path)
     assert "No tuning cells are stored: hyper-parameters were given." in written
     assert "chosen on a validation split" not in written
+    assert written.count("| not tuned ") == 8
+    some = text(
+        [*tuned([1e-3, 3e-3], 1e-3, [0.6, 0.5]), *curves("resnet", CNN)], tmp_path
+    )
+    assert "- Not tuned, one given setting: ResNet-mu." in some
 
 
 # --- what belongs together ---------------------------------------------------------
