@@ -274,6 +274,8 @@ def _load_module(path: pathlib.Path, content_hash: str) -> Any:
         raise ValueError(f"{path} is not a Python file; name it `file.py:function`.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    folder = str(path.parent)
+    sys.path.insert(0, folder)  # as `python file.py` has it, for the file's neighbours
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -284,6 +286,9 @@ def _load_module(path: pathlib.Path, content_hash: str) -> Any:
             f"{path} fails on import with {type(error).__name__}: {error}. "
             f"`python {path}` shows where."
         ) from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
     return module
 
 
@@ -318,6 +323,12 @@ def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
     The capabilities of a function of your own are read from its signature: it can
     honour what it takes by name. If a function in a file has parameters, the file's
     `<function>_init(rng, head_dim)` makes them. A file may also hold a `Variant`.
+
+    A file may import its neighbours at its top (their folder is on `sys.path` while it
+    is imported, and no longer). Only the named file itself is watched: its content,
+    not that of its neighbours, is what experiments hash, and what makes `resolve` read
+    it again. A neighbour is imported once a process, under its plain name, so keep
+    what changes the numbers in the named file.
 
     Args:
       spec: name in `VARIANTS`, `path/file.py:function`, function, or `Variant`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -125,6 +126,23 @@ def test_a_file_that_fails_says_how(source, message, tmp_path):
     path.write_text(source)
     with pytest.raises(ValueError, match=message):
         resolve(f"{path}:f")
+
+
+def test_a_file_imports_its_neighbours(tmp_path):
+    (tmp_path / "a_neighbour_of_mine.py").write_text("def f(x): return 2 * x")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from a_neighbour_of_mine import f\ndef g(query, key, value): return f(value)"
+    )
+    before = list(sys.path)
+    try:
+        assert resolve(f"{path}:g").fn(1, 2, 3) == 6
+    finally:
+        sys.modules.pop("a_neighbour_of_mine", None)
+    path.write_text("1 / 0")
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        resolve(f"{path}:g")
+    assert sys.path == before
 
 
 def test_other_kinds_are_refused(tmp_path):
