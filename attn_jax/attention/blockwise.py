@@ -135,7 +135,7 @@ def _forward(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
             jnp.zeros((plan.query_block, inputs.value.shape[1]), wide),
         )
         peak, total, mixed = _over_key_blocks(plan, i, step, start)
-        seen = peak > 0.5 * MASKED_LOGIT
+        seen = ~(peak <= 0.5 * MASKED_LOGIT)  # and NaN stays NaN
         total = jnp.where(seen, total, 1.0)
         out = jnp.where(seen[:, None], mixed / total[:, None], 0.0)
         log_sum = jnp.where(seen, peak + jnp.log(total), 0.0)
@@ -310,8 +310,8 @@ def blockwise(
       query: [T, H].
       key: [S, H].
       value: [S, V].
-      bias: [T or 1, S or 1] or None. Its gradient, of the same shape, is made only if
-        asked for.
+      bias: [T or 1, S or 1] or None; −∞ masks. Its gradient, of the same shape, is
+        made only if asked for.
       mask: bool [T or 1, S or 1], True = attend, or None.
       key_mask: bool [S], True = a real token, or None.
       scale: factor of the scores; None means 1/√H. An array is multiplied into the

@@ -213,6 +213,10 @@ def _finish_weights(
         logits = logits + bias.astype(logits.dtype)
     num_queries, num_keys = logits.shape
     allowed = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
+    if bias is not None and normalize == "softmax":
+        # A bias of -inf masks. Written so that NaN stays NaN.
+        finite = ~(logits < 0.5 * MASKED_LOGIT)
+        allowed = finite if allowed is None else allowed & finite
     return NORMALIZERS[normalize](logits, allowed)
 
 
@@ -301,7 +305,7 @@ def dot_product(
       query: [T, H].
       key: [S, H].
       value: [S, V].
-      bias: [T, S], added to the scaled scores, or None.
+      bias: [T, S], added to the scaled scores, or None; −∞ masks.
       mask: bool [T, S], True = attend, or None. A query that may attend to nothing
         gives zeros, with zero gradients.
       key_mask: bool [S], True = a real token, or None.

@@ -222,3 +222,33 @@ def test_bad_options_are_named(arrays):
         blockwise(**arrays, block_size=0)
     with pytest.raises(TypeError, match="`mask` must be bool"):
         blockwise(**arrays, mask=np.ones((T, S), np.float32))
+
+
+@QUICK
+@pytest.mark.parametrize("fn", [dot_product, blockwise])
+@pytest.mark.parametrize("block_size", [5, 64])
+def test_a_bias_of_minus_infinity_masks(fn, block_size, arrays):
+    mask = np.random.default_rng(3).random((T, S)) < 0.5
+    mask[3] = False
+    biased = jnp.where(mask, arrays["bias"], -jnp.inf)
+    if fn is blockwise:
+        fn = functools.partial(blockwise, block_size=block_size)
+
+    def run(**given):
+        return _value_and_grads(
+            lambda **given: fn(**given), {**arrays, **given}, jnp.ones((T, V))
+        )
+
+    ours, theirs = (
+        run(bias=biased),
+        _value_and_grads(
+            lambda **given: dot_product(**given, mask=mask), arrays, jnp.ones((T, V))
+        ),
+    )
+    assert not ours["out"][3].any()
+    for name, expected in theirs.items():
+        np.testing.assert_allclose(ours[name], expected, atol=2e-5, err_msg=name)
+    # What is wrong stays visible.
+    bias = jnp.asarray(arrays["bias"]).at[2].set(jnp.nan)
+    out = fn(**{**arrays, "bias": bias})
+    assert np.isnan(out[2]).all() and np.isfinite(out[3]).all()
