@@ -337,18 +337,20 @@ def test_an_edited_attention_file_does_not_change_a_run(dataset, tmp_path):
 
 
 def test_a_later_signal_acts_as_usual(monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    with StopSignal() as stop:
-        assert stop.signum is None
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signum == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)  # at once: the same request once more
-        signal.sigtimedwait([], 0.01)
-        monkeypatch.setattr(stop, "GRACE", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
-    assert signal.getsignal(signal.SIGINT) is before
+    # A background job of a shell starts with SIGINT ignored: set what is usual.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignal() as stop:
+            assert stop.signum is None
+            signal.raise_signal(signal.SIGINT)
+            assert stop.signum == signal.SIGINT
+            signal.raise_signal(signal.SIGINT)  # at once: the same request once more
+            monkeypatch.setattr(stop, "GRACE", -1.0)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def test_a_worker_ends_with_the_process_that_started_it():
