@@ -39,6 +39,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from flax.errors import TraceContextError
 from jax.typing import DTypeLike
 
 from attn_jax.attention.softmax import dot_product
@@ -208,18 +209,11 @@ def _to_4d(name: str, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(array, (*batch, *rest)).reshape(math.prod(batch), *rest)
 
 
-def _identity_values(variant: Variant) -> Variant:
-    """The variant with the identity for values: what comes out is its weights."""
-    require(variant, "value_dim")
-
-    @functools.wraps(variant.fn)
-    def weights(
-        query: jax.Array, key: jax.Array, value: jax.Array, *args: Any, **kwargs: Any
-    ) -> jax.Array:
-        identity = jnp.eye(key.shape[0], dtype=value.dtype)
-        return variant.fn(query, key, identity, *args, **kwargs)
-
-    return dataclasses.replace(variant, fn=weights)
+def _identity_values(key: jax.Array) -> jax.Array:
+    """Values [B, S, K, S] for keys [B, S, K, H] for which weights come out."""
+    batch, length, num_kv_heads, _ = key.shape
+    identity = jnp.eye(length, dtype=key.dtype)[None, :, None, :]
+    return jnp.broadcast_to(identity, (batch, length, num_kv_heads, length))
 
 
 class _FlaxCall:
@@ -234,7 +228,7 @@ class _FlaxCall:
         """Parameters with leading axis N, or None."""
         return None
 
-    def _next_rng(self) -> jax.Array:
+    def _next_rng(self, dropout_rng: jax.Array | None) -> jax.Array:
         """A key for a variant that is random even without dropout."""
         raise AssertionError("as_attention_fn has seen to it")
 
@@ -344,7 +338,7 @@ class _FlaxCall:
         # A variant that is random by nature draws once; its weights, where they are
         # sown, come from the same draw as its output.
         if variant.stochastic:
-            operands["rng"] = self._next_rng()
+            operands["rng"] = self._next_rng(dropout_rng if drops else None)
         elif drops:
             operands["rng"] = dropout_rng
 
@@ -368,7 +362,13 @@ class _FlaxCall:
 
         if module is not None:
             # As in Flax, what is sown are the weights before dropout.
-            reveal = functools.partial(attend, _identity_values(variant), options)
+            require(variant, "value_dim")
+            revealing = dict(options)
+
+            def reveal(operands: Any) -> Any:
+                identity = _identity_values(operands["key"])
+                return attend(variant, revealing, {**operands, "value": identity})
+
             weights = jnp.swapaxes(run(reveal), -2, -3)
             if isinstance(module, nnx.Module):
                 module.sow(nnx.Intermediate, "attention_weights", weights)
@@ -460,9 +460,21 @@ class ModuleAttentionFn(_FlaxCall, nnx.Module):
         leaves = [self.params[name][...] for name in self.names]
         return jax.tree.unflatten(self.tree, leaves)
 
-    def _next_rng(self) -> jax.Array:
-        assert self.rngs is not None
-        return self.rngs()
+    def _next_rng(self, dropout_rng: jax.Array | None) -> jax.Array:
+        stream = self.rngs
+        assert stream is not None
+        try:
+            key = stream()
+        except TraceContextError:
+            # `nnx.merge` inside jit or grad makes modules of its own, but keeps the
+            # variables that it is given, which an inner trace may not change. So a
+            # copy counts on. (In a module from outside, this line raises as well.)
+            stream.count = stream.count.copy()
+            key = stream()
+        if dropout_rng is not None:
+            # New at each call, even where the state of the stream is not carried on.
+            key = jax.random.fold_in(key, jax.random.bits(dropout_rng))
+        return key
 
 
 class LinenAttentionFn(_FlaxCall, linen.Module):
@@ -500,7 +512,7 @@ class LinenAttentionFn(_FlaxCall, linen.Module):
 
         return self.param("head", init)
 
-    def _next_rng(self) -> jax.Array:
+    def _next_rng(self, dropout_rng: jax.Array | None) -> jax.Array:
         return self.make_rng("attention")
 
 
@@ -524,6 +536,12 @@ def as_attention_fn(
     layer; it needs `num_heads`, `head_dim` and `rngs`. (They may be given for any
     variant, so that a model can treat all alike.) For linen, `as_linen_attention_fn`
     makes such a variant a linen module.
+
+    A random variant draws from a stream that is part of the layer's state, as the
+    streams of `nnx.Dropout` are: under `nnx.jit` it moves on by itself; with
+    `nnx.split` and `nnx.merge` inside `jax.jit` it moves on where the state is split
+    off again and returned. A state that is frozen gives the same draw at every call,
+    unless dropout on the attention weights is on: its key is then mixed in.
 
     Args:
       variant: name, `path/file.py:function`, function, or `Variant`.
@@ -602,8 +620,8 @@ def as_linen_attention_fn(
       A linen module for `flax.linen.MultiHeadDotProductAttention(attention_fn=...)`.
 
     Raises:
-      ValueError: if the variant is unknown.
-      TypeError: if it takes no such option.
+      ValueError: if the variant is unknown, or takes `params` but has no `init`.
+      TypeError: if it takes no such option, or `init_options` without an `init`.
 
     >>> layer = linen.MultiHeadDotProductAttention(
     ...     num_heads=2, attention_fn=as_linen_attention_fn("additive"))
@@ -612,6 +630,9 @@ def as_linen_attention_fn(
     (2, 4)
     """
     record = resolve(variant)
+    if record.init is None:
+        # Called for its errors, as in as_attention_fn.
+        multi_head_init(record, jax.random.key(0), 1, 1, **(init_options or {}))
     return LinenAttentionFn(
         record,
         _checked_options(record, options),

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from flax import errors, linen, nnx
 
-from attn_jax import VARIANTS, multi_head
+from attn_jax import VARIANTS, multi_head, resolve
 from attn_jax.layers import (
     AttentionFn,
     LinenAttentionFn,
@@ -614,6 +614,66 @@ def _noisy(query, key, value, *, rng):
     return value + jax.random.normal(rng, value.shape, value.dtype)
 
 
+def _noisy_layer(variant=_noisy, **settings):
+    fn = as_attention_fn(
+        variant,
+        num_heads=HEADS,
+        head_dim=HEAD_DIM,
+        rngs=nnx.Rngs(attention=1, params=2),
+    )
+    return _nnx_layer(fn, **settings)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_random_variant_draws_where_it_is_merged():
+    graph, params, rest = nnx.split(_noisy_layer(), nnx.Param, ...)
+
+    def twice(params, rest):
+        layer = nnx.merge(graph, params, rest)
+        outs = layer(_X), layer(_X)
+        return outs[0].sum(), (outs, nnx.split(layer, nnx.Param, ...)[2])
+
+    expected = _noisy_layer()
+    expected = [expected(_X) for _ in range(3)]
+    for rest_from_outside in (True, False):
+        if rest_from_outside:
+            run = jax.grad(lambda params: twice(params, rest), has_aux=True)
+            _, (outs, after) = jax.jit(run)(params)
+        else:
+            run = jax.jit(jax.grad(twice, has_aux=True))
+            _, (outs, after) = run(params, rest)
+        np.testing.assert_allclose(outs, expected[:2], atol=1e-6)
+        # A state that is carried on draws anew; the given one has not moved.
+        third = nnx.merge(graph, params, after)(_X)
+        np.testing.assert_allclose(third, expected[2], atol=1e-6)
+    shapes = jax.eval_shape(lambda: twice(params, rest)[0])
+    assert shapes.shape == ()
+    # A layer from outside cannot count on, and says so.
+    layer = _noisy_layer()
+    with pytest.raises(errors.TraceContextError):
+        jax.eval_shape(lambda: layer(_X))
+
+
+def test_random_variant_with_a_frozen_state_draws_by_the_dropout_key():
+    def noisy(query, key, value, *, rng, dropout_rate=0.0):
+        return value + jax.random.normal(rng, value.shape, value.dtype)
+
+    settings = {"dropout_rate": 0.1, "keep_rngs": False}
+    layer = _noisy_layer(
+        dataclasses.replace(resolve(noisy), stochastic=True), **settings
+    )
+    graph, state = nnx.split(layer)
+
+    @jax.jit
+    def apply(key):
+        layer = nnx.merge(graph, state)
+        return layer(_X, deterministic=False, rngs=nnx.Rngs(dropout=key))
+
+    one, again, other = (apply(jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+
+
 def test_random_variant_draws_from_its_own_stream():
     with pytest.raises(ValueError, match="_noisy' is random.*rngs"):
         as_attention_fn(_noisy)
@@ -669,6 +729,10 @@ def test_options_reach_the_function():
     )
 
 
+def _optional_params(query, key, value, *, params=None):
+    return value
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -702,6 +766,21 @@ def test_options_reach_the_function():
             lambda: as_attention_fn("dot_product", init_options={"hidden_dim": 2}),
             TypeError,
             "no parameters.*hidden_dim",
+        ),
+        (
+            lambda: as_linen_attention_fn("dot_product", init_options={"hidden": 2}),
+            TypeError,
+            "no parameters.*hidden",
+        ),
+        (
+            lambda: as_attention_fn(_optional_params),
+            ValueError,
+            "takes `params` but has no `init`",
+        ),
+        (
+            lambda: as_linen_attention_fn(_optional_params),
+            ValueError,
+            "takes `params` but has no `init`",
         ),
         (lambda: _additive(init_options={"hiden": 2}), TypeError, "no option `hiden`"),
         (
