@@ -106,8 +106,10 @@ def _check_options(variant: Variant, options: Mapping[str, Any]) -> dict[str, An
     for name, given in options.items():
         if name in parameters and name not in reserved:
             kept[name] = given
-        elif name in ("is_causal", "dropout_rate", "scale") and not given:
+        elif name in ("is_causal", "dropout_rate") and not given:
             continue  # asks for nothing that the function lacks
+        elif name == "scale" and given is None:
+            continue
         else:
             known = [name for name in parameters if name not in reserved]
             raise TypeError(
@@ -306,10 +308,11 @@ def multi_head(
                 **arguments,
                 **options,
             )
-            if jnp.ndim(out) != 2 or out.shape[0] != num_queries:
+            if jnp.shape(out) != (num_queries, sizes["V"]):
                 raise ValueError(
                     f"attention variant {variant.name!r} must return [T, V] with "
-                    f"T={num_queries}, but returned shape {jnp.shape(out)}."
+                    f"T={num_queries}, V={sizes['V']}, but returned shape "
+                    f"{jnp.shape(out)}."
                 )
             return out
 
@@ -416,7 +419,12 @@ def dot_product_attention(
     | "cudnn" | cuDNN's flash kernel: NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
 
     Unlike in `jax.nn`, a query that may attend to nothing gives zeros whatever the
-    implementation.
+    implementation. One whose bias is −∞ for every key gives zeros with "reference" and
+    "blockwise" alone: say such things with a mask.
+
+    "blockwise" has reverse-mode derivatives, once. None may choose it (on CPU where
+    T·S ≥ 512², elsewhere where T·S ≥ 2048²), so for `jax.jvp`, `jax.jacfwd`,
+    `jax.hessian` and the like give implementation="reference".
 
     Args:
       query: [B, T, N, H].

@@ -299,10 +299,16 @@ def test_bad_options_are_named(arrays):
         ValueError, match="`map_heads` must be 'auto', 'vmap' or 'loop'"
     ):
         multi_head("dot_product", map_heads="scan")
+    given = arrays["query"], arrays["key"], arrays["value"]
     with pytest.raises(ValueError, match=r"must return \[T, V\] with T=5.*\(7, 3\)"):
-        multi_head(lambda query, key, value: value)(
-            arrays["query"], arrays["key"], arrays["value"]
-        )
+        multi_head(lambda query, key, value: value)(*given)
+    with pytest.raises(ValueError, match=r"with T=5, V=3, but returned .*\(5, 7\)"):
+        multi_head(lambda query, key, value: query @ key.T)(*given)
+    # Only None asks for no scale.
+    unscaled = multi_head(lambda query, key, value: query @ key.T @ value)
+    assert unscaled(*given, scale=None).shape == (B, T, N, V)
+    with pytest.raises(TypeError, match="takes no option `scale`"):
+        unscaled(*given, scale=0.0)
     with pytest.raises(ValueError, match="'blockwise' cannot honour dropout"):
         multi_head("blockwise")(**arrays, dropout_rate=0.1, rng=jax.random.key(0))
     with pytest.raises(TypeError, match="takes no options of `init`: gain"):
