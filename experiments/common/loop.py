@@ -154,7 +154,7 @@ class _ProgramKey:
                 flip=cell.flip,
                 crop=cell.crop,
                 mixup=cell.mixup > 0,
-                dropout=cell.dropout_rate > 0,
+                dropout=cell.dropout_rate > 0 or _is_random(cell),
             ),
             image_shape=dataset.image_shape,
             num_classes=dataset.num_classes,
@@ -174,6 +174,12 @@ def _variant(attention: str, digest: str | None) -> Variant:
             "starting; run the same command again."
         )
     return variant
+
+
+def _is_random(cell: Cell) -> bool:
+    if cell.attention is None:
+        return False
+    return _variant(cell.attention, cell.attention_sha256).stochastic
 
 
 def build_model(key: _ProgramKey, seed: int) -> nnx.Module:

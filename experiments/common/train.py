@@ -67,7 +67,7 @@ class Augment:
       crop: pad by so many pixels and cut at a random offset; 0 = off.
       mixup: blend pairs of images and labels, λ ~ Beta(α, α), α in `Hyper.mixup`
         (Zhang et al., arXiv:1710.09412).
-      dropout: pass a dropout rng to the model.
+      dropout: pass an rng to the model, for dropout or random attention.
     """
 
     flip: bool = False
@@ -82,8 +82,9 @@ Apply = Callable[..., jax.Array]
 def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     """Splits a module once into a pure ``apply(params, images, rng=None)`` and params.
 
-    With ``rng`` the model runs in training mode (dropout on); without, in
-    evaluation mode. State other than parameters is frozen at its initial value.
+    With ``rng`` the model runs in training mode: dropout is on, and a random
+    attention variant draws anew from it. Without, in evaluation mode: all state other
+    than parameters, random keys too, is as it was first.
     """
     graphdef, *states = nnx.split(model, nnx.Param, ...)
     params, rest = states
@@ -91,12 +92,33 @@ def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     def apply(
         params: PyTree, images: jax.Array, rng: jax.Array | None = None
     ) -> jax.Array:
-        module = nnx.merge(graphdef, params, rest)
         if rng is None:
+            module = nnx.merge(graphdef, params, rest)
             return module(images, deterministic=True)
+        module = nnx.merge(graphdef, params, redraw(rest, rng))
         return module(images, deterministic=False, rngs=nnx.Rngs(dropout=rng))
 
     return apply, params
+
+
+def redraw(state: PyTree, rng: jax.Array) -> PyTree:
+    """Replaces every random key in a pytree by one folded from ``rng``, each its own.
+
+    >>> keys = {"a": jax.random.key(0), "b": jax.random.key(0), "c": jnp.zeros(2)}
+    >>> drawn = redraw(keys, jax.random.key(1))
+    >>> bool(drawn["a"] == drawn["b"]), drawn["c"].tolist()
+    (False, [0.0, 0.0])
+    """
+    leaves, treedef = jax.tree.flatten(state)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.random.fold_in(rng, i)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else leaf
+            for i, leaf in enumerate(leaves)
+        ],
+    )
 
 
 def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:

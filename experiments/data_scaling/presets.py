@@ -207,7 +207,7 @@ SCENES = Experiment(
     task="scenes",
     scenes=Scenes(rule="pointer", grid=3, item=10, cells=4),
     patch=10,
-    ns=(1_000, 4_000, 16_000, 64_000),
+    ns=(4_000, 16_000, 64_000),
     updates=3_000,
     max_epochs=None,
     models=("vit", "resnet", "resnet:mu_local"),

@@ -216,3 +216,31 @@ def test_steps_of_the_accelerator_preset_lower_for_cuda_and_tpu(model):
     assert "bf16" in text
     # Parameters and what the optimiser keeps of them stay float32.
     assert {a.dtype for a in exported.out_avals if a.ndim > 1} == {jnp.dtype("float32")}
+
+
+def test_a_random_variant_draws_anew_each_step_of_training(tmp_path):
+    file = tmp_path / "noisy.py"
+    file.write_text(
+        "import jax\n\n"
+        "def noisy(query, key, value, *, rng):\n"
+        "    return value + jax.random.normal(rng, value.shape, value.dtype)\n"
+    )
+    module = build(
+        "vit",
+        "mu",
+        image_shape=(4, 4, 1),
+        num_classes=3,
+        attention=f"{file}:noisy",
+        overrides=dict(patch=2, depth=1, dim=8, num_heads=2, mlp_dim=8),
+        rngs=nnx.Rngs(0),
+    )
+    module.encoder.norm.bias[...] = jnp.arange(8.0)
+    module.head.kernel[...] = jnp.eye(8, 3)
+    apply, params = train.split_model(module)
+    images = jnp.ones((1, 4, 4, 1))
+    one, two = (jax.random.key(i) for i in range(2))
+    run = jax.jit(apply)
+    assert np.array_equal(run(params, images, one), run(params, images, one))
+    assert not np.allclose(run(params, images, one), run(params, images, two))
+    assert np.array_equal(run(params, images), run(params, images))
+    jax.grad(lambda p: run(p, images, one).sum())(params)
