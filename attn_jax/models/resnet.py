@@ -250,7 +250,7 @@ class ResNet(nnx.Module):
     >>> model(jnp.zeros((3, 8, 8, 1))).shape
     (3, 10)
     >>> model.receptive_field()
-    21
+    13
     """
 
     def __init__(
