@@ -214,9 +214,9 @@ def check(cell: Cell, dataset: Dataset, mesh: Mesh) -> None:
         names the setting.
     """
     train.check_batch_size(cell.batch_size, mesh)
-    key = _ProgramKey.of(cell, dataset, mesh, False, True)
 
     def forward() -> jax.Array:
+        key = _ProgramKey.of(cell, dataset, mesh, False, True)
         apply, params = train.split_model(build_model(key, 0))
         images = jnp.zeros((1, *key.image_shape))
         return apply(params, images, jax.random.key(0) if cell.dropout_rate else None)
