@@ -90,7 +90,7 @@ class GroupNorm(nnx.Module):
     The numbers are those of `flax.nnx.GroupNorm`. Sums run over pixels first and
     over the channels of a group after, and the normalisation is one multiply-add:
     on CPU the gradient of this form costs a fraction of the five-dimensional
-    reshape's (see benchmarks/README.md).
+    reshape's (`make bench` measures it).
 
     Args:
       features: number of channels C.
