@@ -1,0 +1,171 @@
+"""The PyTorch models of the benchmarks compute what ours do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+pytest.importorskip("torch")
+pytest.importorskip("optax")
+
+import torch  # noqa: E402
+
+from attn_jax import models  # noqa: E402
+from benchmarks import torch_models  # noqa: E402
+from experiments.common import train  # noqa: E402
+
+CASES: dict[str, dict[str, Any]] = {
+    "vit": dict(model="vit", size="mu", image_shape=(28, 28, 1)),
+    "vit sincos2d": dict(
+        model="vit",
+        size="mu",
+        image_shape=(16, 16, 3),
+        overrides=dict(patch=4, positions="sincos2d", depth=2, num_heads=2),
+    ),
+    # Sides 28, 14, 7, 4: strides over even sides pad on one end only, over 7 on both.
+    "resnet": dict(model="resnet", size="mu", image_shape=(28, 28, 1)),
+    "resnet bottleneck": dict(
+        model="resnet",
+        size="mu",
+        image_shape=(16, 16, 3),
+        overrides=dict(widths=(8, 16), depths=(2, 1), bottleneck=True),
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def model(request: pytest.FixtureRequest) -> nnx.Module:
+    """A model none of whose parameters is at a special value such as 0 or 1."""
+    model = models.build(num_classes=10, rngs=nnx.Rngs(0), **CASES[request.param])
+    rng = np.random.default_rng(0)
+    params = nnx.state(model, nnx.Param)
+    noise = jax.tree.map(
+        lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), params
+    )
+    nnx.update(model, noise)
+    return model
+
+
+def _batch(model: Any, batch: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    side = model.grid[0] * model.patch if isinstance(model, models.ViT) else 28
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (batch, side, side, model.channels), np.uint8)
+    return images, rng.integers(0, 10, batch)
+
+
+def _recipe(channels: int) -> torch_models.Recipe:
+    return torch_models.Recipe(
+        learning_rate=1e-2,
+        weight_decay=0.5,
+        warmup=2.0,
+        updates=5.0,
+        label_smoothing=0.1,
+        clip_norm=0.3,
+        pixel_mean=tuple(0.4 + 0.1 * i for i in range(channels)),
+        pixel_std=tuple(0.3 + 0.1 * i for i in range(channels)),
+    )
+
+
+def _hyper(recipe: torch_models.Recipe) -> train.Hyper:
+    arrays = {k: np.asarray(v, np.float32) for k, v in recipe._asdict().items()}
+    return train.Hyper(mixup=np.float32(0), **arrays)
+
+
+def test_parameters_return_from_the_peer_unchanged(model: nnx.Module) -> None:
+    ours = torch_models.flat_params(model)
+    peer = torch_models.from_nnx(model)
+    back = torch_models.to_nnx(dict(peer.named_parameters()), ours)
+    assert sum(p.numel() for p in peer.parameters()) == sum(
+        v.size for v in ours.values()
+    )
+    for path, value in ours.items():
+        np.testing.assert_array_equal(back[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_same_loss_and_gradients(model: Any, channels_last: bool) -> None:
+    images, labels = _batch(model)
+    recipe = _recipe(model.channels)
+    apply, params = train.split_model(model)
+    smoothed = jax.nn.one_hot(labels, 10) * 0.9 + 0.01
+
+    def loss_fn(params: Any) -> jax.Array:
+        logits = apply(params, train.normalize(images, _hyper(recipe)))
+        return -jnp.mean(jnp.sum(smoothed * jax.nn.log_softmax(logits), axis=-1))
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
+    peer = torch_models.from_nnx(model)
+    step = torch_models.TrainStep(peer, recipe, flip=False, channels_last=channels_last)
+    peer_loss, _ = step.gradients(images, labels)
+    np.testing.assert_allclose(float(peer_loss), float(loss), rtol=1e-5)
+
+    ours = torch_models.flat_params(grads)
+    theirs = torch_models.to_nnx(
+        {name: p.grad for name, p in peer.named_parameters()}, ours
+    )
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=float)) for g in ours.values()))
+    peer_norm = np.sqrt(sum(np.sum(np.square(g, dtype=float)) for g in theirs.values()))
+    np.testing.assert_allclose(peer_norm, norm, rtol=1e-4)
+    for path, value in ours.items():
+        # A softmax does not see the key's bias: its gradient is rounding alone.
+        floor = 1e-6 * norm
+        error = np.linalg.norm(theirs[path] - value)
+        assert error <= 1e-4 * np.linalg.norm(value) + floor, path
+
+
+def test_three_updates_lead_to_the_same_parameters(model: Any) -> None:
+    images, labels = _batch(model)
+    recipe = _recipe(model.channels)
+    apply, params = train.split_model(model)
+    before = torch_models.flat_params(params)
+    peer = torch_models.from_nnx(model)
+    theirs = torch_models.TrainStep(peer, recipe, flip=False)
+    ours = jax.jit(train.make_train_step(apply, 10, train.Augment()))
+    state = train.init_state(params, _hyper(recipe))
+    batch = train.Batch(images, labels.astype(np.int32))
+    for _ in range(3):
+        state, metrics = ours(state, batch, jax.random.key(0))
+        loss, accuracy = theirs(images, labels)
+        np.testing.assert_allclose(float(loss), float(metrics["loss"]), rtol=1e-4)
+        assert float(accuracy) == float(metrics["accuracy"])
+
+    after = torch_models.flat_params(state.params)
+    peers = torch_models.to_nnx(dict(peer.named_parameters()), after)
+    for path, value in after.items():
+        if path.endswith("key.bias"):
+            continue  # Adam scales a gradient that is rounding alone to full steps
+        moved = np.linalg.norm(value - before[path])
+        assert moved > 0, path
+        # Adam divides by the gradient's own size: 1e-5 of rounding becomes more.
+        assert np.linalg.norm(peers[path] - value) <= 1e-2 * moved, path
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    model = models.build(
+        "resnet", "mu", image_shape=(8, 8, 1), num_classes=10, rngs=nnx.Rngs(0)
+    )
+    peer = torch_models.from_nnx(model)
+    seen: list[torch.Tensor] = []
+    peer.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    recipe = _recipe(1)._replace(pixel_mean=(0.0,), pixel_std=(1.0,))
+    images = np.broadcast_to(
+        np.arange(8, dtype=np.uint8)[None, None, :, None], (64, 8, 8, 1)
+    ).copy()
+    torch.manual_seed(0)
+    torch_models.TrainStep(peer, recipe).gradients(images, np.zeros(64, np.int64))
+    first = (255 * seen[0][:, 0, 0, 0]).round()
+    assert set(first.tolist()) == {0.0, 7.0}
+    assert 16 <= int((first == 7).sum()) <= 48
+
+
+def test_models_without_a_peer_are_refused() -> None:
+    model = models.build(
+        "mlp", "mu", image_shape=(8, 8, 1), num_classes=10, rngs=nnx.Rngs(0)
+    )
+    with pytest.raises(ValueError, match="ViT or a ResNet, got Mlp"):
+        torch_models.from_nnx(model)
