@@ -402,7 +402,10 @@ class TrainStep:
         compile: bool = False,
     ):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.train().to(memory_format=self.layout)
+        self.model = model.train()
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=self.layout)
         self.recipe = recipe
         self.flip = flip
         self.mean = torch.tensor(recipe.pixel_mean).view(1, -1, 1, 1)

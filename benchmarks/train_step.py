@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -26,12 +27,7 @@ from attn_jax import models
 from benchmarks.timing import Call, alternate, summarize
 from experiments.common import train
 
-try:
-    import torch
-
-    from benchmarks import torch_models
-except ImportError:  # ours is timed alone, and the reader is told
-    torch = None
+TORCH = importlib.util.find_spec("torch") is not None
 
 NUM_CLASSES = 10
 STEPS_PER_CALL = 4
@@ -139,8 +135,8 @@ def ours(setting: Setting) -> Call:
     apply, params = train.split_model(setting.build())
     channels = setting.image_shape[-1]
     hyper = train.Hyper(
-        **{name: np.float32(value) for name, value in NUMBERS.items()},
-        mixup=np.float32(0),
+        **{name: np.asarray(value, np.float32) for name, value in NUMBERS.items()},
+        mixup=np.zeros((), np.float32),
         pixel_mean=np.full(channels, 0.5, np.float32),
         pixel_std=np.full(channels, 0.25, np.float32),
     )
@@ -167,6 +163,8 @@ def peer(
     setting: Setting, *, channels_last: bool = False, compile: bool = False
 ) -> Call:
     """The same updates in PyTorch."""
+    from benchmarks import torch_models
+
     channels = setting.image_shape[-1]
     step = torch_models.TrainStep(
         torch_models.from_nnx(setting.build()),
@@ -197,9 +195,11 @@ def alternatives(setting: Setting, *, compile: bool = True) -> dict[str, Call]:
     """
     calls = {"ours": ours(setting)}
     calls["ours"]()
-    if torch is None:
+    if not TORCH:
         print("PyTorch is not installed: its rows are left out (see `make bench`).")
         return calls
+    import torch
+
     for compiled, last in itertools.product(
         (False, True) if compile else (False,),
         (False, True) if setting.model == "resnet" else (False,),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ pytest.importorskip("optax")
 import torch  # noqa: E402
 
 from attn_jax import models  # noqa: E402
-from benchmarks import torch_models  # noqa: E402
+from benchmarks import torch_models, train_step  # noqa: E402
 from experiments.common import train  # noqa: E402
 
 CASES: dict[str, dict[str, Any]] = {
@@ -169,3 +171,60 @@ def test_models_without_a_peer_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="ViT or a ResNet, got Mlp"):
         torch_models.from_nnx(model)
+
+
+def test_decay_acts_on_what_ours_decays(model: Any) -> None:
+    ours = torch_models.flat_params(model)
+    peer = torch_models.from_nnx(model)
+    step = torch_models.TrainStep(peer, _recipe(model.channels))
+    decaying, kept = (group["params"] for group in step.optimizer.param_groups)
+    assert {group["weight_decay"] for group in step.optimizer.param_groups} == {0, 0.5}
+    matrices = sum(value.size for value in ours.values() if value.ndim > 1)
+    assert sum(p.numel() for p in decaying) == matrices
+    rest = sum(value.size for value in ours.values() if value.ndim <= 1)
+    assert sum(p.numel() for p in kept) == rest
+
+
+def test_smoke_prints_and_stores_each_way(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.json"
+    arguments = ["--smoke", "--model", "resnet", "--json", str(out)]
+    assert train_step.main(arguments) == 0
+    (title,) = tables = json.loads(out.read_text())
+    assert title == "train step, resnet mu, 28x28x1, batch 2"
+    rows = {row["name"]: row for row in tables[title]}
+    assert set(rows) == {"ours", "torch eager", "torch eager channels_last"}
+    assert tables[title][0]["name"] != "ours"
+    printed = capsys.readouterr().out
+    for name, row in rows.items():
+        speed = 2e3 / row["milliseconds"]
+        assert row["images_per_second"] == pytest.approx(speed)
+        assert f"  {name}" in printed
+
+
+def test_without_a_compiler_its_row_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(fn: Any) -> Any:
+        def call(*args: Any) -> Any:
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    (setting,) = train_step.settings("vit", smoke=True)
+    calls = train_step.alternatives(setting)
+    assert set(calls) == {"ours", "torch eager"}
+    expected = "torch compile is left out: RuntimeError: no C++ compiler\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_settings_cover_the_widths_and_token_counts() -> None:
+    models_of = [s.build() for s in train_step.settings("vit", batches=(64,))]
+    assert [(m.grid[0] * m.grid[1], m.dim) for m in models_of] == [
+        (16, 64),
+        (49, 128),
+        (64, 192),
+    ]
+    assert len(train_step.settings()) == 8
