@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attn_jax import masks
 from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.local import truncated
 from attn_jax.attention.softmax import (
     NORMALIZERS,
     additive,
@@ -80,6 +81,7 @@ __all__ = [
     "sinusoidal",
     "sinusoidal_1d",
     "sinusoidal_2d",
+    "truncated",
     "variants_with",
 ]
 

@@ -22,6 +22,7 @@ import jax
 
 from attn_jax.attention import softmax as _softmax
 from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.local import truncated
 
 __all__ = [
     "CAPABILITIES",
@@ -136,6 +137,15 @@ _ROWS = (
         paper="2205.14135",
         summary="dot_product block by block, recomputed in the backward pass",
         **{**_EVERYTHING, "dropout": False},
+    ),
+    Variant(
+        name="truncated",
+        fn=truncated,
+        time="O(T·w·H)",
+        memory="O(T·w)",
+        paper="1910.12977",
+        summary="dot_product to the w keys around each query, block by block",
+        **{**_EVERYTHING, "cross": False, "dropout": False},
     ),
     Variant(
         name="additive",
