@@ -333,7 +333,8 @@ def _pad_pairs(array: jax.Array | None, length: int) -> jax.Array | None:
 
 def _default_block(window: int) -> int:
     """Queries in a block: more make better products, and more scores for nothing."""
-    return min(max(32, 1 << (window // 2).bit_length()), 512)
+    half = 1 << max(2 * window // 3, 1).bit_length() - 1  # w/3 to 2w/3, a power of two
+    return min(max(32, half), 128)
 
 
 def _check_int(name: str, given: int, least: int) -> int:
