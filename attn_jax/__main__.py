@@ -1,11 +1,16 @@
-"""Command line of attn_jax: `python -m attn_jax list | models`, or `attn-jax ...`."""
+"""Command line of attn_jax: `python -m attn_jax list | models | bench`.
+
+`attn-jax ...` is the same.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -95,6 +100,87 @@ def _models(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def _bench(arguments: argparse.Namespace) -> str:
+    from attn_jax import benchmarking
+
+    directions: tuple[benchmarking.Direction, ...] = ("forward", "forward + backward")
+    if arguments.forward != arguments.backward:
+        directions = directions[:1] if arguments.forward else directions[1:]
+    setting = benchmarking.Setting(
+        lengths=arguments.lengths,
+        heads=arguments.heads,
+        head_dim=arguments.head_dim,
+        tokens=arguments.tokens,
+        batch=arguments.batch,
+        dtype=arguments.dtype,
+        causal=arguments.causal,
+        directions=directions,
+        options=dict(arguments.option),
+    )
+    if arguments.figure and not arguments.figure.parent.is_dir():
+        raise ValueError(f"--figure: no such folder: {arguments.figure.parent}.")
+    rows = benchmarking.bench(
+        arguments.variant or ["blockwise"],
+        setting,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        memory_share=arguments.memory_share,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    if arguments.figure:
+        benchmarking.figure(
+            rows,
+            arguments.figure,
+            f"cost of one example: {setting.heads} heads of {setting.head_dim}, "
+            f"{arguments.dtype}{', causal' if setting.causal else ''}",
+        )
+    if arguments.json is not None:
+        import jax
+
+        told = {
+            "attn_jax": __version__,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "setting": {
+                name: getattr(setting, name)
+                for name in ("lengths", "heads", "head_dim", "dtype", "causal")
+            },
+            "rows": rows,
+            "exponents": benchmarking.exponents(rows),
+        }
+        text = json.dumps(told, indent=2, ensure_ascii=False)
+        if arguments.json == "-":
+            return text
+        try:
+            pathlib.Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                f"--json: cannot write {arguments.json}: {error}"
+            ) from None
+    return benchmarking.table(rows, setting)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    """`256,1024` as numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers with commas between, as 256,1024, but is {text!r}"
+        ) from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`left=64` as a name and a value: a Python literal, or else a string."""
+    name, equals, given = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, but is {text!r}")
+    try:
+        return name, ast.literal_eval(given)
+    except (ValueError, SyntaxError):
+        return name, given
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="attn-jax", description="Attention variants as pure JAX functions."
@@ -125,6 +211,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     sizes.add_argument("--json", action="store_true", help="print JSON")
     sizes.set_defaults(run=_models)
+    timing = commands.add_parser(
+        "bench",
+        help="time variants beside dot_product and jax.nn, with FLOPs and memory",
+        description="Time variants, alternating, beside dot_product and "
+        "jax.nn.dot_product_attention; show FLOPs, memory and how they grow. A program "
+        "that plans for more memory than is free is costed, but not run.",
+    )
+    add = timing.add_argument
+    add(
+        "--variant",
+        action="append",
+        metavar="VARIANT",
+        help="a name or path/file.py:function; may be repeated; default: blockwise",
+    )
+    add("--lengths", type=_lengths, default=(256, 1024, 4096), metavar="T,T,...")
+    add("--heads", type=int, default=8, metavar="N")
+    add("--head-dim", type=int, default=64, metavar="H")
+    size = timing.add_mutually_exclusive_group()
+    size.add_argument("--tokens", type=int, default=4096, help="batch times length")
+    size.add_argument("--batch", type=int, help="the same at every length")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--causal", action="store_true", help="query t attends only to keys s <= t")
+    add("--forward", action="store_true", help="the forward pass alone")
+    add("--backward", action="store_true", help="forward and backward alone")
+    add(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for those variants that take it, such as left=127; may be repeated",
+    )
+    add("--rounds", type=int, default=7, help="figures a program; the median counts")
+    add("--seconds", type=float, default=0.2, help="least time of one figure")
+    add(
+        "--memory-share",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the free memory, above which a program is not run (default: 0.5)",
+    )
+    add("--json", metavar="FILE", help="store the figures; - prints them instead")
+    add("--figure", type=pathlib.Path, metavar="FILE", help="draw them (matplotlib)")
+    timing.set_defaults(run=_bench)
     return parser
 
 
@@ -135,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-      Exit status: 0, or 2 for a variant that cannot be resolved. (argparse exits with
-      2 itself on an unknown command or option.)
+      Exit status: 0, or 2 for a variant that cannot be resolved or cannot do what is
+      asked. (argparse exits with 2 itself on an unknown command or option.)
 
     >>> main(["list", "no_such_variant"])
     2

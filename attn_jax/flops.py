@@ -1,0 +1,211 @@
+"""Floating-point operations of a JAX program, counted from its jaxpr.
+
+XLA's own count (`compiled.cost_analysis()`) takes the body of a loop once, so it is
+wrong for every program that loops over blocks or heads. Here the body of a loop counts
+as often as it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+__all__ = ["Flops", "count_flops"]
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one call.
+
+    Attributes:
+      products: of matrix products and convolutions, a multiply-add as two.
+      other: of everything else, one an element.
+      exact: False if some loop's length depends on data, so that its body was counted
+        once and the program does at least so many.
+    """
+
+    products: int
+    other: int
+    exact: bool = True
+
+    @property
+    def total(self) -> int:
+        """All operations."""
+        return self.products + self.other
+
+    def _plus(self, more: Flops, times: int = 1) -> Flops:
+        return Flops(
+            self.products + times * more.products,
+            self.other + times * more.other,
+            self.exact and more.exact,
+        )
+
+
+_NOTHING = Flops(0, 0)
+
+# What only moves, selects, compares or converts values. Everything else that returns
+# floating-point numbers counts one an element.
+_FREE = frozenset(
+    """
+    all_gather all_to_all argmax argmin bitcast_convert_type broadcast_in_dim clamp
+    concatenate conj convert_element_type copy copy_p device_put dynamic_slice
+    dynamic_update_slice empty eq expand_dims full gather ge gt imag iota is_finite le
+    lt ne optimization_barrier pad ppermute pvary random_bits random_unwrap random_wrap
+    real reduce_precision reshape rev scatter select_and_scatter select_n
+    sharding_constraint slice sort split squeeze stop_gradient top_k transpose
+    """.split()
+)
+
+# One an element of what goes in, not of what comes out.
+_BY_INPUT = frozenset(
+    """
+    cumlogsumexp cummax cummin cumprod cumsum psum psum_invariant reduce_and
+    reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
+    """.split()
+)
+
+
+def _size(shape: Any) -> int:
+    return math.prod(shape)
+
+
+def _is_float(variable: Any) -> bool:
+    dtype = getattr(variable.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _dot_general(eqn: Any) -> int:
+    (contract, _), _ = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    return 2 * _size(eqn.outvars[0].aval.shape) * _size(left[axis] for axis in contract)
+
+
+def _convolution(eqn: Any) -> int:
+    """Every output as a full product with the kernel, also where padding is zero."""
+    numbers = eqn.params["dimension_numbers"]
+    kernel = eqn.invars[1].aval.shape
+    # The kernel's input-feature axis is already divided by feature_group_count.
+    per_output = _size(kernel) // kernel[numbers.rhs_spec[0]]
+    batch_groups = eqn.params["batch_group_count"]
+    return 2 * _size(eqn.outvars[0].aval.shape) * per_output // batch_groups
+
+
+def _fft(eqn: Any) -> int:
+    """5 n log₂ n each, the usual count."""
+    points = _size(eqn.params["fft_lengths"])
+    shapes = (eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+    number = max(map(_size, shapes)) // points
+    return int(5 * number * points * math.log2(max(points, 2)))
+
+
+def _factorization(share: float) -> Callable[[Any], int]:
+    """`share` · m · n² for each m x n matrix with m >= n."""
+
+    def count(eqn: Any) -> int:
+        *batch, m, n = eqn.invars[0].aval.shape
+        return int(share * _size(batch) * max(m, n) * min(m, n) ** 2)
+
+    return count
+
+
+def _triangular_solve(eqn: Any) -> int:
+    shape = eqn.invars[1].aval.shape
+    order = eqn.invars[0].aval.shape[-1]
+    return _size(shape) * order
+
+
+_PRODUCTS: dict[str, Callable[[Any], int]] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _convolution,
+    "fft": _fft,
+    "cholesky": _factorization(1 / 3),
+    "lu": _factorization(2 / 3),
+    "geqrf": _factorization(4 / 3),
+    "qr": _factorization(4 / 3),
+    "householder_product": _factorization(4 / 3),
+    "eigh": _factorization(9),
+    "svd": _factorization(13),
+    "triangular_solve": _triangular_solve,
+}
+
+
+def _of_equation(eqn: Any) -> Flops:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        return _NOTHING._plus(_of_jaxpr(params["jaxpr"]), params["length"])
+    if name == "while":
+        body = _of_jaxpr(params["body_jaxpr"])._plus(_of_jaxpr(params["cond_jaxpr"]))
+        return body._replace(exact=False)
+    if name == "cond":
+        return max(map(_of_jaxpr, params["branches"]), key=lambda flops: flops.total)
+    if name == "shard_map":
+        return _NOTHING._plus(_of_jaxpr(params["jaxpr"]), params["mesh"].size)
+    if name == "pallas_call":
+        grid = [n if isinstance(n, int) else 1 for n in params["grid_mapping"].grid]
+        return _NOTHING._plus(_of_jaxpr(params["jaxpr"]), _size(grid))
+    if name in _PRODUCTS:
+        return Flops(_PRODUCTS[name](eqn), 0)
+    if name.startswith("scatter") and name != "scatter":  # scatter-add and the like
+        return Flops(0, _size(eqn.invars[2].aval.shape))
+    if name in _FREE:
+        return _NOTHING
+    if name in _BY_INPUT or name.startswith("reduce_window"):
+        return Flops(0, sum(_size(x.aval.shape) for x in eqn.invars if _is_float(x)))
+    inner = list(core.jaxprs_in_params(params))
+    if inner:  # jit, checkpoint, custom_jvp_call, custom_vjp_call, ...
+        total = _NOTHING
+        for jaxpr in inner:
+            total = total._plus(_of_jaxpr(jaxpr))
+        return total
+    return Flops(0, sum(_size(x.aval.shape) for x in eqn.outvars if _is_float(x)))
+
+
+def _of_jaxpr(jaxpr: Any) -> Flops:
+    total = _NOTHING
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        total = total._plus(_of_equation(eqn))
+    return total
+
+
+def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
+    """Counts the floating-point operations of `fn(*args, **kwargs)`; computes nothing.
+
+    | what | counts |
+    |---|---|
+    | matrix product, convolution | 2 a multiply-add; zeros of padding included |
+    | other arithmetic on floating-point numbers, exp and tanh too | 1 an element |
+    | reduction, cumulative sum | 1 an element of its input |
+    | fft of n points | 5 n log₂ n |
+    | Cholesky, LU, QR, ..., triangular solve | the textbook's leading term |
+    | integers, comparisons, selection, copies, conversions, sorting | nothing |
+    | `scan`, `lax.map`, `fori_loop` of known length | the body, as often as it runs |
+    | `cond` | its dearest branch |
+    | `while_loop` | its body once, and the result is not `exact` |
+    | custom_vjp, custom_jvp, checkpoint, jit | what is inside |
+    | shard_map | the work of all devices |
+
+    It is the program as written, before XLA removes what nobody reads and fuses (which
+    may compute something twice). Differentiate first to count a gradient: what a custom
+    rule recomputes is then included.
+
+    Args:
+      fn: a function that JAX can trace.
+      *args: its arguments; `jax.ShapeDtypeStruct` will do for arrays.
+      **kwargs: named arguments, traced like the others.
+
+    Returns:
+      The counts.
+
+    >>> a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+    >>> count_flops(jnp.matmul, a, b)
+    Flops(products=120, other=0, exact=True)
+    >>> def ten(x):
+    ...     return jax.lax.fori_loop(0, 10, lambda i, x: jnp.exp(x), x)
+    >>> count_flops(ten, jnp.ones(7)).total
+    70
+    """
+    return _of_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
