@@ -476,11 +476,12 @@ def _bench_one(
     return list(rows.values())
 
 
-def exponents(rows: Sequence[Row]) -> list[Row]:
+def exponents(rows: Sequence[Row], largest: int | None = None) -> list[Row]:
     """Growth of the costs of one example with T, by program and direction.
 
     Args:
       rows: from `bench`.
+      largest: how many of the largest lengths to fit each cost over; None takes all.
 
     Returns:
       For each program and direction: name, direction, lengths (how many were timed),
@@ -494,6 +495,7 @@ def exponents(rows: Sequence[Row]) -> list[Row]:
 
         def slope(field: str, of_one: list[Row] = of_one) -> float | None:
             known = [row for row in of_one if row.get(field) is not None]
+            known = sorted(known, key=lambda row: row["length"])[-(largest or 0) :]
             return fit_exponent(
                 [row["length"] for row in known],
                 [row[field] / row["batch"] for row in known],
@@ -657,14 +659,15 @@ def figure(rows: Sequence[Row], path: pathlib.Path, title: str = "") -> None:
             ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
             ax.minorticks_off()
             ax.grid(alpha=0.3, linewidth=0.5)
-            ax.set_title(f"{direction}: {label}", fontsize=9)
+            ax.set_title(direction, fontsize=9)
+            ax.set_ylabel(label, fontsize=9)
     for ax in axes[-1]:
         ax.set_xlabel("length T")
     if title:
         drawn.suptitle(title, fontsize=10)
     drawn.legend(
         list(handles.values()),
-        list(handles),
+        [name.rpartition("/")[2] for name in handles],  # of a path, its end
         loc="center left",
         bbox_to_anchor=(0.85, 0.5),
         frameon=False,

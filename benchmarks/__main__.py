@@ -1,189 +1,195 @@
-"""`python -m benchmarks`: times our code against its peers and stores the table.
+"""`python -m benchmarks`: ours beside its peers, alternating; stores what it saw.
 
 Nothing here is a test: it reports, on the machine that it runs on, how much faster or
-slower ours is. Peers: Flax's GroupNorm, `jax.nn.dot_product_attention`, and PyTorch's
-scaled_dot_product_attention where PyTorch is installed (`make bench` installs it).
+slower ours is. Each group is stored as a JSON file of its own, and from all of them the
+page `README.md` beside them is made. PyTorch is measured where it is installed (`make
+bench` installs it).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
-import platform
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-import attn_jax
-from attn_jax.models import GroupNorm
-from attn_jax.multihead import Implementation
-from benchmarks import workers
-from benchmarks.timing import Call, alternate, summarize
+from benchmarks import (
+    attention,
+    group_norm,
+    growth,
+    record,
+    report,
+    torch_attention,
+    train_step,
+    workers,
+)
+from benchmarks.report import RESULTS
+from benchmarks.timing import Effort, worst
 
-try:
-    import torch
-except ImportError:  # the comparison with it is left out, and said so
-    torch = None
+Group = Callable[[Effort, pathlib.Path], dict[str, Any]]
 
-
-def jax_call(fn: Callable[..., Any], *arguments: Any) -> Call:
-    """A jitted call that waits for its result."""
-    jitted = jax.jit(fn)
-    return lambda: jax.block_until_ready(jitted(*arguments))
+OURS = "ours"
+FASTEST = "the faster of PyTorch's"
 
 
-def group_norm(batch: int, side: int, channels: int) -> tuple[dict[str, Call], str]:
-    """Forward and backward of group normalisation, groups of 4 channels."""
-    groups = channels // 4
-    x = jax.random.normal(jax.random.key(0), (batch, side, side, channels))
-    ours = GroupNorm(channels, num_groups=groups)
-    flax_norm = nnx.GroupNorm(
-        channels, num_groups=groups, epsilon=1e-5, rngs=nnx.Rngs(0)
-    )
-
-    def gradient(module: nnx.Module) -> Call:
-        graphdef, state = nnx.split(module)
-
-        def loss(state: Any, x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.square(nnx.merge(graphdef, state)(x)))
-
-        return jax_call(jax.grad(loss, argnums=(0, 1)), state, x)
-
-    return {"flax.nnx.GroupNorm": gradient(flax_norm), "ours": gradient(ours)}, (
-        "flax.nnx.GroupNorm"
-    )
-
-
-def attention(length: int, tokens: int, backward: bool) -> tuple[dict[str, Call], str]:
-    """Exact attention, 8 heads of 64, ``tokens`` queries in all."""
-    shape = (max(1, tokens // length), length, 8, 64)
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, shape) for key in keys)
-
-    def ours(implementation: Implementation | None) -> Callable[..., jax.Array]:
-        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attn_jax.dot_product_attention(
-                q, k, v, implementation=implementation
-            )
-
-        return run
-
-    def call(fn: Callable[..., jax.Array]) -> Call:
-        if not backward:
-            return jax_call(fn, q, k, v)
-
-        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.square(fn(q, k, v)))
-
-        return jax_call(jax.grad(loss, argnums=(0, 1, 2)), q, k, v)
-
-    calls = {
-        "jax.nn": call(jax.nn.dot_product_attention),
-        "ours, reference": call(ours("reference")),
-        "ours, blockwise": call(ours("blockwise")),
-        "ours, default": call(ours(None)),
-    }
-    if torch is not None:
-        calls["torch SDPA"] = _torch_attention(np.asarray(q), backward)
-    return calls, "jax.nn"
-
-
-def _torch_attention(q: np.ndarray, backward: bool) -> Call:
-    tensors = [
-        torch.tensor(q.transpose(0, 2, 1, 3).copy(), requires_grad=backward)
-        for _ in range(3)
-    ]
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def forward() -> Any:
-        with torch.no_grad():
-            return attend(*tensors)
-
-    def both() -> Any:
-        return torch.autograd.grad(attend(*tensors).square().sum(), tensors)
-
-    return both if backward else forward
-
-
-def benchmarks(smoke: bool) -> Mapping[str, tuple[dict[str, Call], str]]:
-    """All comparisons: title -> (alternatives, base)."""
-    tokens = 256 if smoke else 4096
-    lengths = (64,) if smoke else (256, 1024, 4096)
-    batch = 2 if smoke else 64
-    table = {
-        f"GroupNorm gradient [{batch}, 14, 14, 20]": group_norm(batch, 14, 20),
-        f"GroupNorm gradient [{batch}, 7, 7, 40]": group_norm(batch, 7, 40),
-    }
-    for length in lengths:
-        for backward in (False, True):
-            what = "forward + backward" if backward else "forward"
-            title = f"attention {what}, T = {length}, {tokens} tokens, 8 x 64"
-            table[title] = attention(length, tokens, backward)
-    return table
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Prints a table, the base first, and returns its rows."""
-    print(f"\n{title} (x > 1: faster than {rows[0]['name']})")
-    for row in rows:
-        print(
-            f"  {row['name']:<24}{row['milliseconds']:10.3f} ms   x {row['ratio']:.2f} "
-            f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
-            flush=True,
+def _train_steps(effort: Effort, folder: pathlib.Path) -> dict[str, Any]:
+    """The training steps of the experiments, in JAX and in PyTorch."""
+    tables = []
+    for setting in train_step.settings(batches=(64,), smoke=effort.smoke):
+        effort.say(f"{setting.title} ...")
+        rows = train_step.compare(
+            setting,
+            rounds=effort.rounds,
+            seconds=effort.seconds,
+            compile=not effort.smoke,
         )
-    return rows
+        peers = rows[0]["name"] != OURS
+        for row in rows:
+            ratio = [row.pop(key) for key in ("ratio", "ratio_low", "ratio_high")]
+            row["against"] = {FASTEST: ratio} if peers else {}
+        tables.append(
+            dict(
+                title=setting.title, short=setting.title, model=setting.model, rows=rows
+            )
+        )
+    targets = []
+    for model, work in (
+        ("vit", "ViT train step, against PyTorch eager and compile"),
+        ("resnet", "CNN train step, against PyTorch eager channels_last and compile"),
+    ):
+        reached, told = worst(
+            [table for table in tables if table["model"] == model], OURS, FASTEST
+        )
+        targets.append(
+            dict(work=work, at_least=1.0, aim=1.3, reached=reached, told=told)
+        )
+    return dict(
+        title="Training steps",
+        about="The same model from the same initial parameters, the same update; "
+        "images a second on all cores, batches from the host included. The base is "
+        "the fastest of PyTorch's ways, the first row. Their memory is left out: a "
+        "step keeps its state from one call to the next, so that neither side's "
+        "figure would be that of a call.",
+        tables=tables,
+        targets=targets,
+    )
+
+
+def _workers(effort: Effort, folder: pathlib.Path) -> dict[str, Any]:
+    """One training process on all cores, against one process a core."""
+    base = "one process, all cores"
+    tables = []
+    models = ("vit",) if effort.smoke else ("vit", "resnet")
+    for model in models if hasattr(os, "sched_getaffinity") else ():
+        effort.say(f"workers, {model} ...")
+        speeds = workers.compare(
+            model,
+            rounds=min(effort.rounds, 3),
+            seconds=0.1 if effort.smoke else 4.0,
+        )
+        rows = []
+        for name, values in speeds.items():
+            ratios = [v / b for v, b in zip(values, speeds[base], strict=True)]
+            middle = sorted(ratios)[len(ratios) // 2]
+            rows.append(
+                dict(
+                    name=name,
+                    images_per_second=sorted(values)[len(values) // 2],
+                    against={base: [middle, min(ratios), max(ratios)]},
+                )
+            )
+        tables.append(
+            dict(title=f"{model} of size mu, batch 64", short=model, rows=rows)
+        )
+    return dict(
+        title="Workers",
+        about="Several cells of an experiment on one machine: one process that uses "
+        "all cores, or one process a core. Images a second, all processes together.",
+        tables=tables,
+        targets=[],
+    )
+
+
+GROUPS: dict[str, Group] = {
+    "exact_attention": lambda effort, folder: attention.exact(effort),
+    "memory": lambda effort, folder: attention.memory(effort),
+    "attention_layer": lambda effort, folder: attention.layer(effort),
+    "truncated": lambda effort, folder: attention.truncated(effort),
+    "train_steps": _train_steps,
+    "growth": growth.group,
+    "group_norm": lambda effort, folder: group_norm.group(effort),
+    "workers": _workers,
+}
+"""What is measured, by the name of its file."""
+
+
+def measure_and_store(
+    name: str, folder: pathlib.Path, *, smoke: bool, command: str
+) -> dict[str, Any]:
+    """Measures a group and stores it with the machine, versions and command.
+
+    Args:
+      name: in `GROUPS`.
+      folder: where `<name>.json` goes.
+      smoke: shapes as small as can be.
+      command: as it is to be told.
+
+    Returns:
+      What was stored.
+    """
+    effort = Effort(
+        rounds=1 if smoke else 7,
+        seconds=0.0 if smoke else 0.2,
+        smoke=smoke,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    began = time.perf_counter()
+    made = GROUPS[name](effort, folder)
+    made = made | record.about(command)
+    made |= dict(smoke=smoke, seconds=time.perf_counter() - began)
+    record.store(folder / f"{name}.json", made)
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs all comparisons; returns the exit status."""
+    """Runs the groups and writes the page; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, a test")
     parser.add_argument(
-        "--out", type=pathlib.Path, help="JSON file (default: benchmarks/results.json)"
+        "--only", choices=GROUPS, action="append", help="one group; may be repeated"
     )
-    options = parser.parse_args(argv)
-    out = options.out or pathlib.Path(__file__).parent / "results.json"
-    rounds, seconds = (1, 0.0) if options.smoke else (7, 0.2)
-    if torch is None:
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="folder (default: benchmarks/results; with --smoke a temporary one)",
+    )
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(arguments)
+    folder = options.out
+    if folder is None:
+        folder = pathlib.Path(tempfile.mkdtemp()) if options.smoke else RESULTS
+    if options.smoke:  # nearly all of its time is compilation
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of worker processes
+        jax.config.update("jax_disable_most_optimizations", True)
+    if not torch_attention.AVAILABLE:
         print("PyTorch is not installed: its rows are left out (see `make bench`).")
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for title, (calls, base) in benchmarks(options.smoke).items():
-        rows = summarize(alternate(calls, rounds=rounds, seconds=seconds), base)
-        tables[title] = show(title, rows)
-    if hasattr(os, "sched_getaffinity"):
-        for model in ("vit",) if options.smoke else ("vit", "resnet"):
-            title = f"training {model}-mu, batch 64"
-            speeds = workers.compare(
-                model, rounds=min(rounds, 3), seconds=0.1 if options.smoke else 4.0
-            )
-            times = {name: [1 / v for v in values] for name, values in speeds.items()}
-            tables[title] = show(title, summarize(times, "one process, all cores"))
-    record = dict(
-        command="python -m benchmarks" + (" --smoke" if options.smoke else ""),
-        machine=dict(
-            platform=platform.machine(),
-            cores=len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            device=jax.devices()[0].device_kind,
-        ),
-        versions=dict(
-            jax=jax.__version__,
-            flax=flax.__version__,
-            torch=None if torch is None else torch.__version__,
-        ),
-        tables=tables,
-    )
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\nStored in {out}")
+    # The folder is left out of the command: where results lie says nothing of them.
+    told = ["python", "-m", "benchmarks", *(["--smoke"] if options.smoke else [])]
+    for name in options.only or []:
+        told += ["--only", name]
+    for name in options.only or GROUPS:
+        made = measure_and_store(
+            name, folder, smoke=options.smoke, command=shlex.join(told)
+        )
+        print(report.group_text(made), flush=True)
+    print(f"Stored in {folder}; the page is {report.write(folder)}")
     return 0
 
 

@@ -1,64 +1,93 @@
-"""Times alternatives against one another: alternating, medians, ratios."""
+"""Rows of the benchmark's tables: alternating times, ratios to each peer, memory."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Call = Callable[[], Any]
+from attn_jax.benchmarking import Call, Program, alternate, summarize
+
+__all__ = ["Call", "Effort", "alternate", "compare", "summarize", "worst"]
 
 
-def alternate(
-    calls: Mapping[str, Call], *, rounds: int = 7, seconds: float = 0.2
-) -> dict[str, list[float]]:
-    """Seconds a call of each alternative, one figure a round.
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long to measure.
 
-    Every round times all alternatives in turn, so that a slow moment of the machine
-    falls on all of them; each is repeated until ``seconds`` have passed.
+    Attributes:
+      rounds: figures of each alternative; see `alternate`.
+      seconds: least time of one figure.
+      smoke: shapes as small as can be: a test of the benchmark, no measurement.
+      say: told what is going on, a line at a time.
+    """
+
+    rounds: int = 7
+    seconds: float = 0.2
+    smoke: bool = False
+    say: Callable[[str], None] = print
+
+
+def compare(
+    calls: Mapping[str, Call | Program],
+    bases: Sequence[str],
+    effort: Effort,
+    *,
+    gflop: float | None = None,
+    peak_bytes: Mapping[str, int | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Times alternatives, alternating.
 
     Args:
-      calls: name -> function without arguments that returns when its work is done.
-      rounds: how many figures to take; one round more, the first, is thrown away.
-      seconds: least time of one figure.
+      calls: name -> call, or compiled program, whose memory is then told.
+      bases: names that the ratios are against; those not in `calls` are left out.
+      effort: how long.
+      gflop: useful work of one call, for a column of GF/s that all alternatives share.
+      peak_bytes: peak memory of those that are no programs.
+
+    Returns:
+      Rows: name, milliseconds, against (base -> [ratio, lowest, highest] over the
+      rounds; above 1 is faster than the base), gflops_per_second, temp_bytes,
+      peak_bytes.
     """
-    repeats = {}
-    for name, call in calls.items():
-        call()  # compiles
-        began = time.perf_counter()
-        call()
-        once = max(time.perf_counter() - began, 1e-6)
-        repeats[name] = max(1, round(seconds / once))
-    figures: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            figures[name].append((time.perf_counter() - began) / repeats[name])
-    return {name: values[1:] for name, values in figures.items()}
+    plain = {n: c.call if isinstance(c, Program) else c for n, c in calls.items()}
+    figures = alternate(plain, rounds=effort.rounds, seconds=effort.seconds)
+    rows: dict[str, dict[str, Any]] = {name: dict(name=name) for name in calls}
+    for base in [base for base in bases if base in calls]:
+        for found in summarize(figures, base):
+            row = rows[found["name"]]
+            row["milliseconds"] = found["milliseconds"]
+            ratio = [found[key] for key in ("ratio", "ratio_low", "ratio_high")]
+            row.setdefault("against", {})[base] = ratio
+    for name, row in rows.items():
+        made = calls[name]
+        if gflop is not None:
+            row["gflops_per_second"] = 1e3 * gflop / row["milliseconds"]
+        if isinstance(made, Program):
+            row |= dict(temp_bytes=made.temp_bytes, peak_bytes=made.peak_bytes)
+        elif peak_bytes and name in peak_bytes:
+            row["peak_bytes"] = peak_bytes[name]
+    return list(rows.values())
 
 
-def summarize(figures: Mapping[str, list[float]], base: str) -> list[dict[str, Any]]:
-    """Median time, and the ratio to the base with its spread over the rounds.
+def worst(
+    tables: Sequence[Mapping[str, Any]], name: str, base: str
+) -> tuple[float | None, str]:
+    """The lowest median ratio of an alternative to a base over some tables.
 
-    A ratio above 1 is faster than the base. It is taken round by round.
+    Args:
+      tables: with `short` (what tells one from the other) and `rows`.
+      name: of the alternative.
+      base: that it is measured against.
 
-    >>> rows = summarize({"a": [2.0, 2.0], "b": [1.0, 1.0]}, base="a")
-    >>> [(row["name"], row["ratio"]) for row in rows]
-    [('a', 1.0), ('b', 2.0)]
+    Returns:
+      The ratio, None if it was never measured; and each table's ratio, as text.
     """
-    rows = []
-    for name, values in figures.items():
-        ratios = [b / v for b, v in zip(figures[base], values, strict=True)]
-        rows.append(
-            dict(
-                name=name,
-                milliseconds=1e3 * statistics.median(values),
-                ratio=statistics.median(ratios),
-                ratio_low=min(ratios),
-                ratio_high=max(ratios),
-            )
-        )
-    return rows
+    ratios = {
+        table["short"]: row["against"][base][0]
+        for table in tables
+        for row in table["rows"]
+        if row["name"] == name and base in row.get("against", {})
+    }
+    told = ", ".join(f"{short}: {ratio:.2f}" for short, ratio in ratios.items())
+    return min(ratios.values(), default=None), told

@@ -1,0 +1,265 @@
+"""The results as a page, from the stored JSON alone: `python -m benchmarks.report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attn_jax.benchmarking import size_text
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
+# In this order on the page; any other file comes after them.
+ORDER = (
+    "exact_attention",
+    "memory",
+    "attention_layer",
+    "truncated",
+    "train_steps",
+    "quick_preset",
+    "growth",
+    "group_norm",
+    "workers",
+)
+
+_INTRODUCTION = """\
+# Results
+
+Made from the JSON files beside this page by `python -m benchmarks.report`; how to read
+it and how it is measured is told in [../README.md](../README.md). "x peer" is how many
+times as fast as the peer, the median over the rounds, with the lowest and the highest
+round. Peak memory is arguments, outputs and temporaries.
+"""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, aligned for a terminal: words to the left, numbers right."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(3, *map(len, column)) for column in columns]
+    words = [all(c == "-" or c[:1].isalpha() for c in col[1:]) for col in columns]
+    words[0] = True
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, words, strict=True)
+        )
+        return "| " + " | ".join(padded) + " |"
+
+    rule = [
+        "-" * width if left else "-" * (width - 1) + ":"
+        for width, left in zip(widths, words, strict=True)
+    ]
+    return [line(cells[0]), line(rule), *map(line, cells[1:])]
+
+
+def _number(value: float | None) -> str:
+    """Three digits and no exponent."""
+    if value is None:
+        return "-"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def _ratio(found: Sequence[float] | None) -> str:
+    return (
+        "-" if found is None else f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
+    )
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of alternatives, with those columns that any of them has."""
+    bases = list(dict.fromkeys(base for row in rows for base in row.get("against", {})))
+    fields = {
+        "gflops_per_second": ("GF/s", _number),
+        "images_per_second": ("images/s", _number),
+        "temp_bytes": ("temporary", size_text),
+        "memory_ratio": ("dense over it", _number),
+        "peak_bytes": ("peak memory", size_text),
+    }
+    shown = {f: how for f, how in fields.items() if any(f in row for row in rows)}
+    timed = any("milliseconds" in row for row in rows)
+    header = ["", *(["ms"] if timed else []), *(f"x {base}" for base in bases)]
+    table = [[*header, *(label for label, _ in shown.values())]]
+    for row in rows:
+        cells = [row["name"]]
+        if timed:
+            cells.append(_number(row.get("milliseconds")))
+        cells += [_ratio(row.get("against", {}).get(base)) for base in bases]
+        cells += [write(row.get(field)) for field, (_, write) in shown.items()]
+        table.append(cells)
+    return _table(table)
+
+
+def verdict(target: Mapping[str, Any]) -> str:
+    """Whether a target was reached.
+
+    >>> verdict(dict(at_least=1.0, aim=1.3, reached=1.1))
+    'at least'
+    """
+    reached = target["reached"]
+    if reached is None:
+        return "not measured"
+    if reached >= target["aim"]:
+        return "aim"
+    return "at least" if reached >= target["at_least"] else "no"
+
+
+def targets_table(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was to be reached, and what was: the lowest of all settings."""
+    table = [["work", "at least", "aim", "reached", "met", "each"]]
+    for target in targets:
+        table.append(
+            [
+                target["work"],
+                f"{target['at_least']:g}x",
+                f"{target['aim']:g}x",
+                "-" if target["reached"] is None else f"{_number(target['reached'])}x",
+                verdict(target),
+                target.get("told") or "-",
+            ]
+        )
+    return _table(table)
+
+
+def _growth(group: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if "figure" in group:
+        lines += [f"![cost over length, log-log]({group['figure']})", ""]
+    table = [
+        ["", "direction", "timed to T", "time said", "time", "FLOPs", "memory said",
+         "temporary"]
+    ]  # fmt: skip
+    for row in group["growth"]:
+        slopes = [
+            "-" if row[f] is None else f"{row[f]:.2f}"
+            for f in ("time", "flops", "temp")
+        ]
+        longest = "-" if row["longest"] is None else f"{row['longest']:,}"
+        said = row["claimed_time"] or "-", row["claimed_memory"] or "-"
+        table.append(
+            [row["name"], row["direction"], longest, said[0], *slopes[:2], said[1],
+             slopes[2]]
+        )  # fmt: skip
+    lines += ["Exponents of T beside what is said of the variant:", "", *_table(table)]
+    rows = group["growth_rows"]
+    lengths = sorted({row["length"] for row in rows})
+    for direction in dict.fromkeys(row["direction"] for row in rows):
+        table = [
+            ["", *(f"{n:,}" for n in lengths), f"GFLOP at {lengths[-1]:,}",
+             f"temporary at {lengths[-1]:,}"]
+        ]  # fmt: skip
+        for name in dict.fromkeys(row["name"] for row in rows):
+            found = {
+                row["length"]: row
+                for row in rows
+                if (row["name"], row["direction"]) == (name, direction)
+            }
+            cells = [
+                _number(found[n]["milliseconds"])
+                if "milliseconds" in found[n]
+                else found[n]["skipped"]
+                for n in lengths
+            ]
+            last = found[lengths[-1]]
+            least = "" if last["flops_exact"] else ">= "
+            cells += [
+                f"{least}{_number(last['flops'] / 1e9)}",
+                size_text(last["temp_bytes"]),
+            ]
+            table.append([name, *cells])
+        lines += ["", f"### {direction}: ms at T", "", *_table(table)]
+    return lines
+
+
+def _about(record: Mapping[str, Any]) -> str:
+    """How it was measured, in a line."""
+    machine, versions = record["machine"], record["versions"]
+    parts = [
+        f"`{record['command']}`",
+        record["date"],
+        f"commit {record['commit'] or 'unknown'}",
+        f"{machine['cores']} core{'s' * (machine['cores'] > 1)} of {machine['processor']}"
+        + f" ({', '.join(machine['vectors'])})" * bool(machine.get("vectors")),
+        f"device {machine['device']}" + f" x {machine['devices']}",
+        ", ".join(
+            f"{name} {version}" if version else f"no {name}"
+            for name, version in versions.items()
+        ),
+        *(f"{name}={v}" for name, v in record["environment"].items() if v),
+        f"{record['seconds']:.0f} s",
+    ]
+    return "; ".join(parts) + "."
+
+
+def group_text(record: Mapping[str, Any]) -> str:
+    """One group: tables, and how it was measured."""
+    lines = [f"## {record['title']}", "", record["about"]]
+    if record.get("smoke"):
+        lines += [
+            "",
+            "**A test of the benchmark, with shapes too small to mean anything.**",
+        ]
+    if record.get("targets"):
+        lines += ["", *targets_table(record["targets"])]
+    for table in record.get("tables", []):
+        lines += ["", f"### {table['title']}", "", *rows_table(table["rows"])]
+        if table.get("note"):
+            lines += ["", table["note"]]
+    if "growth" in record:
+        lines += ["", *_growth(record)]
+    return "\n".join([*lines, "", _about(record), ""])
+
+
+def load(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The stored groups by name, in the order of the page."""
+    files = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    names = [name for name in ORDER if name in files]
+    names += [name for name in files if name not in ORDER]
+    return {name: json.loads(files[name].read_text("utf-8")) for name in names}
+
+
+def page(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole page: all targets first, then each group."""
+    targets = [t for record in records.values() for t in record.get("targets", [])]
+    lines = [_INTRODUCTION]
+    if targets:
+        lines += [
+            "## Targets",
+            "",
+            "Reached is the lowest of all settings; `each` tells them apart.",
+            "",
+            *targets_table(targets),
+            "",
+        ]
+    return "\n".join([*lines, *map(group_text, records.values())])
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the page of the results in a folder, and returns where."""
+    path = folder / "README.md"
+    path.write_text(page(load(folder)), encoding="utf-8")
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the page anew; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__
+    )
+    parser.add_argument("folder", type=pathlib.Path, nargs="?", default=RESULTS)
+    folder = parser.parse_args(argv).folder
+    if not any(folder.glob("*.json")):
+        print(f"python -m benchmarks.report: no results in {folder}.", file=sys.stderr)
+        return 2
+    print(f"Wrote {write(folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
