@@ -74,9 +74,8 @@ def _train_steps(effort: Effort, folder: pathlib.Path) -> dict[str, Any]:
         title="Training steps",
         about="The same model from the same initial parameters, the same update; "
         "images a second on all cores, batches from the host included. The base is "
-        "the fastest of PyTorch's ways, the first row. Their memory is left out: a "
-        "step keeps its state from one call to the next, so that neither side's "
-        "figure would be that of a call.",
+        "the fastest of PyTorch's ways, the first row. Memory is left out: PyTorch's "
+        "cannot be told from what its compiler takes.",
         tables=tables,
         targets=targets,
     )

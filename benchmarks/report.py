@@ -184,7 +184,7 @@ def _about(record: Mapping[str, Any]) -> str:
         f"`{record['command']}`",
         record["date"],
         f"commit {record['commit'] or 'unknown'}",
-        f"{machine['cores']} core{'s' * (machine['cores'] > 1)} of {machine['processor']}"
+        f"{machine['cores']} x {machine['processor']}"
         + f" ({', '.join(machine['vectors'])})" * bool(machine.get("vectors")),
         f"device {machine['device']}" + f" x {machine['devices']}",
         ", ".join(

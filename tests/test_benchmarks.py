@@ -1,0 +1,177 @@
+"""`python -m benchmarks`: rows, growth, the page of results, and a smoke run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+# The training steps that are measured are those of the experiments.
+pytest.importorskip("optax")
+
+from attn_jax import VARIANTS, benchmarking  # noqa: E402
+from benchmarks import growth, record, report  # noqa: E402
+from benchmarks.timing import Effort, compare, worst  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+QUICK = Effort(rounds=1, seconds=0.0, smoke=True, say=lambda text: None)
+
+ROWS = [
+    {
+        "name": "peer",
+        "milliseconds": 2.0,
+        "against": {"peer": [1.0, 1.0, 1.0]},
+        "peak_bytes": 3 * 2**20,
+    },
+    {
+        "name": "ours|b",
+        "milliseconds": 0.5,
+        "against": {"peer": [4.0, 3.5, 4.25]},
+        "gflops_per_second": 123.4,
+    },
+]
+CANNED = {
+    "title": "Some work",
+    "about": "How it is measured.",
+    "tables": [{"title": "small", "short": "small", "rows": ROWS, "note": "Noted."}],
+    "targets": [
+        {"work": "a", "at_least": 1.0, "aim": 1.3, "reached": 1.1, "told": "Small."},
+        {"work": "b", "at_least": 10.0, "aim": 25.0, "reached": 9.99, "told": ""},
+        {"work": "c", "at_least": 32.0, "aim": 100.0, "reached": 1024.0, "told": ""},
+        {"work": "d", "at_least": 2.0, "aim": 4.0, "reached": None, "told": ""},
+    ],
+    "command": "python -m benchmarks",
+    "date": "2020-02-02",
+    "commit": "abc",
+    "machine": {
+        "cores": 2, "processor": "a processor", "vectors": ["avx2"], "device": "cpu",
+        "devices": 1,
+    },
+    "versions": {"jax": "1.2.3", "torch": None},
+    "environment": {"XLA_FLAGS": "--some_flag", "OMP_NUM_THREADS": None},
+    "smoke": False,
+    "seconds": 12.0,
+}  # fmt: skip
+
+
+def _cells(page: str, first: str) -> list[list[str]]:
+    """Cells of the lines of tables that begin with a cell."""
+    lines = [line for line in page.splitlines() if line.startswith(f"| {first} ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_page_from_canned_results(tmp_path):
+    record.store(tmp_path / "zebra.json", CANNED | {"title": "Unknown to the order"})
+    record.store(tmp_path / "exact_attention.json", CANNED | {"targets": []})
+    page = report.write(tmp_path).read_text()
+    assert page.index("## Some work") < page.index("## Unknown to the order")
+    peer, ours = _cells(page, "peer")[0], _cells(page, "ours\\|b")[0]
+    assert peer == ["peer", "2.00", "1.00 (1.00 to 1.00)", "-", "3.0 MiB"]
+    assert ours == ["ours\\|b", "0.5", "4.00 (3.50 to 4.25)", "123", "-"]
+    # Once among all targets, and once beside the group.
+    assert [row[3:5] for row in _cells(page, "a")] == [["1.10x", "at least"]] * 2
+    assert _cells(page, "b")[0][3:5] == ["9.99x", "no"]
+    assert _cells(page, "c")[0][3:5] == ["1,024x", "aim"]
+    assert _cells(page, "d")[0][3:5] == ["-", "not measured"]
+    assert "2 x a processor (avx2)" in page and "no torch" in page
+    assert "XLA_FLAGS=--some_flag" in page and "OMP_NUM_THREADS" not in page
+    assert "Noted." in page and "too small to mean anything" not in page
+
+
+def test_stored_results_are_read_as_they_were(tmp_path):
+    made = CANNED | {"number": 1.23456789, "rows": [[1, 2.0, None, "≥"]]}
+    record.store(tmp_path / "memory.json", made)
+    (found,) = report.load(tmp_path).values()
+    assert found == made | {"number": 1.235}
+    longest = max((tmp_path / "memory.json").read_text().splitlines(), key=len)
+    assert len(longest) < 200
+
+
+def test_report_without_results(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    assert "no results in" in capsys.readouterr().err
+
+
+def test_machine_and_versions_are_told():
+    told = record.about("a command")
+    assert told["command"] == "a command"
+    assert told["machine"]["cores"] == record.cores() >= 1
+    assert told["versions"]["jax"]
+    assert "XLA_FLAGS" in told["environment"]
+
+
+def test_rows_against_each_peer():
+    calls = {"a": lambda: None, "b": lambda: None}
+    rows = compare(calls, ("b", "absent"), QUICK, gflop=1.0, peak_bytes={"a": 5})
+    assert [row["name"] for row in rows] == ["a", "b"]
+    assert list(rows[0]["against"]) == ["b"]
+    assert rows[1]["against"]["b"] == [1.0, 1.0, 1.0]
+    assert rows[0]["gflops_per_second"] == pytest.approx(1e3 / rows[0]["milliseconds"])
+    assert rows[0]["peak_bytes"] == 5 and "peak_bytes" not in rows[1]
+
+
+def test_worst_of_several_settings():
+    tables = [
+        dict(short=short, rows=[dict(name="ours", against={"peer": [ratio, 0.0, 9.0]})])
+        for short, ratio in (("small", 3.0), ("large", 2.0))
+    ]
+    assert worst(tables, "ours", "peer") == (2.0, "small: 3.00, large: 2.00")
+    assert worst(tables, "ours", "torch") == (None, "")
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_growth_stops_where_memory_or_time_would_not_do(monkeypatch):
+    blockwise = VARIANTS["blockwise"]
+    monkeypatch.setattr(benchmarking, "available_memory", lambda: 10)
+    rows = growth.measure(blockwise, (8, 16), "forward", QUICK)
+    assert all(row["skipped"].startswith("needs ") for row in rows)
+    assert all(row["flops"] > 0 and "milliseconds" not in row for row in rows)
+    monkeypatch.setattr(benchmarking, "available_memory", lambda: None)
+    monkeypatch.setattr(growth, "MOST_SECONDS", 0.0)
+    first, second = growth.measure(blockwise, (8, 16), "forward", QUICK)
+    assert first["milliseconds"] > 0 and "skipped" not in first
+    assert second["skipped"].startswith("would take some")
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_growth_takes_every_variant(name):
+    (row,) = growth.measure(VARIANTS[name], (8,), "forward + backward", QUICK)
+    assert row["milliseconds"] > 0 and row["flops"] > 0
+
+
+def test_smoke_run(tmp_path):
+    """Every group runs, is stored and stands on the page."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "README.md").read_text()
+    files = {
+        path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")
+    }
+    assert set(files) == set(report.ORDER) - {"quick_preset"}
+    for stored in files.values():
+        assert stored["smoke"] and stored["command"] == "python -m benchmarks --smoke"
+        assert f"## {stored['title']}\n" in page
+        assert stored["title"] in done.stdout
+    assert "too small to mean anything" in page
+    works = [
+        target["work"] for stored in files.values() for target in stored["targets"]
+    ]
+    assert len(works) == 8
+    for group in ("exact_attention", "truncated", "attention_layer"):
+        for table in files[group]["tables"]:
+            for row in table["rows"]:
+                assert row["milliseconds"] > 0 and row["against"] and row["peak_bytes"]
+    torch = files["exact_attention"]["versions"]["torch"]
+    assert (torch is None) == ("PyTorch is not installed" in done.stdout)
