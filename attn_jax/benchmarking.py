@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import inspect
 import math
 import pathlib
@@ -623,8 +624,9 @@ def figure(rows: Sequence[Row], path: pathlib.Path, title: str = "") -> None:
       ValueError: if matplotlib is not installed, or cannot write such a file.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        # By name: it is no dependency of attn_jax.
+        canvas = importlib.import_module("matplotlib.backends.backend_agg")
+        figures = importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise ValueError(
             "a figure needs matplotlib: pip install 'attn-jax[experiments]'."
@@ -638,8 +640,8 @@ def figure(rows: Sequence[Row], path: pathlib.Path, title: str = "") -> None:
     directions = list(dict.fromkeys(row["direction"] for row in rows))
     lengths = sorted({row["length"] for row in rows})
     height = 2.9 * len(directions) + 0.3
-    drawn = Figure(figsize=(11.5, max(height, 1.0 + 0.22 * len(names))))
-    FigureCanvasAgg(drawn)
+    drawn = figures.Figure(figsize=(11.5, max(height, 1.0 + 0.22 * len(names))))
+    canvas.FigureCanvasAgg(drawn)
     axes = drawn.subplots(len(directions), len(panels), squeeze=False, sharex=True)
     markers = "os^DvP<X>*"
     handles = {}
