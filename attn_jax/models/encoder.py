@@ -51,9 +51,13 @@ class MlpBlock(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Maps [..., D] to [..., D]."""
-        x = jax.nn.gelu(self.expand(x))
-        x = self.dropout(x, deterministic=deterministic, rngs=rngs)
-        return self.contract(x)
+        # Two axes: the weight gradient is then one plain product. Over three, XLA:CPU
+        # copies both factors and takes a slow path (measured in benchmarks/README.md).
+        tokens = x.reshape(-1, x.shape[-1])
+        tokens = jax.nn.gelu(self.expand(tokens)).reshape(*x.shape[:-1], -1)
+        tokens = self.dropout(tokens, deterministic=deterministic, rngs=rngs)
+        tokens = self.contract(tokens.reshape(-1, tokens.shape[-1]))
+        return tokens.reshape(*x.shape[:-1], -1)
 
 
 class EncoderBlock(nnx.Module):

@@ -132,7 +132,11 @@ def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
 
 
 def optimizer(hyper: Hyper) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; matrices decay, biases and gains do not."""
+    """Clipping by global norm, then AdamW with decay.
+
+    What has two axes or more decays. Gains and biases do not, but for the biases of
+    queries, keys and values, which Flax keeps as [heads, head size].
+    """
     return optax.chain(
         optax.clip_by_global_norm(hyper.clip_norm),
         optax.adamw(

@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.common.config import Runtime
+from experiments.common.memory import keep_freed_memory
 from experiments.data_scaling.presets import PRESETS, Experiment, idle_settings
 
 
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.data_scaling import run
 
     worker = run.pin_worker()
+    keep_freed_memory()
 
     import jax
 
