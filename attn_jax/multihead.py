@@ -6,6 +6,9 @@ K), H size of query and key, V size of a value.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.blockwise import blockwise, blockwise_arrays, window_sides
 from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
 from attn_jax.variants import Variant, require, resolve
 
@@ -26,6 +29,9 @@ MapHeads = Literal["auto", "vmap", "loop"]
 # faster on CPU than one batched product (which XLA:CPU runs at a fraction of the
 # speed of a plain one).
 _LOOP_FROM_SCORES = 512 * 512
+
+# From this many scores per head on, `blockwise` is faster on CPU than the reference.
+_CPU_BLOCKWISE_FROM_SCORES = 128 * 128
 
 # From this many scores per head on, accelerators get the blockwise implementation.
 _BLOCKWISE_FROM_SCORES = 2048 * 2048
@@ -213,6 +219,7 @@ def multi_head(
 
         # Masks reach the function in the cheapest form that it takes: one that is
         # the same for every query as a mask of keys, and the other way round.
+        given_mask = mask
         mask_of_keys = None if key_mask is None else key_mask[:, None]
         if mask is not None and mask.shape[2] == 1 and variant.key_mask:
             keys = jnp.broadcast_to(mask[:, :, 0], (*mask.shape[:2], num_keys))
@@ -244,6 +251,18 @@ def multi_head(
             raise ValueError(
                 f"attention variant {variant.name!r} is random and needs `rng`, a "
                 "`jax.random.key(...)`."
+            )
+
+        how = map_heads
+        if how == "auto":
+            large = num_queries * num_keys >= _LOOP_FROM_SCORES
+            if variant.fn is blockwise:  # its own loop is over the whole arrays
+                large = num_queries * num_keys >= _CPU_BLOCKWISE_FROM_SCORES
+            how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
+        if variant.fn is blockwise and how == "loop":
+            options.pop("dropout_rate", None)  # which is 0
+            return blockwise_arrays(
+                query, key, value, bias, given_mask, key_mask=key_mask, **options
             )
 
         # Every operand gets leading axes [B, K, N/K], less those it does not vary
@@ -316,10 +335,6 @@ def multi_head(
                 )
             return out
 
-        how = map_heads
-        if how == "auto":
-            large = num_queries * num_keys >= _LOOP_FROM_SCORES
-            how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
         lifted: Callable[[Operands], jax.Array] = one_head
         # A third level only for grouped heads: an axis of size 1 would cost a product
         # that is not in XLA's canonical form.
@@ -392,7 +407,111 @@ def multi_head_init(
     )
 
 
-Implementation = Literal["reference", "blockwise", "xla", "cudnn"]
+Implementation = Literal["reference", "blockwise", "xla", "cudnn", "tokamax"]
+
+_OTHERS = "use implementation='reference' or 'blockwise'."
+
+
+def _band_pairs(
+    num_queries: int, num_keys: int, left: int | None, right: int | None
+) -> jax.Array | None:
+    """Which query t may attend to key s, t − left ≤ s ≤ t + right: bool [T, S]."""
+    offset = jnp.arange(num_keys)[None, :] - jnp.arange(num_queries)[:, None]
+    sides = []
+    if left is not None:
+        sides.append(offset >= -left)
+    if right is not None:
+        sides.append(offset <= right)
+    return functools.reduce(jnp.logical_and, sides) if sides else None
+
+
+def _on_nvidia_gpu() -> bool:
+    """Whether programs are compiled for an NVIDIA GPU here, and cuDNN is at hand."""
+    if jax.default_backend() not in ("gpu", "cuda"):
+        return False
+    return "cuda" in jax.devices()[0].client.platform_version
+
+
+def _cudnn_refuses(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    pairs_given: bool,
+    is_causal: bool,
+    sides: tuple[int | None, int | None],
+) -> bool:
+    """Whether cuDNN might be unable to serve, forward or backward, as known statically.
+
+    What it takes of bias and mask depends on shapes and versions, and it leaves out
+    some gradients of a bias: neither is chosen without being asked for.
+    """
+    left, right = sides
+    return (
+        not _on_nvidia_gpu()
+        or query.dtype not in (jnp.bfloat16, jnp.float16)
+        or not query.dtype == key.dtype == value.dtype
+        or query.shape[3] != value.shape[3]
+        or query.shape[3] % 8 != 0
+        or query.shape[3] > 128
+        or pairs_given
+        or ((is_causal or sides != (None, None)) and query.shape[1] != key.shape[1])
+        or (left is not None and right != 0)
+    )
+
+
+def _choose(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    pairs_given: bool,
+    is_causal: bool,
+    sides: tuple[int | None, int | None],
+) -> Implementation:
+    """The implementation that suits the platform and the sizes."""
+    scores = query.shape[1] * key.shape[1]
+    if jax.default_backend() == "cpu":
+        large = scores >= _CPU_BLOCKWISE_FROM_SCORES
+        return "blockwise" if large else "reference"
+    if not _cudnn_refuses(query, key, value, pairs_given, is_causal, sides):
+        return "cudnn"
+    return "blockwise" if scores >= _BLOCKWISE_FROM_SCORES else "reference"
+
+
+def _check_library(
+    implementation: Implementation,
+    query: jax.Array,
+    value: jax.Array,
+    sides: tuple[int | None, int | None],
+) -> None:
+    """Raises if a library's implementation cannot serve."""
+    if implementation != "tokamax" and query.shape[3] != value.shape[3]:
+        raise ValueError(
+            f"implementation={implementation!r} needs V = H, but V={value.shape[3]} "
+            f"and H={query.shape[3]}; {_OTHERS}"
+        )
+    if implementation == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        raise ValueError(
+            "implementation='tokamax' needs the package `tokamax`, which is not "
+            f"installed: `pip install tokamax`, or {_OTHERS}"
+        )
+    if implementation != "cudnn":
+        return
+    if not _on_nvidia_gpu():
+        raise ValueError(
+            "implementation='cudnn' needs an NVIDIA GPU, but this process runs on "
+            f"{jax.default_backend()}; {_OTHERS}"
+        )
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(
+            "implementation='cudnn' needs bfloat16 or float16, but the inputs are "
+            f"{query.dtype}; cast them, or {_OTHERS}"
+        )
+    left, right = sides
+    if left is not None and right != 0:
+        raise ValueError(
+            "implementation='cudnn' has no window to the right: give `is_causal=True` "
+            f"or a `local_window_size` of (left, 0), or {_OTHERS}"
+        )
 
 
 def dot_product_attention(
@@ -405,6 +524,7 @@ def dot_product_attention(
     key_mask: jax.Array | None = None,
     scale: float | None = None,
     is_causal: bool = False,
+    local_window_size: int | tuple[int, int] | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Exact dot-product attention on whole arrays, by the implementation that suits.
@@ -414,17 +534,24 @@ def dot_product_attention(
     | implementation | what it is | memory |
     |---|---|---|
     | "reference" | `dot_product`, batched | O(B·N·T·S) |
-    | "blockwise" | `blockwise` | O(B·N·(T+S)) |
+    | "blockwise" | `blockwise`, on CPU in a loop over heads | O(B·N·(T+S)) |
     | "xla" | `jax.nn.dot_product_attention` | O(B·N·T·S) |
     | "cudnn" | cuDNN's flash kernel: NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
+    | "tokamax" | `tokamax.dot_product_attention`, where installed | its own choice |
+
+    None takes, on CPU, "blockwise" where T·S ≥ 128² and else "reference"; on a GPU
+    "cudnn" where it is sure to serve (bfloat16 or float16, H = V ≤ 128 a multiple of 8,
+    no bias and no mask but causal or a window to the left); and else "blockwise" where
+    T·S ≥ 2048², "reference" below. The platform is that of `jax.default_backend()`
+    while the function is traced: name the implementation when you lower for another one
+    with `jax.export`.
 
     Unlike in `jax.nn`, a query that may attend to nothing gives zeros whatever the
     implementation. One whose bias is −∞ for every key gives zeros with "reference" and
     "blockwise" alone: say such things with a mask.
 
-    "blockwise" has reverse-mode derivatives, once. None may choose it (on CPU where
-    T·S ≥ 512², elsewhere where T·S ≥ 2048²), so for `jax.jvp`, `jax.jacfwd`,
-    `jax.hessian` and the like give implementation="reference".
+    "blockwise" and "cudnn" have reverse-mode derivatives, once: for `jax.jvp`,
+    `jax.jacfwd`, `jax.hessian` and the like give implementation="reference".
 
     Args:
       query: [B, T, N, H].
@@ -435,8 +562,10 @@ def dot_product_attention(
       key_mask: bool [B, S], True = a real token, or None.
       scale: factor of the scores; None means 1/√H.
       is_causal: whether query t attends only to keys s ≤ t.
-      implementation: a name of the table. None takes "blockwise" once a head's score
-        matrix is large for the platform, and else "reference".
+      local_window_size: (left, right): query t attends only to keys t − left ≤ s ≤
+        t + right, as in `jax.nn`; one number for both; None for all. "blockwise" and
+        "cudnn" take O(T · (left + right)) time for it.
+      implementation: a name of the table, or None.
 
     Returns:
       [B, T, N, V], in the dtype of the inputs.
@@ -452,16 +581,12 @@ def dot_product_attention(
     (2, 5, 4, 8)
     """
     sizes = _check_arrays(query, key, value, bias, mask, key_mask)
+    sides = window_sides(local_window_size, is_causal)
     if implementation is None:
-        large = _LOOP_FROM_SCORES
-        if jax.default_backend() != "cpu":
-            large = _BLOCKWISE_FROM_SCORES
-        implementation = (
-            "blockwise" if sizes["T"] * sizes["S"] >= large else "reference"
-        )
-    if implementation in ("reference", "blockwise"):
-        fn = dot_product if implementation == "reference" else blockwise
-        return multi_head(fn)(
+        pairs_given = any(x is not None for x in (bias, mask, key_mask))
+        implementation = _choose(query, key, value, pairs_given, is_causal, sides)
+    if implementation == "blockwise":
+        return multi_head(blockwise)(
             query,
             key,
             value,
@@ -470,47 +595,50 @@ def dot_product_attention(
             key_mask=key_mask,
             scale=scale,
             is_causal=is_causal,
+            local_window_size=local_window_size,
         )
-    if implementation not in ("xla", "cudnn"):
-        raise ValueError(
-            "`implementation` must be None, 'reference', 'blockwise', 'xla' or "
-            f"'cudnn', but is {implementation!r}."
-        )
-    others = "use implementation='reference' or 'blockwise'."
-    if sizes["V"] != query.shape[3]:
-        raise ValueError(
-            f"implementation={implementation!r} needs V = H, but V={sizes['V']} and "
-            f"H={query.shape[3]}; {others}"
-        )
-    if implementation == "cudnn":
-        if jax.default_backend() not in ("gpu", "cuda"):
-            raise ValueError(
-                "implementation='cudnn' needs an NVIDIA GPU, but this process runs on "
-                f"{jax.default_backend()}; {others}"
-            )
-        if query.dtype not in (jnp.bfloat16, jnp.float16):
-            raise ValueError(
-                "implementation='cudnn' needs bfloat16 or float16, but the inputs are "
-                f"{query.dtype}; cast them, or {others}"
-            )
-    if key_mask is not None:
-        keys = key_mask[:, None, None, :]
-        mask = keys if mask is None else mask & keys
-    with jax.numpy_dtype_promotion("standard"):  # jax.nn promotes bfloat16 scores
-        out = jax.nn.dot_product_attention(
+    band = None
+    if local_window_size is not None:
+        band = _band_pairs(sizes["T"], sizes["S"], *sides)
+    if implementation == "reference":
+        if band is not None:
+            mask = band[None, None] if mask is None else mask & band[None, None]
+        return multi_head(dot_product)(
             query,
             key,
             value,
             bias,
             mask,
+            key_mask=key_mask,
             scale=scale,
-            is_causal=is_causal,
-            implementation=implementation,
+            is_causal=is_causal and band is None,
         )
+    if implementation not in ("xla", "cudnn", "tokamax"):
+        raise ValueError(
+            "`implementation` must be None, 'reference', 'blockwise', 'xla', 'cudnn' "
+            f"or 'tokamax', but is {implementation!r}."
+        )
+    _check_library(implementation, query, value, sides)
+    if key_mask is not None:
+        keys = key_mask[:, None, None, :]
+        mask = keys if mask is None else mask & keys
+    options: dict[str, Any] = {
+        "scale": scale,
+        "is_causal": is_causal,
+        "local_window_size": local_window_size,
+    }
+    if implementation == "tokamax":
+        attend = importlib.import_module("tokamax").dot_product_attention
+    else:
+        attend = jax.nn.dot_product_attention
+        options["implementation"] = implementation
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn promotes bfloat16 scores
+        out = attend(query, key, value, bias, mask, **options)
+    if is_causal and band is None:
+        band = causal_pairs(sizes["T"], sizes["S"])
+    if band is not None and (mask is not None or sizes["T"] > sizes["S"]):
+        mask = band[None, None] if mask is None else mask & band[None, None]
     if mask is None:
         return out
-    if is_causal:
-        causal = causal_pairs(sizes["T"], sizes["S"])
-        mask = mask & causal[None, None]
     sees_any = mask.any(axis=3).transpose(0, 2, 1)[..., None]  # [B|1, T|1, N|1, 1]
     return jnp.where(sees_any, out, 0.0)
