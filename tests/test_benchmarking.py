@@ -112,8 +112,30 @@ def test_program_tells_memory_before_it_runs():
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     made = benchmarking.program(lambda a, b: jnp.exp(a @ b), x, x)
     assert made.flops.total == 2 * 64**3 + 64**2
-    assert made.temp_bytes is not None
+    assert made.temp_bytes is not None and made.peak_bytes is not None
     assert made.peak_bytes == made.temp_bytes + 3 * 4 * 64**2
+
+
+def test_memory_that_a_library_takes_is_told():
+    """XLA:CPU may leave an attention to a library, and plans none of its scores."""
+    hlo = """
+%fused_computation.1 (p: f32[8,4]) -> f32[8,4] {
+  %dot.1 = f32[8,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}
+  ROOT %dot.2 = f32[8,4]{1,0} dot(%c, %d), lhs_contracting_dims={1}
+}
+
+%small (p: f32[2,4]) -> f32[2,4] {
+  %dot.3 = bf16[2,2]{1,0} dot(%a, %b), lhs_contracting_dims={1}
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %dot.9 = f32[99,99]{1,0} dot(%x, %x), lhs_contracting_dims={1}
+  %ynn = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%fused_computation.1, metadata={}
+  %ynn.2 = f32[2,4]{1,0} fusion(%x), kind=kCustom, calls=%small
+}
+"""
+    assert benchmarking._unplanned_bytes(hlo) == 8 * 8 * 4
+    assert benchmarking._unplanned_bytes("ENTRY %main {\n}") == 0
 
 
 def test_users_variant_with_parameters(mine, capsys):
