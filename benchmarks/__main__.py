@@ -36,6 +36,7 @@ from benchmarks.timing import Effort, worst
 Group = Callable[[Effort, pathlib.Path], dict[str, Any]]
 
 OURS = "ours"
+OURS_BEST = "the faster of ours"
 FASTEST = "the faster of PyTorch's"
 
 

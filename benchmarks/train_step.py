@@ -2,19 +2,23 @@
 
 `python -m benchmarks.train_step` times the training step of the experiments (flip,
 label smoothing, clipping, AdamW, schedule; uint8 batches from the host) side by side
-with PyTorch's, eager and compiled, from the same initial parameters. All alternate in
-one process, on all cores. `tests/test_torch_peers.py` shows that both compute the same.
+with PyTorch's, eager and compiled, from the same initial parameters. All take turns on
+all cores; ours is timed once more with the batch split over one host device a core.
+`tests/test_torch_peers.py` shows that both compute the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import importlib.util
 import itertools
 import json
+import os
 import pathlib
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,11 +30,13 @@ from flax import nnx
 from attn_jax import models
 from benchmarks.timing import Call, alternate, summarize
 from experiments.common import train
+from experiments.common.memory import keep_freed_memory
 
 TORCH = importlib.util.find_spec("torch") is not None
 
 NUM_CLASSES = 10
 STEPS_PER_CALL = 4
+SPLIT = "ours, a device a core"
 HOST_BATCHES = 32
 NUMBERS: Mapping[str, float] = dict(
     learning_rate=1e-3,
@@ -159,6 +165,45 @@ def ours(setting: Setting) -> Call:
     return call
 
 
+def split_ours(setting: Setting, devices: int) -> Call:
+    """The same as `ours` with the batch split over host devices, one a core.
+
+    A process of its own does it and takes turns with this one by a pipe: how many
+    devices there are is fixed when JAX starts, and would change the other rows.
+    """
+    asked = json.dumps(dataclasses.asdict(setting))
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.train_step", "--serve", asked],
+        env=os.environ | {"XLA_FLAGS": flags.strip()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(child.kill)
+
+    def call() -> None:
+        assert child.stdin is not None and child.stdout is not None
+        print("go", file=child.stdin, flush=True)
+        if child.stdout.readline() != "done\n":
+            raise RuntimeError(f"it ended with status {child.wait()}")
+
+    return call
+
+
+def _serve(asked: str) -> int:
+    """Does some updates for each line that comes."""
+    fields = json.loads(asked)
+    for name in ("image_shape", "overrides"):
+        fields[name] = tuple(fields[name])
+    call = ours(Setting(**fields))
+    for _ in sys.stdin:
+        call()
+        print("done", flush=True)
+    return 0
+
+
 def peer(
     setting: Setting, *, channels_last: bool = False, compile: bool = False
 ) -> Call:
@@ -195,6 +240,11 @@ def alternatives(setting: Setting, *, compile: bool = True) -> dict[str, Call]:
     """
     calls = {"ours": ours(setting)}
     calls["ours"]()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    if jax.default_backend() == "cpu" and cores > 1 and setting.batch % cores == 0:
+        calls[SPLIT] = split_ours(setting, cores)
+        calls[SPLIT]()
     if not TORCH:
         print("PyTorch is not installed: its rows are left out (see `make bench`).")
         return calls
@@ -230,7 +280,7 @@ def compare(
     figures = alternate(
         alternatives(setting, compile=compile), rounds=rounds, seconds=seconds
     )
-    peers = [name for name in figures if name != "ours"] or ["ours"]
+    peers = [name for name in figures if not name.startswith("ours")] or ["ours"]
     base = min(peers, key=lambda name: statistics.median(figures[name]))
     figures = {base: figures.pop(base)} | figures
     per_step = {
@@ -256,7 +306,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="eager alone")
     parser.add_argument("--smoke", action="store_true", help="tiny batch, a test")
     parser.add_argument("--json", type=pathlib.Path, help="where the table is stored")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    keep_freed_memory()
+    if options.serve:
+        return _serve(options.serve)
     rounds, seconds = (1, 0.0) if options.smoke else (7, 0.4)
     tables: dict[str, list[dict[str, Any]]] = {}
     for setting in settings(

@@ -194,7 +194,8 @@ QUICK = Experiment(
 CPU = Experiment(
     ns=(100, 1_000, 3_000, 10_000, 60_000),
     updates=7_500,
-    max_epochs=None,
+    max_epochs=48,
+    min_updates=3_000,
     tune_updates=750,
     vit=Grid(
         learning_rates=(1.5e-3, 3e-3), weight_decays=(0.1,), label_smoothings=(0.0, 0.1)
