@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.blockwise import blockwise, blockwise_arrays, window_sides
+from attn_jax.attention.blockwise import blockwise, window_sides
 from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
 from attn_jax.variants import Variant, require, resolve
 
@@ -30,7 +30,8 @@ MapHeads = Literal["auto", "vmap", "loop"]
 # speed of a plain one).
 _LOOP_FROM_SCORES = 512 * 512
 
-# From this many scores per head on, `blockwise` is faster on CPU than the reference.
+# From this many scores per head on, `blockwise`, and what else has a form on whole
+# arrays, is faster so on CPU.
 _CPU_BLOCKWISE_FROM_SCORES = 128 * 128
 
 # From this many scores per head on, accelerators get the blockwise implementation.
@@ -256,12 +257,19 @@ def multi_head(
         how = map_heads
         if how == "auto":
             large = num_queries * num_keys >= _LOOP_FROM_SCORES
-            if variant.fn is blockwise:  # its own loop is over the whole arrays
+            if variant.arrays is not None:
                 large = num_queries * num_keys >= _CPU_BLOCKWISE_FROM_SCORES
             how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
-        if variant.fn is blockwise and how == "loop":
+        whole = variant.arrays
+        if how == "loop" and whole is not None:
+            known = inspect.signature(whole).parameters
+            if set(options) - set(known) - {"dropout_rate"}:
+                whole = (
+                    None  # an option of one head alone, such as how blocks are mapped
+                )
+        if how == "loop" and whole is not None:
             options.pop("dropout_rate", None)  # which is 0
-            return blockwise_arrays(
+            return whole(
                 query, key, value, bias, given_mask, key_mask=key_mask, **options
             )
 

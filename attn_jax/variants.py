@@ -21,8 +21,8 @@ from typing import Any
 import jax
 
 from attn_jax.attention import softmax as _softmax
-from attn_jax.attention.blockwise import blockwise
-from attn_jax.attention.local import truncated
+from attn_jax.attention.blockwise import blockwise, blockwise_arrays
+from attn_jax.attention.local import truncated, truncated_arrays
 
 __all__ = [
     "CAPABILITIES",
@@ -88,6 +88,9 @@ class Variant:
       paper: arXiv number or other reference.
       summary: one line on what it does.
       stochastic: whether it needs `rng` even without dropout.
+      arrays: the same function on whole arrays [B, T, N, H], with the same options, or
+        None; `multi_head` takes it on CPU, where its own loop over heads and blocks is
+        faster than one around `fn`.
       shared_axes: whether axes of size 1 in bias and mask may reach `fn` as they are;
         else `multi_head` broadcasts them to [T, S].
     """
@@ -109,6 +112,7 @@ class Variant:
     summary: str = ""
     stochastic: bool = False
     shared_axes: bool = False
+    arrays: Callable[..., jax.Array] | None = None
 
     def capabilities(self) -> dict[str, bool]:
         """What the variant can do, by the names in `CAPABILITIES`."""
@@ -131,6 +135,7 @@ _ROWS = (
     Variant(
         name="blockwise",
         fn=blockwise,
+        arrays=blockwise_arrays,
         exact=True,
         time="O(T·S·H)",
         memory="O(T+S)",
@@ -141,6 +146,7 @@ _ROWS = (
     Variant(
         name="truncated",
         fn=truncated,
+        arrays=truncated_arrays,
         time="O(T·w·H)",
         memory="O(T·w)",
         paper="1910.12977",
