@@ -234,10 +234,10 @@ class ResNet(nn.Module):
 
 
 def flat_params(params: Any) -> dict[str, np.ndarray]:
-    """The arrays of an nnx module or of a pytree of its parameters, by dotted path."""
+    """The arrays of an nnx module or of its parameters' dictionary, by dotted path."""
     if isinstance(params, nnx.Module):
-        params = nnx.state(params, nnx.Param)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(params))
+        params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {
         ".".join(str(key.key) for key in path): np.asarray(leaf)
         for path, leaf in leaves

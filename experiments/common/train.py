@@ -82,16 +82,25 @@ Apply = Callable[..., jax.Array]
 def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     """Splits a module once into a pure ``apply(params, images, rng=None)`` and params.
 
+    ``params`` are nested dictionaries of arrays, by the names of the module's parts.
+
     With ``rng`` the model runs in training mode: dropout is on, and a random
     attention variant draws anew from it. Without, in evaluation mode: all state other
     than parameters, random keys too, is as it was first.
     """
     graphdef, *states = nnx.split(model, nnx.Param, ...)
-    params, rest = states
+    variables, rest = states
+    treedef = jax.tree.structure(variables)
+    # Plain dictionaries: jit takes them apart in C++ at every step, Flax's variables
+    # in Python.
+    params = nnx.to_pure_dict(variables)
+    leaves = jax.tree.leaves(variables)
+    assert all(a is b for a, b in zip(jax.tree.leaves(params), leaves, strict=True))
 
     def apply(
         params: PyTree, images: jax.Array, rng: jax.Array | None = None
     ) -> jax.Array:
+        params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
         if rng is None:
             module = nnx.merge(graphdef, params, rest)
             return module(images, deterministic=True)
