@@ -254,24 +254,31 @@ def multi_head(
                 "`jax.random.key(...)`."
             )
 
+        # The form on whole arrays serves only where it can be given all that is asked.
+        whole = variant.arrays
+        if whole is not None:
+            asked = {n for n, given in options.items() if n != "dropout_rate" or given}
+            known = set(inspect.signature(whole).parameters)
+            random = rng is not None and "rng" in takes
+            if asked - known or params is not None or random:
+                whole = None
         how = map_heads
         if how == "auto":
-            large = num_queries * num_keys >= _LOOP_FROM_SCORES
-            if variant.arrays is not None:
-                large = num_queries * num_keys >= _CPU_BLOCKWISE_FROM_SCORES
+            least = _LOOP_FROM_SCORES if whole is None else _CPU_BLOCKWISE_FROM_SCORES
+            large = num_queries * num_keys >= least
             how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
-        whole = variant.arrays
         if how == "loop" and whole is not None:
-            known = inspect.signature(whole).parameters
-            if set(options) - set(known) - {"dropout_rate"}:
-                whole = (
-                    None  # an option of one head alone, such as how blocks are mapped
-                )
-        if how == "loop" and whole is not None:
-            options.pop("dropout_rate", None)  # which is 0
-            return whole(
+            options = {name: options[name] for name in asked}
+            out = whole(
                 query, key, value, bias, given_mask, key_mask=key_mask, **options
             )
+            expected = (batch, num_queries, num_heads, sizes["V"])
+            if jnp.shape(out) != expected:
+                raise ValueError(
+                    f"`arrays` of attention variant {variant.name!r} must return [B, "
+                    f"T, N, V] = {expected}, but returned shape {jnp.shape(out)}."
+                )
+            return out
 
         # Every operand gets leading axes [B, K, N/K], less those it does not vary
         # along. Head-major order keeps each head's matrices contiguous.

@@ -90,7 +90,7 @@ class Variant:
       stochastic: whether it needs `rng` even without dropout.
       arrays: the same function on whole arrays [B, T, N, H], with the same options, or
         None; `multi_head` takes it on CPU, where its own loop over heads and blocks is
-        faster than one around `fn`.
+        faster than one around `fn`, for calls without `params`, `rng` and dropout.
       shared_axes: whether axes of size 1 in bias and mask may reach `fn` as they are;
         else `multi_head` broadcasts them to [T, S].
     """

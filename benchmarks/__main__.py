@@ -151,8 +151,9 @@ def measure_and_store(
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     began = time.perf_counter()
+    told = record.about(command)  # the commit as it was when this began
     made = GROUPS[name](effort, folder)
-    made = made | record.about(command)
+    made = made | told
     made |= dict(smoke=smoke, seconds=time.perf_counter() - began)
     record.store(folder / f"{name}.json", made)
     return made

@@ -21,6 +21,7 @@ ORDER = (
     "truncated",
     "train_steps",
     "quick_preset",
+    "before",
     "growth",
     "group_norm",
     "workers",

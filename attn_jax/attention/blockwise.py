@@ -138,7 +138,8 @@ def _split_index(index: Any, size: int) -> tuple[Any, Any]:
     """Quotient and remainder of an index that is not negative."""
     if isinstance(index, int):
         return divmod(index, size)
-    return jax.lax.div(index, jnp.int32(size)), jax.lax.rem(index, jnp.int32(size))
+    by = jnp.asarray(size, index.dtype)  # a loop counts in int64 under x64
+    return jax.lax.div(index, by), jax.lax.rem(index, by)
 
 
 def _head(inputs: _Inputs, index: Any) -> _Head:
@@ -528,7 +529,7 @@ def window_sides(
     if (
         not isinstance(sides, tuple)
         or len(sides) != 2
-        or not all(isinstance(n, int) and n >= 0 for n in sides)
+        or not all(type(n) is int and n >= 0 for n in sides)
     ):
         raise ValueError(
             "`local_window_size` must be None, one int or a pair (left, right) of ints "
@@ -594,7 +595,9 @@ def blockwise_arrays(
     if scale is None:
         scale = head_dim**-0.5
     elif isinstance(scale, jax.Array):
-        query, scale = (query * scale).astype(query.dtype), 1.0
+        wide = score_dtype(query.dtype)
+        scaled = query.astype(wide) * scale.astype(wide)
+        query, scale = scaled.astype(query.dtype), 1.0
     left = None if left is None or left >= num_queries - 1 else left
     right = None if right is None or right >= num_keys - 1 else right
     if block_size is None:

@@ -225,6 +225,8 @@ def truncated_arrays(
     (1, 5, 2, 4)
     """
     left, right = _check_window(left, right, is_causal)
+    if block_size is not None:
+        block_size = _check_int("block_size", block_size, 1)
     _check_lengths(query.shape[1], key.shape[1])
     return blockwise_arrays(
         query,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -52,12 +53,11 @@ class MlpBlock(nnx.Module):
     ) -> jax.Array:
         """Maps [..., D] to [..., D]."""
         # Two axes: the weight gradient is then one plain product. Over three, XLA:CPU
-        # copies both factors and takes a slow path (measured in benchmarks/README.md).
-        tokens = x.reshape(-1, x.shape[-1])
-        tokens = jax.nn.gelu(self.expand(tokens)).reshape(*x.shape[:-1], -1)
+        # copies both factors and takes a slow path.
+        tokens = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        tokens = jax.nn.gelu(self.expand(tokens))
         tokens = self.dropout(tokens, deterministic=deterministic, rngs=rngs)
-        tokens = self.contract(tokens.reshape(-1, tokens.shape[-1]))
-        return tokens.reshape(*x.shape[:-1], -1)
+        return self.contract(tokens).reshape(x.shape)
 
 
 class EncoderBlock(nnx.Module):

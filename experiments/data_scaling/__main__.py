@@ -33,7 +33,7 @@ class Arguments:
     runtime: Annotated[Runtime, tyro.conf.arg(name="")]
     preset: Literal["smoke", "quick", "cpu", "scenes", "accelerator"] = "quick"
     """Where settings come from that are not given: smoke (seconds, a test), quick
-    (minutes), cpu (about two hours on two cores), scenes (composed scenes),
+    (minutes), cpu (about an hour on two cores), scenes (composed scenes),
     accelerator (CIFAR-10 on GPU or TPU)."""
 
 

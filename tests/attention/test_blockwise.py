@@ -252,3 +252,19 @@ def test_a_bias_of_minus_infinity_masks(fn, block_size, arrays):
     bias = jnp.asarray(arrays["bias"]).at[2].set(jnp.nan)
     out = fn(**{**arrays, "bias": bias})
     assert np.isnan(out[2]).all() and np.isfinite(out[3]).all()
+
+
+def test_a_loop_of_several_blocks_runs_under_x64():
+    # Loop counters are int64 there.
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 4)), jnp.float32)
+
+        def loss(x, fn):
+            return fn(x, x, x, is_causal=True).sum()
+
+        ours = functools.partial(blockwise, block_size=4)
+        for fn in (ours, dot_product):
+            assert fn(x, x, x).dtype == jnp.float32
+        np.testing.assert_allclose(
+            jax.grad(loss)(x, ours), jax.grad(loss)(x, dot_product), atol=1e-5
+        )
