@@ -36,7 +36,6 @@ from benchmarks.timing import Effort, worst
 Group = Callable[[Effort, pathlib.Path], dict[str, Any]]
 
 OURS = "ours"
-OURS_BEST = "the faster of ours"
 FASTEST = "the faster of PyTorch's"
 
 
@@ -60,14 +59,31 @@ def _train_steps(effort: Effort, folder: pathlib.Path) -> dict[str, Any]:
                 title=setting.title, short=setting.title, model=setting.model, rows=rows
             )
         )
+    return train_steps_record(tables)
+
+
+def train_steps_record(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is stored of the training steps: the tables, and the targets from them.
+
+    A target is by the faster of our ways, as its base is the faster of PyTorch's.
+    """
     targets = []
     for model, work in (
         ("vit", "ViT train step, against PyTorch eager and compile"),
         ("resnet", "CNN train step, against PyTorch eager channels_last and compile"),
     ):
-        reached, told = worst(
-            [table for table in tables if table["model"] == model], OURS, FASTEST
-        )
+        best = []
+        for table in (t for t in tables if t["model"] == model):
+            ways = [
+                row
+                for row in table["rows"]
+                if row["name"].startswith(OURS) and row["against"]
+            ]
+            if ways:
+                fastest = max(ways, key=lambda row: row["against"][FASTEST][0])
+                short = f"{table['short']}, {fastest['name']}"
+                best.append(dict(short=short, rows=[fastest | dict(name=OURS)]))
+        reached, told = worst(best, OURS, FASTEST)
         targets.append(
             dict(work=work, at_least=1.0, aim=1.3, reached=reached, told=told)
         )
@@ -75,7 +91,8 @@ def _train_steps(effort: Effort, folder: pathlib.Path) -> dict[str, Any]:
         title="Training steps",
         about="The same model from the same initial parameters, the same update; "
         "images a second on all cores, batches from the host included. The base is "
-        "the fastest of PyTorch's ways, the first row. Memory is left out: PyTorch's "
+        "the fastest of PyTorch's ways, the first row; targets take the faster of "
+        "ours, which splits the batch over one host device a core or does not. Memory is left out: PyTorch's "
         "cannot be told from what its compiler takes.",
         tables=tables,
         targets=targets,
