@@ -92,8 +92,8 @@ def train_steps_record(tables: list[dict[str, Any]]) -> dict[str, Any]:
         about="The same model from the same initial parameters, the same update; "
         "images a second on all cores, batches from the host included. The base is "
         "the fastest of PyTorch's ways, the first row; targets take the faster of "
-        "ours, which splits the batch over one host device a core or does not. Memory is left out: PyTorch's "
-        "cannot be told from what its compiler takes.",
+        "ours, which splits the batch over one host device a core or does not. Memory "
+        "is left out: PyTorch's cannot be told from what its compiler takes.",
         tables=tables,
         targets=targets,
     )
