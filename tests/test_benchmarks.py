@@ -159,7 +159,7 @@ def test_smoke_run(tmp_path):
     files = {
         path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")
     }
-    assert set(files) == set(report.ORDER) - {"quick_preset"}
+    assert set(files) == set(report.ORDER) - {"quick_preset", "before"}
     for stored in files.values():
         assert stored["smoke"] and stored["command"] == "python -m benchmarks --smoke"
         assert f"## {stored['title']}\n" in page
