@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -93,6 +93,19 @@ class Variant:
         faster than one around `fn`, for calls without `params`, `rng` and dropout.
       shared_axes: whether axes of size 1 in bias and mask may reach `fn` as they are;
         else `multi_head` broadcasts them to [T, S].
+      equivariant: whether it knows nothing of order: permuting keys with their values
+        changes nothing, and permuting queries permutes the output.
+      approximates: the exact function that it comes near to, called with those of
+        query, key, value, masks, bias, `is_causal`, `params` and `rng` that it takes
+        by name; None if it is no approximation.
+      knob: options of `fn` or `init`, from coarse to fine, along which the distance to
+        `approximates` must fall.
+      trial: options of `fn` or `init` that make short sequences show all that it does,
+        such as a small block; `attn_jax.testing` tries it with them, and measures its
+        cost without.
+
+    An `init` may take `max_length` (the longest sequence) and `value_dim` (V): whoever
+    makes parameters for known shapes supplies them.
     """
 
     name: str
@@ -113,6 +126,10 @@ class Variant:
     stochastic: bool = False
     shared_axes: bool = False
     arrays: Callable[..., jax.Array] | None = None
+    equivariant: bool = False
+    approximates: Callable[..., jax.Array] | None = None
+    knob: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
+    trial: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def capabilities(self) -> dict[str, bool]:
         """What the variant can do, by the names in `CAPABILITIES`."""

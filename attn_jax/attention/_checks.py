@@ -1,4 +1,4 @@
-"""Shape and dtype checks that every attention function runs first.
+"""Shape and dtype checks that every attention function runs first, and safe masking.
 
 They look at shapes and dtypes alone, so they cost nothing under `jax.jit`. Each
 message names the argument, says what came and what would be right.
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_shape(
@@ -141,3 +142,74 @@ def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
             f"`dropout_rate`={dropout_rate} needs `rng`, a `jax.random.key(...)`; "
             "pass one, or dropout_rate=0.0 for evaluation."
         )
+
+
+def check_int(name: str, given: int, least: int) -> int:
+    """Checks that a static option is a whole number that is large enough.
+
+    Raises:
+      TypeError: if it is no int.
+      ValueError: if it is less than `least`.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        raise TypeError(
+            f"`{name}` must be an int known at trace time, but is "
+            f"{type(given).__name__}: {given!r}."
+        )
+    if given < least:
+        raise ValueError(f"`{name}` must be at least {least}, but is {given}.")
+    return int(given)
+
+
+def check_same_length(name: str, num_queries: int, num_keys: int, why: str) -> None:
+    """Checks that there are as many keys as queries, T = S.
+
+    Raises:
+      ValueError: if not, saying why `name` needs it.
+    """
+    if num_queries != num_keys:
+        raise ValueError(
+            f"`{name}` needs as many keys as queries, since {why}, but "
+            f"T={num_queries} and S={num_keys}."
+        )
+
+
+def check_params(
+    name: str, params: object, shapes: Mapping[str, tuple[int | None, ...]]
+) -> None:
+    """Checks names and shapes of one head's parameters; None is any size.
+
+    Raises:
+      ValueError: if a name is missing or unknown, or a shape is wrong.
+    """
+    if not isinstance(params, Mapping) or set(params) != set(shapes):
+        came = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(
+            f"`params` must be a mapping with {sorted(shapes)}, but is {came}; "
+            f"`{name}_init(rng, head_dim)` makes one."
+        )
+    for leaf, expected in shapes.items():
+        shape = jnp.shape(params[leaf])
+        if len(shape) != len(expected) or any(
+            want is not None and size != want
+            for size, want in zip(shape, expected, strict=True)
+        ):
+            layout = ", ".join("*" if n is None else str(n) for n in expected)
+            raise ValueError(
+                f"`params[{leaf!r}]` must have shape [{layout}], but has shape "
+                f"{shape}. Under `multi_head` every leaf leads with the number of "
+                "heads N."
+            )
+
+
+def zero_masked(array: jax.Array, key_mask: jax.Array | None) -> jax.Array:
+    """Rows [S, ...] of padding replaced by zeros, so that nothing in them can leak."""
+    if key_mask is None:
+        return array
+    return jnp.where(key_mask.reshape(-1, *(1,) * (array.ndim - 1)), array, 0)
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Quotient, and 0 with gradient 0 where the denominator is 0."""
+    zero = denominator == 0
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))

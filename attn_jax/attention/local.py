@@ -27,21 +27,10 @@ MapBlocks = Literal["auto", "vmap", "loop"]
 _LEAST_BLOCK = 16
 
 
-def _check_int(name: str, given: int, least: int) -> int:
-    """Checks that a static option is a whole number that is large enough."""
-    if isinstance(given, bool) or not isinstance(given, int | np.integer):
-        raise TypeError(
-            f"`{name}` must be an int known at trace time, but is "
-            f"{type(given).__name__}: {given!r}."
-        )
-    if given < least:
-        raise ValueError(f"`{name}` must be at least {least}, but is {given}.")
-    return int(given)
-
-
 def _check_window(left: int, right: int, is_causal: bool) -> tuple[int, int]:
     """How far a query sees before and after its own position."""
-    left, right = _check_int("left", left, 0), _check_int("right", right, 0)
+    left = _checks.check_int("left", left, 0)
+    right = _checks.check_int("right", right, 0)
     return left, 0 if is_causal else right
 
 
@@ -163,7 +152,7 @@ def truncated(
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     left, right = _check_window(left, right, is_causal)
     if block_size is not None:
-        block_size = _check_int("block_size", block_size, 1)
+        block_size = _checks.check_int("block_size", block_size, 1)
     if map_blocks not in get_args(MapBlocks):
         raise ValueError(
             f"`map_blocks` must be 'auto', 'vmap' or 'loop', but is {map_blocks!r}."
@@ -226,7 +215,7 @@ def truncated_arrays(
     """
     left, right = _check_window(left, right, is_causal)
     if block_size is not None:
-        block_size = _check_int("block_size", block_size, 1)
+        block_size = _checks.check_int("block_size", block_size, 1)
     _check_lengths(query.shape[1], key.shape[1])
     return blockwise_arrays(
         query,
