@@ -1,6 +1,6 @@
-"""Command line of attn_jax: `python -m attn_jax list | models | bench`.
+"""Command line of attn_jax: `python -m attn_jax COMMAND`; `attn-jax ...` is the same.
 
-`attn-jax ...` is the same.
+Commands: list, models, bench, check, theorems.
 """
 
 from __future__ import annotations
@@ -160,6 +160,58 @@ def _bench(arguments: argparse.Namespace) -> str:
     return benchmarking.table(rows, setting)
 
 
+def _check(arguments: argparse.Namespace) -> tuple[str, int]:
+    from attn_jax import testing
+
+    if bool(arguments.variants) == arguments.all:
+        raise ValueError("name a variant or path/file.py:function, or give --all.")
+    if arguments.all and (arguments.claims is not None or arguments.init):
+        raise ValueError("--claims and --init are of one function: name it.")
+    if arguments.init and len(arguments.variants) > 1:
+        raise ValueError("--init is of one function: name one.")
+    only = arguments.only.split(",") if arguments.only else None
+    reports = []
+    for name in arguments.variants or list(VARIANTS):
+        report = testing.check(
+            name,
+            arguments.claims,
+            init=arguments.init,
+            options=dict(arguments.option),
+            only=only,
+        )
+        reports.append(report)
+        passed = sum(row.verdict == "pass" for row in report.rows)
+        said = f"FAILED: {', '.join(report.failed)}" if report.failed else "ok"
+        print(
+            f"{report.name}: {passed} passed, {said} ({report.seconds:.1f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
+    status = 0 if all(report.ok for report in reports) else 1
+    if arguments.json:
+        told: dict[str, Any] = {"attn_jax": __version__, "ok": status == 0}
+        told["variants"] = [report.as_dict() for report in reports]
+        return json.dumps(told, indent=2, ensure_ascii=False), status
+    if not arguments.all:
+        return "\n\n".join(map(testing.table, reports)), status
+    lines = [testing.table(report) + "\n" for report in reports if not report.ok]
+    wrong = sum(not report.ok for report in reports)
+    lines.append(f"{len(reports)} variants, {wrong} with a claim that does not hold")
+    return "\n".join(lines), status
+
+
+def _theorems(arguments: argparse.Namespace) -> tuple[str, int]:
+    from attn_jax import theorems
+
+    results = theorems.run(arguments.names or None)
+    status = 0 if all(result.holds for result in results) else 1
+    if arguments.json:
+        told: dict[str, Any] = {"attn_jax": __version__, "ok": status == 0}
+        told["theorems"] = [result.as_dict() for result in results]
+        return json.dumps(told, indent=2, ensure_ascii=False), status
+    return theorems.table(results), status
+
+
 def _lengths(text: str) -> tuple[int, ...]:
     """`256,1024` as numbers."""
     try:
@@ -255,6 +307,50 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="store the figures; - prints them instead")
     add("--figure", type=pathlib.Path, metavar="FILE", help="draw them (matplotlib)")
     timing.set_defaults(run=_bench)
+    checking = commands.add_parser(
+        "check",
+        help="try what an attention function claims, with evidence",
+        description="Try the claims of any function that keeps the contract: shapes, "
+        "gradients, masks, padding, causality, stability, cost, ... Exit status 0 only "
+        "if all hold. Without --claims they are those of its record, or, for a plain "
+        "function, read from its signature.",
+        epilog="Claims: bias, mask, key_mask, causal, cross (T and S may differ), "
+        "value_dim (V and H may differ), dropout, exact, equivariant, approximates "
+        "(comes near to dot_product), time=O(...), memory=O(...). What is not named "
+        "must be refused.",
+    )
+    add = checking.add_argument
+    add(
+        "variants",
+        nargs="*",
+        metavar="VARIANT",
+        help="a name or path/file.py:function; several are checked one by one",
+    )
+    add("--all", action="store_true", help="all built-in variants")
+    add("--claims", metavar="CLAIM,CLAIM,...", help="such as mask,causal,time=O(T)")
+    add("--init", metavar="FILE:INIT", help="makes the parameters: init(rng, head_dim)")
+    add(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the function or its init, such as block_size=8; may be repeated",
+    )
+    add("--only", metavar="CHECK,...", help="run these checks alone")
+    add("--json", action="store_true", help="print JSON, with all figures")
+    checking.set_defaults(run=_check)
+    proving = commands.add_parser(
+        "theorems",
+        help="execute the theorems on attention, with errors and tolerances",
+        description="Execute each statement on numbers: setting, largest error, "
+        "tolerance. Exit status 0 only if all hold.",
+    )
+    proving.add_argument(
+        "names", nargs="*", metavar="NAME", help="all if none is given"
+    )
+    proving.add_argument("--json", action="store_true", help="print JSON")
+    proving.set_defaults(run=_theorems)
     return parser
 
 
@@ -265,15 +361,19 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-      Exit status: 0, or 2 for a variant that cannot be resolved or cannot do what is
-      asked. (argparse exits with 2 itself on an unknown command or option.)
+      Exit status: 0; 1 if a claim or theorem does not hold; 2 for a variant that
+      cannot be resolved or cannot do what is asked. (argparse exits with 2 itself on an
+      unknown command or option.)
 
     >>> main(["list", "no_such_variant"])
     2
     """
     arguments = _parser().parse_args(argv)
+    status = 0
     try:
         text = arguments.run(arguments)
+        if isinstance(text, tuple):
+            text, status = text
     except ValueError as error:
         print(f"attn-jax {arguments.command}: {error}", file=sys.stderr)
         return 2
@@ -284,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text, flush=True)
     except BrokenPipeError:  # `attn-jax list | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ from attn_jax.attention.blockwise import blockwise, blockwise_arrays
 from attn_jax.attention.local import truncated, truncated_arrays
 
 __all__ = [
+    "ARGUMENTS",
     "CAPABILITIES",
     "VARIANTS",
     "Variant",
+    "load",
     "require",
     "resolve",
     "variants_with",
@@ -56,14 +58,14 @@ _WHAT = {
     "params": "`params`",
 }
 
-# The argument of a function that shows each capability.
-_ARGUMENT = {
+ARGUMENTS: dict[str, str] = {
     "bias": "bias",
     "mask": "mask",
     "key_mask": "key_mask",
     "causal": "is_causal",
     "dropout": "dropout_rate",
 }
+"""The argument of a function that shows a capability, where one does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +245,8 @@ def require(variant: Variant, capability: str) -> None:
         return
     if variant.name in VARIANTS:
         advice = ""
-    elif capability in _ARGUMENT:
-        advice = f" Your function gains it by an argument `{_ARGUMENT[capability]}`."
+    elif capability in ARGUMENTS:
+        advice = f" Your function gains it by an argument `{ARGUMENTS[capability]}`."
     else:
         advice = f" Set `{capability}=True` in its `Variant` if it can."
     raise ValueError(
@@ -284,7 +286,7 @@ def _from_function(
     parameters = _signature(fn, name).parameters
     document = inspect.getdoc(fn) or ""
     rng = parameters.get("rng")
-    flags: dict[str, Any] = {flag: _ARGUMENT[flag] in parameters for flag in _ARGUMENT}
+    flags: dict[str, Any] = {flag: ARGUMENTS[flag] in parameters for flag in ARGUMENTS}
     return Variant(
         name=name,
         fn=fn,
@@ -325,8 +327,23 @@ def _load_module(path: pathlib.Path, content_hash: str) -> Any:
     return module
 
 
-def _from_file(spec: str) -> Variant:
-    """Resolves `path/file.py:function`."""
+def load(spec: str) -> Any:
+    """What `path/file.py:name` names.
+
+    Args:
+      spec: a file's path, a colon, and the name of something in it.
+
+    Returns:
+      It.
+
+    Raises:
+      ValueError: if there is no such file or name, or if the file fails on import.
+    """
+    return _load(spec)[0]
+
+
+def _load(spec: str) -> tuple[Any, Any]:
+    """What `path/file.py:name` names, and the module it stands in."""
     file, _, attribute = spec.rpartition(":")
     path = pathlib.Path(file).expanduser().resolve()
     if not path.is_file():
@@ -335,10 +352,8 @@ def _from_file(spec: str) -> Variant:
         )
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
     module = _load_module(path, digest)
-    fn = getattr(module, attribute, None)
-    if isinstance(fn, Variant):
-        return fn
-    if not callable(fn):
+    found = getattr(module, attribute, None)
+    if not (callable(found) or isinstance(found, Variant)):
         public = sorted(
             name
             for name, found in vars(module).items()
@@ -347,6 +362,15 @@ def _from_file(spec: str) -> Variant:
         raise ValueError(
             f"no function {attribute!r} in {file}; it has: {', '.join(public) or '-'}."
         )
+    return found, module
+
+
+def _from_file(spec: str) -> Variant:
+    """Resolves `path/file.py:function`."""
+    fn, module = _load(spec)
+    if isinstance(fn, Variant):
+        return fn
+    attribute = spec.rpartition(":")[2]
     return _from_function(fn, spec, getattr(module, f"{attribute}_init", None))
 
 

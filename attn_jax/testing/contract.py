@@ -1,0 +1,310 @@
+"""Checks of form: shapes, dtypes, jit, vmap, randomness, order, refusals."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from attn_jax.multihead import multi_head
+from attn_jax.testing.outcome import (
+    Fault,
+    Finding,
+    NotApplicable,
+    expect_close,
+    expect_finite,
+)
+from attn_jax.testing.trial import (
+    HEAD_DIM,
+    NUM_QUERIES,
+    VALUE_DIM,
+    Trial,
+    relative_error,
+)
+from attn_jax.variants import ARGUMENTS, CAPABILITIES
+
+__all__ = ["determinism", "dtype", "equivariance", "jit", "refusal", "shape", "vmap"]
+
+
+def shape(trial: Trial) -> Finding:
+    """Output [T, V], finite, for one token, few, and no multiple of a block."""
+    variant = trial.variant
+    cases = {(1, 1), (2, 2), (NUM_QUERIES, trial.num_keys), (101, 101)}
+    if variant.cross:
+        cases |= {(1, 9), (9, 1), (70, 20)}
+    for num_queries, num_keys in sorted(cases):
+        arrays = trial.inputs(num_queries, num_keys)
+        out = trial.run(arrays)
+        want = (num_queries, trial.value_dim)
+        if out.shape != want:
+            raise Fault(
+                f"T={num_queries}, S={num_keys}, V={trial.value_dim}: the output has "
+                f"shape {out.shape}, not [T, V] = {want}"
+            )
+        expect_finite(f"the output at T={num_queries}, S={num_keys}", out)
+    told = ", ".join(f"{t}x{s}" for t, s in sorted(cases))
+    return Finding(f"[T, V] and finite at TxS = {told}; V={trial.value_dim}, H=8")
+
+
+def _inner(params: Any) -> list[Any]:
+    return [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in core.jaxprs_in_params(params)]
+
+
+_PASSED_ON = {"stop_gradient", "broadcast_in_dim", "reshape", "max", "squeeze"}
+_PASSED_ON |= {"expand_dims", "select_n", "copy", "optimization_barrier"}
+
+
+def narrow_softmax(jaxpr: Any) -> str | None:
+    """The dtype of an exponential after a subtracted maximum, if it is narrow."""
+    makers: dict[Any, Any] = {}
+
+    def from_maximum(variable: Any, depth: int = 12) -> bool:
+        eqn = makers.get(id(variable))
+        if eqn is None or depth == 0:
+            return False
+        if eqn.primitive.name == "reduce_max":
+            return True
+        if eqn.primitive.name not in _PASSED_ON:
+            return False
+        return any(from_maximum(v, depth - 1) for v in eqn.invars)
+
+    for eqn in jaxpr.eqns:
+        for variable in eqn.outvars:
+            makers[id(variable)] = eqn
+        if eqn.primitive.name in ("exp", "exp2"):
+            found = eqn.invars[0].aval.dtype
+            before = makers.get(id(eqn.invars[0]))
+            if (
+                jnp.finfo(found).bits < 32
+                and before is not None
+                and before.primitive.name == "sub"
+                and from_maximum(before.invars[1])
+            ):
+                return str(found)
+        for inner in _inner(eqn.params):
+            narrow = narrow_softmax(inner)
+            if narrow:
+                return narrow
+    return None
+
+
+def dtype(trial: Trial) -> Finding:
+    """The output has the dtype of the inputs, the softmax float32."""
+    seen = []
+    for name in ("float32", "bfloat16", "float16"):
+        arrays = trial.full(trial.inputs(dtype=name))
+        # Parameters stay float32, as layers hold them.
+        if "params" in arrays:
+            arrays["params"] = trial.params()
+        got = jax.eval_shape(trial.call, arrays).dtype
+        if got != jnp.dtype(name):
+            raise Fault(f"{name} in, {got} out")
+        seen.append(name)
+    arrays = trial.full(trial.inputs(dtype="bfloat16"))
+    narrow = narrow_softmax(jax.make_jaxpr(trial.call)(arrays).jaxpr)
+    if narrow:
+        raise Fault(f"its softmax takes exponentials in {narrow}, not in float32")
+    expect_finite("the bfloat16 output", trial.run(arrays))
+    with jax.enable_x64(True):
+        try:
+            arrays = trial.full(trial.inputs(dtype="float64"))
+            wide = jax.eval_shape(trial.call, arrays).dtype
+        except (TypeError, ValueError) as error:
+            return Finding(
+                f"{', '.join(seen)} kept; float64 refused: {str(error).splitlines()[0]}"
+            )
+    if wide != jnp.float64:
+        raise Fault(f"float64 in, {wide} out")
+    return Finding(f"{', '.join(seen)}, float64 kept; no softmax narrower than float32")
+
+
+def jit(trial: Trial) -> Finding:
+    """The jitted function gives what the plain one gives."""
+    arrays = trial.full(trial.inputs())
+    eager = np.asarray(trial.call(arrays))
+    error = expect_close("jit against eager", trial.run(arrays), eager, 1e-5)
+    return Finding(f"largest relative error {error:.1e}", {"error": error})
+
+
+def vmap(trial: Trial) -> Finding:
+    """Batched and head by head, the numbers are the same."""
+    variant, batch, heads = trial.variant, 2, 3
+    rows = [[trial.inputs(seed=10 * b + n) for n in range(heads)] for b in range(batch)]
+    arrays: dict[str, Any] = {
+        name: jnp.stack(
+            [jnp.stack([one[name] for one in row], axis=1) for row in rows], axis=0
+        )
+        for name in ("query", "key", "value")
+    }
+    # The second example is larger, so that whatever is taken over a batch shows.
+    arrays = {k: x.at[1].multiply(3.0) for k, x in arrays.items()}
+    params = [trial.params(seed=n) for n in range(heads)]
+    if params[0] is not None:
+        arrays["params"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    if variant.stochastic:
+        arrays["rng"] = jax.random.key(5)
+        keys = jax.random.split(arrays["rng"], (batch, heads))
+    if variant.key_mask:
+        lengths = jnp.array([[trial.num_keys], [trial.num_keys - 7]])
+        arrays["key_mask"] = jnp.arange(trial.num_keys)[None, :] < lengths
+    options = trial._split[0]
+    alone = np.stack(
+        [
+            np.stack(
+                [
+                    trial.run(
+                        {
+                            **{
+                                k: arrays[k][b, :, n] for k in ("query", "key", "value")
+                            },
+                            **({"params": params[n]} if "params" in arrays else {}),
+                            **({"rng": keys[b, n]} if "rng" in arrays else {}),
+                            **(
+                                {"key_mask": arrays["key_mask"][b]}
+                                if "key_mask" in arrays
+                                else {}
+                            ),
+                        }
+                    )
+                    for n in range(heads)
+                ],
+                axis=1,
+            )
+            for b in range(batch)
+        ],
+        axis=0,
+    )
+    worst = 0.0
+    for how in ("vmap", "loop"):
+        lifted = jax.jit(
+            functools.partial(multi_head(variant, map_heads=how), **options)
+        )
+        got = np.asarray(lifted(**arrays))
+        for b in range(batch):
+            what = f"multi_head by {how} against one head at a time, example {b}"
+            worst = max(worst, expect_close(what, got[b], alone[b], 1e-4))
+    return Finding(
+        f"B={batch}, N={heads} by vmap and by loop: relative error {worst:.1e}",
+        {"error": worst},
+    )
+
+
+def determinism(trial: Trial) -> Finding:
+    """The same inputs and key give the same bits, also when traced anew."""
+    arrays = trial.full(trial.inputs())
+    first, again = trial.run(arrays), trial.run(arrays)
+    anew = np.asarray(jax.jit(lambda a: trial.call(a))(arrays))
+    if not np.array_equal(first, again):
+        raise Fault("two calls of one compiled program differ")
+    if not np.array_equal(first, anew):
+        error = float(np.abs(np.float64(first) - np.float64(anew)).max())
+        raise Fault(
+            f"traced a second time it gives other numbers, by up to {error:.1e}: "
+            "something is drawn or remembered outside of its arguments"
+        )
+    if not trial.variant.stochastic:
+        return Finding("bitwise equal, also traced anew; it takes no rng")
+    other = trial.run({**arrays, "rng": jax.random.key(1234)})
+    if np.array_equal(first, other):
+        return Finding(
+            "bitwise equal for one rng; another rng changed nothing here", note=True
+        )
+    return Finding("bitwise equal for one rng, different for another")
+
+
+def equivariance(trial: Trial) -> Finding:
+    """Keys have no order, and neither have queries."""
+    arrays = trial.full(trial.inputs())
+    order = np.random.default_rng(0).permutation(trial.num_keys)
+    other = np.random.default_rng(1).permutation(NUM_QUERIES)
+    out = trial.run(arrays)
+    moved = trial.run(
+        {**arrays, "key": arrays["key"][order], "value": arrays["value"][order]}
+    )
+    turned = trial.run({**arrays, "query": arrays["query"][other]})
+    if trial.variant.equivariant:
+        keys = expect_close("keys permuted", moved, out, 1e-4)
+        queries = expect_close("queries permuted", turned, out[other], 1e-4)
+        return Finding(
+            f"permuting keys changes {keys:.1e}, queries only their order "
+            f"({queries:.1e})"
+        )
+    keys = relative_error(moved, out)
+    queries = relative_error(turned, out[other])
+    return Finding(
+        f"not claimed; permuting keys changes {keys:.1e}, queries {queries:.1e}",
+        {"keys": keys, "queries": queries},
+        note=True,
+    )
+
+
+_ASKING: dict[str, dict[str, Any]] = {
+    "cross": {"num_keys": NUM_QUERIES - 4},
+    "value_dim": {"value_dim": VALUE_DIM},
+}
+
+
+def refusal(trial: Trial) -> Finding:
+    """What it does not claim, it raises on, instead of ignoring it."""
+    variant, takes = trial.variant, trial.takes
+    refused = []
+    for name in CAPABILITIES:
+        if getattr(variant, name):
+            continue
+        refused.append(name)
+        argument = ARGUMENTS.get(name)
+        if argument is None:
+            continue  # shapes: `multi_head` refuses them, tested below
+        if argument in takes:
+            try:
+                trial.shapes(**{argument: True})
+            except (ValueError, TypeError, NotImplementedError):
+                continue
+            raise Fault(
+                f"`{argument}` is in its signature, is not claimed, and is accepted "
+                "without an error: claim it, refuse it, or leave it out"
+            )
+    lifted = multi_head(variant)
+    for name in refused:
+        static: dict[str, Any] = {}
+        shapes = _ASKING.get(name, {})
+        one = trial.full(
+            trial.inputs(
+                NUM_QUERIES,
+                shapes.get("num_keys", NUM_QUERIES),
+                shapes.get("value_dim", HEAD_DIM),
+            )
+        )
+        arrays = {k: one[k][None, :, None] for k in ("query", "key", "value")}
+        if "params" in one:
+            arrays["params"] = jax.tree.map(lambda leaf: leaf[None], one["params"])
+        if "rng" in one:
+            arrays["rng"] = one["rng"]
+        pairs = (1, 1, NUM_QUERIES, NUM_QUERIES)
+        if name == "bias":
+            arrays["bias"] = jnp.zeros(pairs)
+        elif name == "mask":
+            arrays["mask"] = jnp.ones(pairs, bool)
+        elif name == "key_mask":
+            arrays["key_mask"] = jnp.ones(pairs[2:3], bool)[None]
+        elif name == "causal":
+            static["is_causal"] = True
+        elif name == "dropout":
+            static["dropout_rate"] = 0.1
+            arrays.setdefault("rng", jax.random.key(0))
+        if name in ("causal", "key_mask") and variant.mask:
+            continue  # multi_head writes them as a mask
+        try:
+            jax.eval_shape(lambda a, s=static: lifted(**a, **s), arrays)
+        except ValueError as error:
+            if "cannot honour" not in str(error):
+                raise Fault(f"asked for {name}, it raises: {error}") from error
+            continue
+        raise Fault(f"asked for {name}, which it does not claim, it raises nothing")
+    if not refused:
+        raise NotApplicable("it claims everything")
+    return Finding(f"refused by name: {', '.join(refused)}")

@@ -1,0 +1,280 @@
+"""Checks of who sees whom: bias, mask, padding, causality, empty rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from attn_jax.testing.outcome import (
+    Fault,
+    Finding,
+    NotApplicable,
+    expect_close,
+    expect_finite,
+)
+from attn_jax.testing.trial import NUM_QUERIES, Trial, relative_error
+
+__all__ = ["bias", "causal", "empty_rows", "key_mask", "mask"]
+
+POISON = 1e9
+
+
+def _need(trial: Trial, capability: str, argument: str) -> None:
+    """Raises unless a capability is claimed and the function takes its argument."""
+    if not getattr(trial.variant, capability):
+        raise NotApplicable("not claimed")
+    if argument not in trial.takes:
+        raise Fault(
+            f"{capability} is claimed, but the function takes no argument `{argument}`"
+        )
+
+
+def _first(pairs: np.ndarray) -> str:
+    t, s = (int(i) for i in np.argwhere(pairs)[0])
+    return f"[t={t}, s={s}]"
+
+
+def _expect_unseen(
+    seen: dict[str, np.ndarray], hidden: np.ndarray, why: str
+) -> np.ndarray:
+    """Raises if a hidden pair has a gradient; returns who sees whom at all."""
+    for name in ("value", "key"):
+        leaks = seen[name] & hidden
+        if leaks.any():
+            raise Fault(
+                f"{int(leaks.sum())} of {int(hidden.sum())} pairs that are {why} have "
+                f"a gradient to {name}, the first {_first(leaks)}",
+                leaks=int(leaks.sum()),
+            )
+    return seen["value"] | seen["key"]
+
+
+def _expect_same(what: str, clean: np.ndarray, dirty: np.ndarray) -> None:
+    """Raises unless two outputs are the same, bit for bit."""
+    if not np.array_equal(clean, dirty):
+        differs = np.flatnonzero(
+            ~np.isclose(clean, dirty, rtol=0, atol=0).reshape(len(clean), -1).all(1)
+        )
+        error = relative_error(dirty, clean)
+        raise Fault(
+            f"{what} changes {differs.size} of {len(clean)} rows, the first "
+            f"{int(differs[0])}, by a relative {error:.1e}",
+            error=error,
+        )
+
+
+def _pairs(trial: Trial, share: float = 0.6) -> np.ndarray:
+    """A random [T, S] pattern in which every query sees a key near itself."""
+    rng = np.random.default_rng(11)
+    pairs = rng.random((NUM_QUERIES, trial.num_keys)) < share
+    pairs[np.arange(NUM_QUERIES), np.arange(NUM_QUERIES)] = True
+    return pairs
+
+
+def bias(trial: Trial) -> Finding:
+    """Added to the logits: zero changes nothing, far below zero hides a pair."""
+    _need(trial, "bias", "bias")
+    arrays = trial.full(trial.inputs())
+    shape = (NUM_QUERIES, trial.num_keys)
+    plain = trial.run(arrays)
+    zero = trial.run({**arrays, "bias": jnp.zeros(shape)})
+    expect_close("a bias of zeros against none", zero, plain, 1e-5)
+    hidden = ~_pairs(trial)
+    low = jnp.where(jnp.asarray(hidden), -1e9, 0.0).astype(jnp.float32)
+    seen = trial.influence({**arrays, "bias": low})
+    sees = _expect_unseen(seen, hidden, "biased by -1e9")
+    before = trial.influence(arrays)
+    lost = (before["value"] & ~hidden) & ~sees
+    if lost.any() and lost.sum() > 0.5 * (before["value"] & ~hidden).sum():
+        raise Fault(
+            f"{int(lost.sum())} pairs with a bias of 0 are hidden as well, the first "
+            f"{_first(lost)}"
+        )
+    draw = np.random.default_rng(5).standard_normal(shape)
+    small = jnp.asarray(draw.astype(np.float32))
+    changed = relative_error(trial.run({**arrays, "bias": small}), plain)
+    if changed < 1e-3:
+        raise Fault(f"a random bias changes the output by only {changed:.1e}")
+    _, grads = trial.pull({**arrays, "bias": small})
+    if not np.any(grads["bias"]):
+        raise Fault("the gradient of the bias is zero everywhere")
+    return Finding(
+        f"zeros change nothing, -1e9 hides its {int(hidden.sum())} pairs, a random "
+        f"bias changes {changed:.1e} and has a gradient"
+    )
+
+
+def mask(trial: Trial) -> Finding:
+    """True means attend, and what is masked does not leak."""
+    _need(trial, "mask", "mask")
+    arrays = trial.full(trial.inputs())
+    shape = (NUM_QUERIES, trial.num_keys)
+    plain = trial.run(arrays)
+    full = trial.run({**arrays, "mask": jnp.ones(shape, bool)})
+    expect_close("a mask of True against none", full, plain, 1e-5)
+    pairs = _pairs(trial)
+    pairs[:, 4] = False  # a key that nobody sees
+    pairs[4, 4] = False
+    masked = {**arrays, "mask": jnp.asarray(pairs)}
+    sees = _expect_unseen(trial.influence(masked), ~pairs, "masked")
+    if not sees.any():
+        raise Fault("nothing is seen at all under a random mask")
+    clean = trial.run(masked)
+    dirty = {
+        k: masked[k].at[4].set(POISON) if k != "query" else masked[k]
+        for k in ("query", "key", "value")
+    }
+    _expect_same("1e9 in a key that nobody sees", clean, trial.run({**masked, **dirty}))
+    changed = relative_error(clean, plain)
+    if changed < 1e-3:
+        raise Fault(f"a random mask changes the output by only {changed:.1e}")
+    return Finding(
+        f"no gradient to any of {int((~pairs).sum())} masked pairs, 1e9 behind the "
+        "mask leaves every bit as it was"
+    )
+
+
+def key_mask(trial: Trial) -> Finding:
+    """Padding does not leak, has no gradient, and cannot be told from its absence."""
+    _need(trial, "key_mask", "key_mask")
+    arrays = trial.full(trial.inputs())
+    num_keys = trial.num_keys
+    tokens = not trial.variant.cross  # T = S: what is padding there, is so for queries
+    none = trial.run(arrays)
+    real = trial.run({**arrays, "key_mask": jnp.ones((num_keys,), bool)})
+    expect_close("a key mask of True against none", real, none, 1e-5)
+    length = NUM_QUERIES - 8
+    scattered = np.random.default_rng(2).random(num_keys) < 0.7
+    scattered[0] = True
+    for name, keys in (
+        ("at the end", np.arange(num_keys) < length),
+        ("in between", scattered),
+    ):
+        masked = {**arrays, "key_mask": jnp.asarray(keys)}
+        clean, grads = trial.pull(masked)
+        expect_finite(f"the output with padding {name}", clean)
+        rows = keys if tokens else np.ones(NUM_QUERIES, bool)
+        for argument in ("key", "value"):
+            leak = np.abs(np.asarray(grads[argument][~keys], np.float64)).max()
+            if leak != 0:
+                raise Fault(
+                    f"the gradient of padding {name} in {argument} is not zero: up to "
+                    f"{leak:.1e}"
+                )
+        which = jnp.asarray(~keys)[:, None]
+        dirty: dict[str, Any] = {
+            k: jnp.where(which, POISON, masked[k])
+            for k in (("query", "key", "value") if tokens else ("key", "value"))
+        }
+        poisoned, dirty_grads = trial.pull({**masked, **dirty})
+        _expect_same(f"1e9 in padding {name}", clean[rows], poisoned[rows])
+        if not tokens:
+            for argument in ("query", "key", "value"):
+                expect_finite(f"gradient of {argument}", dirty_grads[argument])
+        changed = relative_error(clean[rows], none[rows])
+        if changed < 1e-6:
+            raise Fault(f"padding {name} changes nothing: the key mask is not read")
+    return _invisible(trial, arrays, length)
+
+
+def _invisible(trial: Trial, arrays: dict[str, Any], length: int) -> Finding:
+    """Whether a padded sequence gives what the shorter one gives."""
+    num_keys = trial.num_keys
+    keys = jnp.arange(num_keys) < length
+    padded = trial.run({**arrays, "key_mask": keys})
+    short = {**arrays, "key": arrays["key"][:length], "value": arrays["value"][:length]}
+    if not trial.variant.cross:
+        short["query"], padded = arrays["query"][:length], padded[:length]
+    leak = "padding has no gradient, and 1e9 in it leaves every bit as it was"
+    try:
+        alone = trial.run(short)
+    except (TypeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        return Finding(f"{leak}; without padding it cannot run here: {said}")
+    try:
+        what = "a padded sequence against its real part"
+        away = expect_close(what, padded, alone, 1e-4)
+    except Fault:
+        if trial.variant.stochastic:
+            return Finding(f"{leak}; its draws depend on the padded length")
+        raise
+    return Finding(f"{leak}; equal to the sequence without padding ({away:.1e})")
+
+
+def causal(trial: Trial) -> Finding:
+    """Query t sees keys s <= t alone."""
+    _need(trial, "causal", "is_causal")
+    lengths = [(NUM_QUERIES, NUM_QUERIES)]
+    if trial.variant.cross:
+        lengths += [(NUM_QUERIES, NUM_QUERIES + 6), (NUM_QUERIES, NUM_QUERIES - 6)]
+    for num_queries, num_keys in lengths:
+        arrays = trial.full(trial.inputs(num_queries, num_keys))
+        future = np.arange(num_keys)[None, :] > np.arange(num_queries)[:, None]
+        try:
+            seen = trial.influence(arrays, is_causal=True)
+        except (TypeError, ValueError) as error:
+            if num_queries == num_keys:
+                raise
+            if "T" not in str(error) and "length" not in str(error):
+                raise
+            continue  # refuses causal with T ≠ S, and says so
+        where = f"at T={num_queries}, S={num_keys}"
+        sees = _expect_unseen(seen, future, f"in the future ({where})")
+        later = np.arange(num_queries)[None, :] > np.arange(num_queries)[:, None]
+        if (seen["query"] & later).any():
+            raise Fault(f"outputs have a gradient to later queries ({where})")
+        if not sees.any():
+            raise Fault(f"nothing is seen at all ({where})")
+        clean = trial.run(arrays, is_causal=True)
+        for last in (0, num_queries // 2, num_queries - 2):
+            for name, fill in (("1e9", POISON), ("zeros", 0.0)):
+                dirty = {
+                    k: arrays[k].at[last + 1 :].set(fill) for k in ("key", "value")
+                }
+                got = trial.run({**arrays, **dirty}, is_causal=True)
+                _expect_same(
+                    f"{name} in keys and values after t={last} ({where})",
+                    clean[: last + 1],
+                    got[: last + 1],
+                )
+        if num_queries > 2 and num_keys > 2 and num_queries == num_keys:
+            t = np.arange(1, num_queries)
+            if not (sees[t, 0] | sees[t, t - 1]).any():
+                raise Fault("no query sees a key before its own: the past is hidden")
+    return Finding(
+        "no gradient to the future, and 1e9 or zeros there leave every bit of the past"
+    )
+
+
+def empty_rows(trial: Trial) -> Finding:
+    """A query that may attend to nothing gives zeros, with zero gradients."""
+    arrays = trial.full(trial.inputs())
+    ways: list[tuple[str, dict[str, Any], np.ndarray]] = []
+    everyone = np.ones(NUM_QUERIES, bool)
+    if trial.variant.key_mask and "key_mask" in trial.takes:
+        none = jnp.zeros((trial.num_keys,), bool)
+        ways.append(("all keys are padding", {"key_mask": none}, everyone))
+    if trial.variant.mask and "mask" in trial.takes:
+        pairs = _pairs(trial)
+        pairs[3] = False
+        row = np.arange(NUM_QUERIES) == 3
+        ways.append(("a masked row", {"mask": jnp.asarray(pairs)}, row))
+    if not ways:
+        raise NotApplicable("it takes neither key_mask nor mask")
+    for name, given, rows in ways:
+        out, grads = trial.pull({**arrays, **given})
+        expect_finite(f"the output where {name}", out)
+        if np.any(out[rows]):
+            raise Fault(
+                f"{name}: the output should be zeros, but reaches "
+                f"{np.abs(np.asarray(out[rows], np.float64)).max():.1e}"
+            )
+        for argument in ("query", "key", "value"):
+            expect_finite(f"the gradient of {argument} where {name}", grads[argument])
+        if np.any(grads["query"][rows]):
+            raise Fault(f"{name}: the gradient of those queries is not zero")
+        if rows.all() and (np.any(grads["key"]) or np.any(grads["value"])):
+            raise Fault(f"{name}: the gradient of keys and values is not zero")
+    return Finding(f"zeros and zero gradients: {', '.join(name for name, *_ in ways)}")

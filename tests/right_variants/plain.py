@@ -1,0 +1,9 @@
+"""Attention as it is first written: three lines that take nothing else."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(query, key, value):
+    logits = (query @ key.T).astype(jnp.float32) / query.shape[1] ** 0.5
+    return jax.nn.softmax(logits, axis=-1).astype(value.dtype) @ value

@@ -1,0 +1,11 @@
+"""Masks with minus infinity, so that a row without keys is 0 / 0."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(query, key, value, bias=None, mask=None):
+    logits = query @ key.T * query.shape[1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    return jax.nn.softmax(logits, axis=1) @ value
