@@ -19,8 +19,101 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from attn_jax import masks
-from attn_jax.attention.blockwise import blockwise
-from attn_jax.attention.local import truncated
+from attn_jax.attention.axial import (
+    axial,
+)
+from attn_jax.attention.blockwise import (
+    blockwise,
+)
+from attn_jax.attention.clustered import (
+    clustered,
+    clusterformer,
+    clusterformer_init,
+    clusterformer_update,
+    improved_clustered,
+    kmeans,
+)
+from attn_jax.attention.convolution import (
+    attention_convolution,
+    convolution_as_attention,
+    quadratic,
+)
+from attn_jax.attention.graph import (
+    gat,
+    gat_init,
+    gatv2,
+    gatv2_init,
+    graph_attention,
+    unique_edges,
+)
+from attn_jax.attention.latent import (
+    isab,
+    isab_init,
+    luna,
+    luna_init,
+    perceiver,
+    perceiver_init,
+)
+from attn_jax.attention.linear import (
+    FEATURE_MAPS,
+    LinearState,
+    causal_product,
+    cosformer,
+    linear,
+    linear_parallel,
+    linear_recurrent,
+    linear_state,
+    linear_step,
+)
+from attn_jax.attention.local import (
+    block_local,
+    truncated,
+)
+from attn_jax.attention.long_short import (
+    long_short,
+    long_short_init,
+)
+from attn_jax.attention.low_rank import (
+    linformer,
+    linformer_init,
+    memory_compressed,
+    memory_compressed_init,
+    nystromformer,
+    nystromformer_init,
+)
+from attn_jax.attention.random_features import (
+    orthogonal_features,
+    performer,
+    performer_relu,
+    rfa,
+    rfa_exact,
+    rfa_gate,
+    rfa_gate_init,
+)
+from attn_jax.attention.reformer import (
+    bucketed,
+    lsh_buckets,
+    reformer,
+    reformer_exact,
+)
+from attn_jax.attention.relative import (
+    relative_shift,
+    shaw,
+    shaw_init,
+    transformer_xl,
+    transformer_xl_init,
+)
+from attn_jax.attention.routing import (
+    routing,
+    routing_exact,
+    routing_init,
+    routing_update,
+)
+from attn_jax.attention.sinkhorn import (
+    sinkhorn,
+    sinkhorn_init,
+    sinkhorn_normalize,
+)
 from attn_jax.attention.softmax import (
     NORMALIZERS,
     additive,
@@ -33,6 +126,26 @@ from attn_jax.attention.softmax import (
     dot_product_weights,
     relu_attention,
     sigmoid_attention,
+)
+from attn_jax.attention.sparse import (
+    bigbird,
+    etc,
+    etc_init,
+    longformer,
+    sparse_fixed,
+    sparse_strided,
+)
+from attn_jax.attention.synthesizer import (
+    synthesizer_dense,
+    synthesizer_dense_factorized,
+    synthesizer_dense_factorized_init,
+    synthesizer_dense_init,
+    synthesizer_mixture,
+    synthesizer_mixture_init,
+    synthesizer_random,
+    synthesizer_random_factorized,
+    synthesizer_random_factorized_init,
+    synthesizer_random_init,
 )
 from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
 from attn_jax.variants import (
@@ -47,13 +160,15 @@ from attn_jax.variants import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "CAPABILITIES",
-    "NORMALIZERS",
-    "VARIANTS",
     "AttentionFn",
+    "CAPABILITIES",
+    "FEATURE_MAPS",
     "LearnedPositions",
+    "LinearState",
     "LinenAttentionFn",
     "ModuleAttentionFn",
+    "NORMALIZERS",
+    "VARIANTS",
     "Variant",
     "__version__",
     "additive",
@@ -62,26 +177,111 @@ __all__ = [
     "additive_concat_weights",
     "additive_init",
     "additive_weights",
+    "alibi",
+    "alibi_slopes",
     "as_attention_fn",
     "as_linen_attention_fn",
+    "attention_convolution",
+    "axial",
+    "bigbird",
+    "block_local",
     "blockwise",
+    "bucketed",
+    "causal_product",
+    "clustered",
+    "clusterformer",
+    "clusterformer_init",
+    "clusterformer_update",
+    "convolution_as_attention",
+    "cosformer",
     "dot_product",
     "dot_product_attention",
     "dot_product_weights",
+    "etc",
+    "etc_init",
+    "gat",
+    "gat_init",
+    "gatv2",
+    "gatv2_init",
+    "gaussian_2d",
+    "graph_attention",
+    "improved_clustered",
+    "isab",
+    "isab_init",
+    "kmeans",
     "layers",
     "learned_init",
+    "linear",
+    "linear_parallel",
+    "linear_recurrent",
+    "linear_state",
+    "linear_step",
+    "linformer",
+    "linformer_init",
+    "long_short",
+    "long_short_init",
+    "longformer",
+    "lsh_buckets",
+    "luna",
+    "luna_init",
     "masks",
+    "memory_compressed",
+    "memory_compressed_init",
     "multi_head",
     "multi_head_init",
+    "nystromformer",
+    "nystromformer_init",
+    "orthogonal_features",
+    "perceiver",
+    "perceiver_init",
+    "performer",
+    "performer_relu",
     "positions",
+    "quadratic",
+    "quadratic_2d",
+    "reformer",
+    "reformer_exact",
+    "relative_2d",
+    "relative_shift",
     "relu_attention",
     "require",
     "resolve",
+    "rfa",
+    "rfa_exact",
+    "rfa_gate",
+    "rfa_gate_init",
+    "rotary",
+    "routing",
+    "routing_exact",
+    "routing_init",
+    "routing_update",
+    "shaw",
+    "shaw_init",
     "sigmoid_attention",
+    "sinkhorn",
+    "sinkhorn_init",
+    "sinkhorn_normalize",
     "sinusoidal",
     "sinusoidal_1d",
     "sinusoidal_2d",
+    "sparse_fixed",
+    "sparse_strided",
+    "synthesizer_dense",
+    "synthesizer_dense_factorized",
+    "synthesizer_dense_factorized_init",
+    "synthesizer_dense_init",
+    "synthesizer_mixture",
+    "synthesizer_mixture_init",
+    "synthesizer_random",
+    "synthesizer_random_factorized",
+    "synthesizer_random_factorized_init",
+    "synthesizer_random_init",
+    "t5_bias",
+    "t5_buckets",
+    "transformer_xl",
+    "transformer_xl_init",
     "truncated",
+    "unique_edges",
     "variants_with",
 ]
 
@@ -98,10 +298,18 @@ if TYPE_CHECKING:
     )
     from attn_jax.positions import (
         LearnedPositions,
+        alibi,
+        alibi_slopes,
+        gaussian_2d,
         learned_init,
+        quadratic_2d,
+        relative_2d,
+        rotary,
         sinusoidal,
         sinusoidal_1d,
         sinusoidal_2d,
+        t5_bias,
+        t5_buckets,
     )
 else:
     _LAZY = {
@@ -114,10 +322,18 @@ else:
         ),
         "positions": (
             "LearnedPositions",
+            "alibi",
+            "alibi_slopes",
+            "gaussian_2d",
             "learned_init",
+            "quadratic_2d",
+            "relative_2d",
+            "rotary",
             "sinusoidal",
             "sinusoidal_1d",
             "sinusoidal_2d",
+            "t5_bias",
+            "t5_buckets",
         ),
     }
 

@@ -359,6 +359,9 @@ class Setting:
             if variant.init is not None
             and k in inspect.signature(variant.init).parameters
         }
+        if variant.init is not None:
+            if "max_length" in inspect.signature(variant.init).parameters:
+                of_init.setdefault("max_length", max(self.lengths))
         params = multi_head_init(
             variant, jax.random.key(1), self.heads, self.head_dim, **of_init
         )

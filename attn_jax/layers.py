@@ -524,6 +524,7 @@ def as_attention_fn(
     rngs: nnx.Rngs | None = None,
     param_dtype: DTypeLike = jnp.float32,
     init_options: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
     map_heads: MapHeads = "auto",
     implementation: Implementation | Literal["auto"] | None = None,
     **options: Any,
@@ -550,6 +551,8 @@ def as_attention_fn(
       rngs: random streams for its parameters.
       param_dtype: dtype of its parameters.
       init_options: options of its `init`, such as {"hidden_dim": 16}.
+      max_length: the longest sequence that the layer will see, for an `init` whose
+        parameters depend on it; other variants need none.
       map_heads: see `attn_jax.multi_head`.
       implementation: how "dot_product" is computed on whole arrays, a name that
         `attn_jax.dot_product_attention` takes, such as "cudnn", or "auto" for its
@@ -573,6 +576,9 @@ def as_attention_fn(
     (1, 5, 8)
     """
     record = resolve(variant)
+    if max_length is not None and record.init is not None:
+        if "max_length" in inspect.signature(record.init).parameters:
+            init_options = {"max_length": max_length, **(init_options or {})}
     checked = _checked_options(record, options)
     _check_implementation(record, checked, implementation)
     if record.init is None and not record.stochastic:

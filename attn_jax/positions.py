@@ -1,8 +1,11 @@
-"""Absolute position tables: sinusoidal in one and two dimensions, and learned.
+"""Positions: tables to add to the tokens, a rotation, and biases of the scores.
 
-A table is an array `[positions, dim]` that is added to the token embeddings
-before the first layer. Attention itself does not know the order of its keys;
-this is where order enters.
+Attention itself does not know the order of its keys; this is where order enters. A
+table `[positions, dim]` (sinusoidal, learned) is added to the token embeddings before
+the first layer. `rotary` turns queries and keys of every layer. A bias `[T, S]` (ALiBi,
+T5, relative in two dimensions, quadratic) is added to the scores of every layer:
+`fn(query, key, value, bias)` takes it, and one per head stacks to `[1, N, T, S]` for
+`multi_head`.
 """
 
 from __future__ import annotations
@@ -13,12 +16,24 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from attn_jax.attention.convolution import quadratic
+from attn_jax.attention.relative import relative_shift
+from attn_jax.attention.softmax import score_dtype
+
 __all__ = [
     "LearnedPositions",
+    "alibi",
+    "alibi_slopes",
+    "gaussian_2d",
     "learned_init",
+    "quadratic_2d",
+    "relative_2d",
+    "rotary",
     "sinusoidal",
     "sinusoidal_1d",
     "sinusoidal_2d",
+    "t5_bias",
+    "t5_buckets",
 ]
 
 
@@ -251,3 +266,395 @@ class LearnedPositions(nnx.Module):
             )
         rows = table[: x.shape[-2]].astype(x.dtype)
         return x + rows.reshape((1,) * (x.ndim - 2) + rows.shape)
+
+
+def _check_float(name: str, array: jax.Array) -> None:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be a floating-point array, got dtype {array.dtype}"
+        )
+
+
+def rotary(
+    x: jax.Array, positions: jax.Array, *, max_wavelength: float = 10_000.0
+) -> jax.Array:
+    """Rotates queries or keys by angles that grow with their position (RoPE).
+
+    (y_{t,2i}, y_{t,2i+1}) = R(p_t · ω_i) (x_{t,2i}, x_{t,2i+1}), where R(φ) turns the
+    plane by φ and ω_i = max_wavelength^(−2i/H)
+
+    The product of a rotated query and a rotated key depends on their positions by the
+    offset alone. Values are not rotated. At position 0 it changes nothing, and no
+    vector changes its length.
+
+    Args:
+      x: `[T, H]`, queries or keys of one head, H even.
+      positions: `[T]`, any real dtype.
+      max_wavelength: the slowest channels turn once in about 2π times this many
+        positions.
+
+    Returns:
+      `[T, H]`, in the dtype of `x`; computed in float32, or float64 for a float64 `x`.
+
+    Raises:
+      TypeError: if `x` is not of a floating-point dtype.
+      ValueError: if `x` is no matrix, H is odd, `positions` is not `[T]`, or
+        `max_wavelength` is not positive.
+
+    Reference:
+      Su et al., "RoFormer", section 3.2. https://arxiv.org/abs/2104.09864
+
+    >>> rotary(jnp.array([[1.0, 0.0]] * 2), jnp.array([0.0, jnp.pi])).round(3).tolist()
+    [[1.0, 0.0], [-1.0, -0.0]]
+    """
+    x, positions = jnp.asarray(x), jnp.asarray(positions)
+    if x.ndim != 2:
+        raise ValueError(f"x must be [T, H] (one head), got shape {x.shape}")
+    _check_float("x", x)
+    length, dim = x.shape
+    _check_size("the size H of x", dim, multiple_of=2)
+    if positions.shape != (length,):
+        raise ValueError(
+            f"positions must be a vector [T] with T = {length}, the length of x, got "
+            f"shape {positions.shape}"
+        )
+    if not max_wavelength > 0:
+        raise ValueError(f"max_wavelength must be positive, got {max_wavelength}")
+    wide = score_dtype(x.dtype)
+    frequency = jnp.asarray(max_wavelength ** -(np.arange(0, dim, 2) / dim), wide)
+    angle = positions.astype(wide)[:, None] * frequency[None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    pairs = x.astype(wide).reshape(length, dim // 2, 2)
+    first, second = pairs[:, :, 0], pairs[:, :, 1]
+    turned = jnp.stack(
+        [first * cos - second * sin, first * sin + second * cos], axis=-1
+    )
+    return turned.reshape(length, dim).astype(x.dtype)
+
+
+def _key_length(length: int, key_length: int | None) -> int:
+    """S, after a check of T and S."""
+    _check_size("length", length)
+    if key_length is None:
+        return length
+    _check_size("key_length", key_length)
+    return key_length
+
+
+def _by_offset(values: jax.Array, length: int) -> jax.Array:
+    """[T, S] of one value per offset s − t, from 1 − T to S − 1."""
+    return relative_shift(jnp.broadcast_to(values[None, :], (length, values.size)))
+
+
+def alibi_slopes(num_heads: int, *, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Slopes of ALiBi, m_h = 2^(−8h/N) for the heads h = 1 … N.
+
+    For every N the geometric sequence of the paper; for an N that is no power of two
+    its code mixes the sequences of two powers instead.
+
+    Args:
+      num_heads: N.
+      dtype: dtype of the result.
+
+    Returns:
+      `[N]`.
+
+    Raises:
+      ValueError: if `num_heads` is not positive.
+
+    Reference:
+      Press et al., "Train Short, Test Long", section 3.
+      https://arxiv.org/abs/2108.12409
+
+    >>> alibi_slopes(4).tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    _check_size("num_heads", num_heads)
+    return jnp.asarray(2.0 ** (-8.0 * np.arange(1, num_heads + 1) / num_heads), dtype)
+
+
+def alibi(
+    length: int,
+    key_length: int | None = None,
+    *,
+    slope: float | jax.Array,
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """A bias that falls linearly with the distance of query and key (ALiBi).
+
+    b[t, s] = −m · |t − s|
+
+    With `is_causal` in the attention it is the paper's; without, the symmetric form
+    for encoders. With m = 0 nothing is added.
+
+    Args:
+      length: number of queries T.
+      key_length: number of keys S; None means T.
+      slope: m of one head; one per head by
+        `jax.vmap(lambda m: alibi(length, slope=m))(alibi_slopes(num_heads))`.
+      dtype: dtype of the result.
+
+    Returns:
+      `[T, S]`.
+
+    Raises:
+      ValueError: if a size is not positive or `slope` is no scalar.
+
+    Reference:
+      Press et al., "Train Short, Test Long", section 3.
+      https://arxiv.org/abs/2108.12409
+
+    >>> alibi(2, 3, slope=0.5).tolist()
+    [[-0.0, -0.5, -1.0], [-0.5, -0.0, -0.5]]
+    """
+    key_length = _key_length(length, key_length)
+    slope = jnp.asarray(slope, dtype)
+    if slope.ndim:
+        raise ValueError(
+            f"slope must be a scalar, got shape {slope.shape}; use jax.vmap over heads"
+        )
+    distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(key_length)[None, :])
+    return -slope * distance.astype(dtype)
+
+
+def _t5_bucket_of_offset(
+    length: int,
+    key_length: int,
+    num_buckets: int,
+    max_distance: int,
+    bidirectional: bool,
+) -> np.ndarray:
+    """Buckets of the offsets s − t from 1 − T to S − 1: int32 [T + S − 1]."""
+    _check_size("num_buckets", num_buckets)
+    _check_size("max_distance", max_distance)
+    offset = np.arange(1 - length, key_length)
+    buckets = num_buckets // 2 if bidirectional else num_buckets
+    if bidirectional and num_buckets % 2 or buckets < 2:
+        need = "an even number of at least 4" if bidirectional else "at least 2"
+        raise ValueError(
+            f"num_buckets must be {need} where bidirectional is {bidirectional}, got "
+            f"{num_buckets}"
+        )
+    exact = buckets // 2
+    if max_distance <= exact:
+        raise ValueError(
+            f"max_distance must exceed {exact}, the distances with a bucket of their "
+            f"own for num_buckets = {num_buckets}, got {max_distance}"
+        )
+    distance = np.abs(offset) if bidirectional else np.maximum(-offset, 0)
+    growth = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
+    # Where a distance lies on a border, rounding must not put it below.
+    far = exact + np.floor(growth * (buckets - exact) + 1e-9).astype(int)
+    bucket = np.where(distance < exact, distance, np.minimum(far, buckets - 1))
+    if bidirectional:
+        bucket = bucket + buckets * (offset > 0)
+    return bucket.astype(np.int32)
+
+
+def t5_buckets(
+    length: int,
+    key_length: int | None = None,
+    *,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+    bidirectional: bool = True,
+) -> jax.Array:
+    """The bucket of each pair's offset in T5: near ones alone, far ones together.
+
+    With n buckets for a direction and d = |t − s|: bucket d for d < n/2, else
+    min(n − 1, n/2 + ⌊log(d / (n/2)) / log(max_distance / (n/2)) · n/2⌋). If
+    `bidirectional`, keys after the query have n = num_buckets/2 buckets of their own;
+    else they all are in bucket 0, and n = num_buckets.
+
+    Args:
+      length: number of queries T.
+      key_length: number of keys S; None means T.
+      num_buckets: number of buckets.
+      max_distance: from here on all distances share the last bucket.
+      bidirectional: whether the sign of an offset counts.
+
+    Returns:
+      `[T, S]` int32 in 0 … num_buckets − 1.
+
+    Raises:
+      ValueError: if a size is not positive, `num_buckets` is too small (or odd, where
+        it is halved), or `max_distance` lies among the near ones.
+
+    Reference:
+      Raffel et al., "Exploring the Limits of Transfer Learning", section 2.1.
+      https://arxiv.org/abs/1910.10683
+
+    >>> t5_buckets(1, 6, num_buckets=8, max_distance=8).tolist()
+    [[0, 5, 6, 6, 7, 7]]
+    """
+    key_length = _key_length(length, key_length)
+    bucket = _t5_bucket_of_offset(
+        length, key_length, num_buckets, max_distance, bidirectional
+    )
+    return _by_offset(jnp.asarray(bucket), length)
+
+
+def t5_bias(
+    table: jax.Array,
+    length: int,
+    key_length: int | None = None,
+    *,
+    max_distance: int = 128,
+    bidirectional: bool = True,
+) -> jax.Array:
+    """The learned bias of T5, one number per bucket of offsets.
+
+    b[t, s] = table[bucket(s − t)]
+
+    In T5 the scores under it are not scaled (`scale=1.0`).
+
+    Args:
+      table: `[num_buckets]`, of one head; use `jax.vmap` for several.
+      length: number of queries T.
+      key_length: number of keys S; None means T.
+      max_distance: see `t5_buckets`.
+      bidirectional: see `t5_buckets`.
+
+    Returns:
+      `[T, S]`, in the dtype of the table.
+
+    Raises:
+      TypeError: if `table` is not of a floating-point dtype.
+      ValueError: if `table` is no vector, or as in `t5_buckets`.
+
+    Reference:
+      Raffel et al., "Exploring the Limits of Transfer Learning", section 2.1.
+      https://arxiv.org/abs/1910.10683
+
+    >>> t5_bias(jnp.arange(8.0), 2, max_distance=8).tolist()
+    [[0.0, 5.0], [1.0, 0.0]]
+    """
+    table = jnp.asarray(table)
+    if table.ndim != 1:
+        raise ValueError(f"table must be [num_buckets], got shape {table.shape}")
+    _check_float("table", table)
+    key_length = _key_length(length, key_length)
+    bucket = _t5_bucket_of_offset(
+        length, key_length, table.size, max_distance, bidirectional
+    )
+    return _by_offset(table[bucket], length)
+
+
+def relative_2d(row_table: jax.Array, column_table: jax.Array) -> jax.Array:
+    """A learned bias by the offsets of rows and of columns between pixels.
+
+    b[(r, c), (r', c')] = row_table[r' − r + h − 1] + column_table[c' − c + w − 1]
+
+    Args:
+      row_table: `[2h − 1]`, for the offsets 1 − h … h − 1 of a grid of h rows.
+      column_table: `[2w − 1]`, for a grid of w columns.
+
+    Returns:
+      `[h · w, h · w]`, pixels in row-major order.
+
+    Raises:
+      TypeError: if a table is not of a floating-point dtype.
+      ValueError: if a table is no vector of odd length.
+
+    Reference:
+      Cordonnier et al., "On the Relationship between Self-Attention and Convolutional
+      Layers", section 4.3 (without the content). https://arxiv.org/abs/1911.03584
+
+    >>> relative_2d(jnp.zeros(1), jnp.array([-1.0, 0.0, 1.0])).tolist()
+    [[0.0, 1.0], [-1.0, 0.0]]
+    """
+    parts = []
+    for name, given in (("row_table", row_table), ("column_table", column_table)):
+        table = jnp.asarray(given)
+        if table.ndim != 1 or table.size % 2 == 0:
+            raise ValueError(
+                f"{name} must be a vector of odd length, one number for each offset "
+                f"1 − n … n − 1, got shape {table.shape}"
+            )
+        _check_float(name, table)
+        parts.append(_by_offset(table, (table.size + 1) // 2))
+    rows, columns = parts
+    pixels = rows.shape[0] * columns.shape[0]
+    pairs = rows[:, None, :, None] + columns[None, :, None, :]
+    return pairs.reshape(pixels, pixels)
+
+
+def _grid_points(height: int, width: int) -> np.ndarray:
+    """Rows and columns of pixels in row-major order: [height · width, 2]."""
+    _check_size("height", height)
+    _check_size("width", width)
+    return np.indices((height, width)).reshape(2, -1).T
+
+
+def quadratic_2d(
+    height: int, width: int, centre: jax.Array, alpha: float | jax.Array
+) -> jax.Array:
+    """The quadratic encoding, by which a head attends to one offset between pixels.
+
+    b[t, s] = −α (‖δ − Δ‖² − ‖Δ‖²) with δ the place of s less that of t
+
+    As α → ∞ each pixel copies the one at the offset Δ, which is how a convolution's
+    kernel is made of heads: see `attention_convolution`.
+
+    Args:
+      height: number of rows.
+      width: number of columns.
+      centre: Δ `[2]`, in rows and columns.
+      alpha: α.
+
+    Returns:
+      `[height · width, height · width]`, pixels in row-major order.
+
+    Raises:
+      ValueError: if a size is not positive, or shapes do not fit.
+
+    Reference:
+      Cordonnier et al., "On the Relationship between Self-Attention and Convolutional
+      Layers", section 3. https://arxiv.org/abs/1911.03584
+
+    >>> quadratic_2d(1, 3, jnp.array([0.0, 1.0]), 2.0).tolist()
+    [[0.0, 2.0, 0.0], [-6.0, 0.0, 2.0], [-16.0, -6.0, 0.0]]
+    """
+    points = _grid_points(height, width)
+    if jnp.ndim(alpha):
+        raise ValueError(
+            f"alpha must be a scalar, got shape {jnp.shape(alpha)}; `gaussian_2d` "
+            "takes a matrix"
+        )
+    return quadratic(points, points, centre, alpha)
+
+
+def gaussian_2d(
+    height: int, width: int, centre: jax.Array, precision: jax.Array
+) -> jax.Array:
+    """The generalised quadratic encoding: a Gaussian of any shape between pixels.
+
+    b[t, s] = −½ (δ − Δ)ᵀ P (δ − Δ) + ½ Δᵀ P Δ with δ the place of s less that of t
+
+    The last term, the same for all pixels, is of no effect in a softmax. With P = 2α I
+    it is `quadratic_2d`.
+
+    Args:
+      height: number of rows.
+      width: number of columns.
+      centre: Δ `[2]`, in rows and columns.
+      precision: P `[2, 2]`, symmetric, the inverse of the covariance. A learned one
+        stays positive as A Aᵀ.
+
+    Returns:
+      `[height · width, height · width]`, pixels in row-major order.
+
+    Raises:
+      ValueError: if a size is not positive, or shapes do not fit.
+
+    Reference:
+      Cordonnier et al., "On the Relationship between Self-Attention and Convolutional
+      Layers", section 4.2. https://arxiv.org/abs/1911.03584
+
+    >>> gaussian_2d(1, 2, jnp.array([0.0, 1.0]), 2.0 * jnp.eye(2)).tolist()
+    [[0.0, 1.0], [-3.0, 0.0]]
+    """
+    points = _grid_points(height, width)
+    if jnp.shape(precision) != (2, 2):
+        raise ValueError(f"precision must be [2, 2], got {jnp.shape(precision)}")
+    return quadratic(points, points, centre, 0.5 * jnp.asarray(precision))

@@ -1,13 +1,12 @@
 """The table of attention variants, and how a name or a file becomes one.
 
 A variant is one pure function on one head of one example plus a record of what it
-can do. Adding a built-in variant is one function in its family's file and one row
-in `VARIANTS`; a variant of your own needs neither: name it as `path/file.py:function`.
+can do. Adding a built-in variant is one function in its family's file and one row in
+`attn_jax/zoo.py`; one of your own needs neither: name it as `path/file.py:function`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -15,14 +14,11 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from attn_jax.attention import softmax as _softmax
-from attn_jax.attention.blockwise import blockwise, blockwise_arrays
-from attn_jax.attention.local import truncated, truncated_arrays
+from attn_jax.record import ARGUMENTS, CAPABILITIES, Variant
+from attn_jax.zoo import ROWS
 
 __all__ = [
     "ARGUMENTS",
@@ -34,17 +30,6 @@ __all__ = [
     "resolve",
     "variants_with",
 ]
-
-CAPABILITIES: tuple[str, ...] = (
-    "bias",
-    "mask",
-    "key_mask",
-    "causal",
-    "cross",
-    "value_dim",
-    "dropout",
-)
-"""What a variant may or may not be able to do, as named in `Variant`."""
 
 # What to say when a capability is asked for that a variant lacks.
 _WHAT = {
@@ -58,151 +43,7 @@ _WHAT = {
     "params": "`params`",
 }
 
-ARGUMENTS: dict[str, str] = {
-    "bias": "bias",
-    "mask": "mask",
-    "key_mask": "key_mask",
-    "causal": "is_causal",
-    "dropout": "dropout_rate",
-}
-"""The argument of a function that shows a capability, where one does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """What the machinery needs to know about one attention function.
-
-    Attributes:
-      name: key in `VARIANTS`, or how a user's function was named.
-      fn: `fn(query[T, H], key[S, H], value[S, V], bias, mask, *, ...) -> [T, V]`.
-      init: `init(rng, head_dim, ...) -> params` for one head, or None if `fn` has no
-        parameters.
-      bias: whether it takes an additive bias [T, S].
-      mask: whether it takes an arbitrary bool mask [T, S].
-      key_mask: whether it takes a bool mask of the keys [S].
-      causal: whether it takes `is_causal`.
-      cross: whether T may differ from S.
-      value_dim: whether V may differ from H.
-      dropout: whether it takes `dropout_rate` (with `rng`).
-      exact: whether it computes softmax(scale · Q Kᵀ + bias) V exactly.
-      time: cost in time, as O(...).
-      memory: additional memory, as O(...).
-      paper: arXiv number or other reference.
-      summary: one line on what it does.
-      stochastic: whether it needs `rng` even without dropout.
-      arrays: the same function on whole arrays [B, T, N, H], with the same options, or
-        None; `multi_head` takes it on CPU, where its own loop over heads and blocks is
-        faster than one around `fn`, for calls without `params`, `rng` and dropout.
-      shared_axes: whether axes of size 1 in bias and mask may reach `fn` as they are;
-        else `multi_head` broadcasts them to [T, S].
-      equivariant: whether it knows nothing of order: permuting keys with their values
-        changes nothing, and permuting queries permutes the output.
-      approximates: the exact function that it comes near to, called with those of
-        query, key, value, masks, bias, `is_causal`, `params` and `rng` that it takes
-        by name; None if it is no approximation.
-      knob: options of `fn` or `init`, from coarse to fine, along which the distance to
-        `approximates` must fall.
-      trial: options of `fn` or `init` that make short sequences show all that it does,
-        such as a small block; `attn_jax.testing` tries it with them, and measures its
-        cost without.
-
-    An `init` may take `max_length` (the longest sequence) and `value_dim` (V): whoever
-    makes parameters for known shapes supplies them.
-    """
-
-    name: str
-    fn: Callable[..., jax.Array]
-    init: Callable[..., Any] | None = None
-    bias: bool = False
-    mask: bool = False
-    key_mask: bool = False
-    causal: bool = False
-    cross: bool = False
-    value_dim: bool = False
-    dropout: bool = False
-    exact: bool = False
-    time: str = "unknown"
-    memory: str = "unknown"
-    paper: str = ""
-    summary: str = ""
-    stochastic: bool = False
-    shared_axes: bool = False
-    arrays: Callable[..., jax.Array] | None = None
-    equivariant: bool = False
-    approximates: Callable[..., jax.Array] | None = None
-    knob: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
-    trial: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-
-    def capabilities(self) -> dict[str, bool]:
-        """What the variant can do, by the names in `CAPABILITIES`."""
-        return {name: getattr(self, name) for name in CAPABILITIES}
-
-
-_EVERYTHING: dict[str, Any] = dict.fromkeys((*CAPABILITIES, "shared_axes"), True)
-
-_ROWS = (
-    Variant(
-        name="dot_product",
-        fn=_softmax.dot_product,
-        exact=True,
-        time="O(T·S·H)",
-        memory="O(T·S)",
-        paper="1706.03762",
-        summary="softmax of scaled dot products, the reference",
-        **_EVERYTHING,
-    ),
-    Variant(
-        name="blockwise",
-        fn=blockwise,
-        arrays=blockwise_arrays,
-        exact=True,
-        time="O(T·S·H)",
-        memory="O(T+S)",
-        paper="2205.14135",
-        summary="dot_product block by block, recomputed in the backward pass",
-        **{**_EVERYTHING, "dropout": False},
-    ),
-    Variant(
-        name="truncated",
-        fn=truncated,
-        arrays=truncated_arrays,
-        time="O(T·w·H)",
-        memory="O(T·w)",
-        paper="1910.12977",
-        summary="dot_product to the w keys around each query, block by block",
-        **{**_EVERYTHING, "cross": False, "dropout": False},
-    ),
-    Variant(
-        name="additive",
-        fn=_softmax.additive,
-        init=_softmax.additive_init,
-        time="O(T·S·D)",
-        memory="O(T·S·D)",
-        paper="1409.0473",
-        summary="a small tanh network scores each pair of query and key",
-        **_EVERYTHING,
-    ),
-    Variant(
-        name="relu_attention",
-        fn=_softmax.relu_attention,
-        time="O(T·S·H)",
-        memory="O(T·S)",
-        paper="2309.08586",
-        summary="rectified scores over the number of keys, no softmax",
-        **_EVERYTHING,
-    ),
-    Variant(
-        name="sigmoid_attention",
-        fn=_softmax.sigmoid_attention,
-        time="O(T·S·H)",
-        memory="O(T·S)",
-        paper="2409.04431",
-        summary="element-wise sigmoid of scores less log S, no softmax",
-        **_EVERYTHING,
-    ),
-)
-
-VARIANTS: dict[str, Variant] = {row.name: row for row in _ROWS}
+VARIANTS: dict[str, Variant] = {row.name: row for row in ROWS}
 """All built-in variants by name."""
 
 

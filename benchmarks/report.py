@@ -19,6 +19,7 @@ ORDER = (
     "memory",
     "attention_layer",
     "truncated",
+    "long_range",
     "train_steps",
     "quick_preset",
     "before",
@@ -178,6 +179,57 @@ def _growth(group: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _long_range(group: Mapping[str, Any]) -> list[str]:
+    """Variants by lengths: speed and memory beside the dense Transformer's."""
+    tables, paper = group["long_range"], group["paper"]
+    names = list(dict.fromkeys(row["name"] for t in tables for row in t["rows"]))
+    found = {t["short"]: {row["name"]: row for row in t["rows"]} for t in tables}
+    last = tables[-1]["short"]
+
+    def cell(name: str, short: str, base: str) -> str:
+        row = found[short][name]
+        ratio = row.get("against", {}).get(base)
+        return row.get("skipped", "-") if ratio is None else f"{ratio[0]:.2f}"
+
+    def share(name: str, short: str) -> str:
+        value = found[short][name].get("memory_share")
+        return "-" if value is None else f"{value:.3f}"
+
+    speed = [
+        ["", *(f"x dense, {s}" for s in found), "paper, 1K/2K/3K/4K",
+         f"x blockwise, {last}", f"ms, {last}"]
+    ]  # fmt: skip
+    memory = [["", *(f"of dense, {s}" for s in found), "paper, 4K", f"peak, {last}"]]
+    for name in names:
+        row, known = found[last][name], paper.get(name)
+        speed.append(
+            [
+                name,
+                *(cell(name, s, "dot_product") for s in found),
+                "/".join(f"{x:g}" for x in known[:4]) if known else "-",
+                cell(name, last, "blockwise"),
+                _number(row.get("milliseconds")),
+            ]
+        )
+        memory.append(
+            [
+                name,
+                *(share(name, s) for s in found),
+                f"{known[4] / group['paper_dense_gb']:.2f}" if known else "-",
+                size_text(row["peak_bytes"]),
+            ]
+        )
+    return [
+        "### Steps a second, relative to dense attention",
+        "",
+        *_table(speed),
+        "",
+        "### Peak memory, as a share of dense attention's",
+        "",
+        *_table(memory),
+    ]
+
+
 def _about(record: Mapping[str, Any]) -> str:
     """How it was measured, in a line."""
     machine, versions = record["machine"], record["versions"]
@@ -212,6 +264,8 @@ def group_text(record: Mapping[str, Any]) -> str:
         lines += ["", f"### {table['title']}", "", *rows_table(table["rows"])]
         if table.get("note"):
             lines += ["", table["note"]]
+    if "long_range" in record:
+        lines += ["", *_long_range(record)]
     if "growth" in record:
         lines += ["", *_growth(record)]
     return "\n".join([*lines, "", _about(record), ""])

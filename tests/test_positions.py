@@ -138,3 +138,201 @@ def test_learned_positions_refuse_what_does_not_fit(shape):
     module = positions.LearnedPositions(5, 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"dim = 3 and T <= 5"):
         module(jnp.ones(shape))
+
+
+def test_rotary_is_the_equation(draw):
+    x, points = draw({"x": (5, 6), "points": (5,)}).values()
+    points = 20.0 * points
+    found = positions.rotary(x, points, max_wavelength=50.0)
+    for t in range(5):
+        for i in range(3):
+            turned = (x[t, 2 * i] + 1j * x[t, 2 * i + 1]) * np.exp(
+                1j * points[t] * 50.0 ** (-2 * i / 6)
+            )
+            np.testing.assert_allclose(
+                found[t, 2 * i : 2 * i + 2], [turned.real, turned.imag], atol=1e-5
+            )
+    half = positions.rotary(jnp.bfloat16(x), jnp.arange(5))
+    assert half.dtype == jnp.bfloat16
+
+
+def test_rotary_products_depend_on_the_offset_alone(draw):
+    q, k = (np.repeat(x, 9, axis=0) for x in draw({"q": (1, 8), "k": (1, 8)}).values())
+    place = jnp.arange(9)
+    products = np.asarray(positions.rotary(q, place) @ positions.rotary(k, place).T)
+    shifted = positions.rotary(q, place + 70) @ positions.rotary(k, place + 70).T
+    np.testing.assert_allclose(shifted, products, atol=1e-4)
+    for offset in range(-8, 9):
+        diagonal = np.diagonal(products, offset)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-5)
+    assert np.std(products[0]) > 0.1
+    np.testing.assert_array_equal(positions.rotary(q, jnp.zeros(9)), q)
+
+
+def test_alibi_is_the_equation_and_the_papers_under_a_causal_mask():
+    slopes = np.asarray(positions.alibi_slopes(8))
+    np.testing.assert_allclose(slopes, [2.0**-h for h in range(1, 9)])
+    assert positions.alibi_slopes(3)[-1] == 2.0**-8
+    found = jax.vmap(lambda m: positions.alibi(4, 6, slope=m))(slopes)
+    assert found.shape == (8, 4, 6)
+    for h in range(8):
+        for t in range(4):
+            for s in range(6):
+                assert found[h, t, s] == -slopes[h] * abs(t - s)
+    # The paper adds m · [0 … t] to row t: the same up to a constant per row.
+    row = np.asarray(found[0, 3, :4])
+    np.testing.assert_allclose(row - row[0], slopes[0] * np.arange(4), atol=1e-6)
+
+
+def _t5_bucket(offset, num_buckets, max_distance, bidirectional):
+    """The bucket by whole numbers alone: powers in the place of logarithms."""
+    first = 0
+    if bidirectional:
+        num_buckets //= 2
+        first = num_buckets if offset > 0 else 0
+        distance = abs(offset)
+    else:
+        distance = max(-offset, 0)
+    exact = num_buckets // 2
+    if distance < exact:
+        return first + distance
+    far = num_buckets - exact
+    step = max(
+        j
+        for j in range(far + 1)
+        if distance**far * exact**j >= max_distance**j * exact**far
+    )
+    return first + min(exact + step, num_buckets - 1)
+
+
+@pytest.mark.parametrize(
+    ("num_buckets", "max_distance", "bidirectional"),
+    [(32, 128, True), (32, 128, False), (8, 20, True), (5, 9, False), (4, 64, True)],
+)
+def test_t5_buckets_are_the_equation(num_buckets, max_distance, bidirectional):
+    options = {"max_distance": max_distance, "bidirectional": bidirectional}
+    found = np.asarray(
+        positions.t5_buckets(150, 200, num_buckets=num_buckets, **options)
+    )
+    assert found.shape == (150, 200) and found.dtype == np.int32
+    expected = [
+        _t5_bucket(o, num_buckets, max_distance, bidirectional)
+        for o in range(-149, 200)
+    ]
+    t, s = np.indices(found.shape)
+    np.testing.assert_array_equal(found, np.array(expected)[s - t + 149])
+    table = jnp.arange(num_buckets, dtype=jnp.float32) ** 2
+    bias = positions.t5_bias(table, 150, 200, **options)
+    np.testing.assert_array_equal(bias, found.astype("f") ** 2)
+    grad = jax.grad(lambda x: positions.t5_bias(x, 150, 200, **options).sum())(table)
+    np.testing.assert_array_equal(
+        grad, np.bincount(found.ravel(), minlength=num_buckets)
+    )
+
+
+def test_relative_2d_is_the_equation(draw):
+    rows, columns = draw({"rows": (5,), "columns": (7,)}).values()
+    found = positions.relative_2d(rows, columns).reshape(3, 4, 3, 4)
+    for r, c, i, j in np.ndindex(3, 4, 3, 4):
+        assert found[r, c, i, j] == rows[i - r + 2] + columns[j - c + 3]
+
+
+def test_quadratic_2d_and_gaussian_2d_are_their_equations(draw):
+    centre, root = draw({"centre": (2,), "root": (2, 2)}).values()
+    precision = root @ root.T
+    round_ = positions.quadratic_2d(2, 3, centre, 0.8)
+    gaussian = positions.gaussian_2d(2, 3, centre, precision)
+    for t, s in np.ndindex(6, 6):
+        offset = np.array([s // 3 - t // 3, s % 3 - t % 3], np.float64)
+        squares = ((offset - centre) ** 2).sum() - (np.float64(centre) ** 2).sum()
+        assert float(round_[t, s]) == pytest.approx(-0.8 * squares, abs=1e-5)
+        d, p = offset - centre, np.float64(precision)
+        form = -0.5 * d @ p @ d + 0.5 * centre @ p @ centre
+        assert float(gaussian[t, s]) == pytest.approx(form, abs=1e-5)
+    np.testing.assert_allclose(
+        positions.gaussian_2d(2, 3, centre, 1.6 * np.eye(2, dtype="f")),
+        round_,
+        atol=1e-5,
+    )
+    # Sharp enough, each pixel attends to the one at the offset.
+    sharp = positions.quadratic_2d(3, 4, np.array([1.0, -1.0], "f"), 1e6)
+    weights = np.asarray(jax.nn.softmax(sharp)).reshape(3, 4, 3, 4)
+    for r, c in np.ndindex(2, 3):
+        assert weights[r, c + 1, r + 1, c] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: positions.rotary(jnp.ones((2, 3)), jnp.arange(2)),
+            ValueError,
+            "size H of x must be a positive multiple of 2, got 3",
+        ),
+        (
+            lambda: positions.rotary(jnp.ones((2, 4)), jnp.arange(3)),
+            ValueError,
+            r"positions .* T = 2.* \(3,\)",
+        ),
+        (
+            lambda: positions.rotary(jnp.ones(4), jnp.arange(4)),
+            ValueError,
+            r"x must be \[T, H\]",
+        ),
+        (
+            lambda: positions.rotary(jnp.ones((2, 4), int), jnp.arange(2)),
+            TypeError,
+            "x must be a floating",
+        ),
+        (lambda: positions.alibi_slopes(0), ValueError, "num_heads .* got 0"),
+        (lambda: positions.alibi(3, 0, slope=1.0), ValueError, "key_length .* got 0"),
+        (
+            lambda: positions.alibi(3, slope=jnp.ones(2)),
+            ValueError,
+            "slope must be a scalar",
+        ),
+        (
+            lambda: positions.t5_buckets(3, num_buckets=7),
+            ValueError,
+            "num_buckets must be an even number of at least 4 .* got 7",
+        ),
+        (
+            lambda: positions.t5_buckets(3, num_buckets=1, bidirectional=False),
+            ValueError,
+            "num_buckets must be at least 2",
+        ),
+        (
+            lambda: positions.t5_buckets(3, max_distance=8),
+            ValueError,
+            "max_distance must exceed 8",
+        ),
+        (
+            lambda: positions.t5_bias(jnp.ones((2, 8)), 3),
+            ValueError,
+            r"table must be \[num_buckets\]",
+        ),
+        (
+            lambda: positions.relative_2d(jnp.ones(4), jnp.ones(3)),
+            ValueError,
+            "row_table must be a vector of odd length",
+        ),
+        (
+            lambda: positions.quadratic_2d(2, 2, jnp.ones(2), jnp.ones(2)),
+            ValueError,
+            "alpha must be a scalar",
+        ),
+        (
+            lambda: positions.quadratic_2d(2, 2, jnp.ones(3), 1.0),
+            ValueError,
+            "D=3",
+        ),
+        (
+            lambda: positions.gaussian_2d(2, 2, jnp.ones(2), jnp.ones(2)),
+            ValueError,
+            r"precision must be \[2, 2\]",
+        ),
+    ],
+)
+def test_bad_arguments_of_biases_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

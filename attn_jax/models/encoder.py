@@ -70,6 +70,7 @@ class EncoderBlock(nnx.Module):
       attention: any attention variant: a name in ``VARIANTS``, a
         ``"path/file.py:function"``, a `Variant`, or a function that keeps the
         contract.
+      max_length: the longest sequence T, for variants whose parameters depend on it.
       dropout_rate: applied to attention weights (where the variant can), to the
         hidden layer of the feed-forward network and to both residual branches.
       dtype: dtype of the computation; parameters stay float32.
@@ -92,6 +93,7 @@ class EncoderBlock(nnx.Module):
         num_heads: int,
         mlp_dim: int,
         attention: str | Callable | Variant = "dot_product",
+        max_length: int | None = None,
         dropout_rate: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -109,7 +111,11 @@ class EncoderBlock(nnx.Module):
             dropout_rate=dropout_rate,
             broadcast_dropout=False,
             attention_fn=as_attention_fn(
-                attention, num_heads=num_heads, head_dim=dim // num_heads, rngs=rngs
+                attention,
+                num_heads=num_heads,
+                head_dim=dim // num_heads,
+                rngs=rngs,
+                max_length=max_length,
             ),
             decode=False,
             rngs=rngs,
@@ -145,7 +151,7 @@ class Encoder(nnx.Module):
 
     Args:
       depth: number of blocks L.
-      dim, num_heads, mlp_dim, attention, dropout_rate, dtype, rngs: as in
+      dim, num_heads, mlp_dim, attention, max_length, dropout_rate, dtype, rngs: as in
         `EncoderBlock`.
 
     >>> import jax.numpy as jnp
@@ -163,6 +169,7 @@ class Encoder(nnx.Module):
         num_heads: int,
         mlp_dim: int,
         attention: str | Callable | Variant = "dot_product",
+        max_length: int | None = None,
         dropout_rate: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -174,6 +181,7 @@ class Encoder(nnx.Module):
                     num_heads=num_heads,
                     mlp_dim=mlp_dim,
                     attention=attention,
+                    max_length=max_length,
                     dropout_rate=dropout_rate,
                     dtype=dtype,
                     rngs=rngs,

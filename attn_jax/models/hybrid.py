@@ -86,6 +86,7 @@ class Hybrid(nnx.Module):
             num_heads=num_heads,
             mlp_dim=mlp_dim,
             attention=attention,
+            max_length=self.grid[0] * self.grid[1],
             dropout_rate=dropout_rate,
             dtype=dtype,
             rngs=rngs,

@@ -145,6 +145,7 @@ class ViT(nnx.Module):
             num_heads=num_heads,
             mlp_dim=mlp_dim,
             attention=attention,
+            max_length=self.grid[0] * self.grid[1],
             dropout_rate=dropout_rate,
             dtype=dtype,
             rngs=rngs,

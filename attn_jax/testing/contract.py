@@ -35,10 +35,10 @@ def shape(trial: Trial) -> Finding:
     variant = trial.variant
     cases = {(1, 1), (2, 2), (NUM_QUERIES, trial.num_keys), (101, 101)}
     if variant.cross:
-        cases |= {(1, 9), (9, 1), (70, 20)}
+        cases = {(1, 9), (9, 1), (NUM_QUERIES, trial.num_keys), (101, 70)}
     for num_queries, num_keys in sorted(cases):
         arrays = trial.inputs(num_queries, num_keys)
-        out = trial.run(arrays)
+        out = trial.bare(arrays)
         want = (num_queries, trial.value_dim)
         if out.shape != want:
             raise Fault(
@@ -108,7 +108,7 @@ def dtype(trial: Trial) -> Finding:
     narrow = narrow_softmax(jax.make_jaxpr(trial.call)(arrays).jaxpr)
     if narrow:
         raise Fault(f"its softmax takes exponentials in {narrow}, not in float32")
-    expect_finite("the bfloat16 output", trial.run(arrays))
+
     with jax.enable_x64(True):
         try:
             arrays = trial.full(trial.inputs(dtype="float64"))
@@ -126,7 +126,10 @@ def jit(trial: Trial) -> Finding:
     """The jitted function gives what the plain one gives."""
     arrays = trial.full(trial.inputs())
     eager = np.asarray(trial.call(arrays))
-    error = expect_close("jit against eager", trial.run(arrays), eager, 1e-5)
+    bare = trial.bare(arrays)
+    error = expect_close("jit against eager", bare, eager, 1e-5)
+    what = "a bias of 0 and masks of True against none"
+    expect_close(what, trial.run(arrays), bare, 1e-5)
     return Finding(f"largest relative error {error:.1e}", {"error": error})
 
 
@@ -196,7 +199,7 @@ def vmap(trial: Trial) -> Finding:
 def determinism(trial: Trial) -> Finding:
     """The same inputs and key give the same bits, also when traced anew."""
     arrays = trial.full(trial.inputs())
-    first, again = trial.run(arrays), trial.run(arrays)
+    first, again = trial.bare(arrays), trial.bare(arrays)
     anew = np.asarray(jax.jit(lambda a: trial.call(a))(arrays))
     if not np.array_equal(first, again):
         raise Fault("two calls of one compiled program differ")
@@ -208,7 +211,7 @@ def determinism(trial: Trial) -> Finding:
         )
     if not trial.variant.stochastic:
         return Finding("bitwise equal, also traced anew; it takes no rng")
-    other = trial.run({**arrays, "rng": jax.random.key(1234)})
+    other = trial.bare({**arrays, "rng": jax.random.key(1234)})
     if np.array_equal(first, other):
         return Finding(
             "bitwise equal for one rng; another rng changed nothing here", note=True

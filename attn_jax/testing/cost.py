@@ -26,7 +26,7 @@ TOLERANCE = 0.15
 # XLA reuses memory as it sees fit, which bends its line more.
 TEMP_TOLERANCE = 0.3
 HEAD_DIM = 32
-MOST_ARRAYS = 20_000
+MOST_ARRAYS = 6_000
 _NAMES = {
     "flops": "the number of FLOPs",
     "temp_bytes": "temporary memory",

@@ -202,13 +202,36 @@ class Trial:
             found["rng"] = self.rng(seed)
         return found
 
+    def neutral(self, arrays: Mapping[str, Any]) -> Arrays:
+        """`arrays` with all that is claimed asked for, so that it changes nothing.
+
+        One form of call serves most checks, so that it is compiled once.
+        """
+        variant, takes = self.variant, self.takes
+        num_queries, num_keys = arrays["query"].shape[0], arrays["key"].shape[0]
+        pairs = (num_queries, num_keys)
+        found: Arrays = {}
+        if variant.bias and "bias" in takes:
+            found["bias"] = jnp.zeros(
+                pairs, jnp.promote_types(arrays["query"].dtype, jnp.float32)
+            )
+        if variant.mask and "mask" in takes:
+            found["mask"] = jnp.ones(pairs, bool)
+        if variant.key_mask and "key_mask" in takes:
+            found["key_mask"] = jnp.ones((num_keys,), bool)
+        return found | self.full(arrays)
+
     @functools.cached_property
     def _jitted(self) -> Callable[..., Any]:
         return jax.jit(self.call, static_argnames=("is_causal", "dropout_rate"))
 
-    def run(self, arrays: Mapping[str, Any], **static: Any) -> np.ndarray:
-        """The jitted function, its result on the host."""
+    def bare(self, arrays: Mapping[str, Any], **static: Any) -> np.ndarray:
+        """The jitted function called with `arrays` alone; its result on the host."""
         return np.asarray(self._jitted(self.full(arrays), **static))
+
+    def run(self, arrays: Mapping[str, Any], *, is_causal: bool = False) -> np.ndarray:
+        """The function's result on the host, from the program of `pull`."""
+        return self.pull(arrays, is_causal=is_causal)[0]
 
     @functools.cached_property
     def _pulled(self) -> Callable[..., Any]:
@@ -230,12 +253,15 @@ class Trial:
         *,
         is_causal: bool = False,
     ) -> tuple[np.ndarray, Arrays]:
-        """Output, and gradients of Σ cotangent · output by argument."""
+        """Output, and gradients of Σ cotangent · output by argument.
+
+        What is claimed and not in `arrays` is given as `neutral` makes it.
+        """
         if cotangent is None:
             shape = (arrays["query"].shape[0], arrays["value"].shape[1])
             cotangent = jnp.cos(jnp.arange(math.prod(shape), dtype=jnp.float32))
             cotangent = cotangent.reshape(shape).astype(arrays["query"].dtype)
-        out, grads = self._pulled(self.full(arrays), cotangent, is_causal=is_causal)
+        out, grads = self._pulled(self.neutral(arrays), cotangent, is_causal=is_causal)
         return np.asarray(out), jax.tree.map(np.asarray, grads)
 
     @functools.cached_property
@@ -265,7 +291,7 @@ class Trial:
 
         A gradient that is not a number counts as one.
         """
-        found = self._influence(self.full(arrays), is_causal=is_causal)
+        found = self._influence(self.neutral(arrays), is_causal=is_causal)
         return {name: np.asarray(x) for name, x in found.items()}
 
     def shapes(

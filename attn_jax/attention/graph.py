@@ -1,0 +1,400 @@
+"""Graph attention: a node attends to its neighbours, by a mask or by a list of edges.
+
+Attention over a graph is attention under a mask, and so every variant with `mask` is a
+graph network: see `attn_jax.masks.from_adjacency` and `from_edges`. Here are the two
+ways of scoring that come from graph networks, `gat` and `gatv2`, and
+`graph_attention`, which does the same from a list of edges, at a cost per edge instead
+of one per pair of nodes.
+
+Letters: T queries (receivers), S keys (senders), E edges, H size of query and key, V
+size of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from attn_jax.attention import _checks
+from attn_jax.attention.softmax import MASKED_LOGIT, _finish_weights, score_dtype
+
+__all__ = [
+    "gat",
+    "gat_init",
+    "gatv2",
+    "gatv2_init",
+    "graph_attention",
+    "unique_edges",
+]
+
+Score = Literal["dot_product", "gat", "gatv2"]
+
+# Of the LeakyReLU, as both papers have it.
+_SLOPE = 0.2
+
+# Channels that are added to the scores of `gatv2` in one pass over them.
+_UNROLL = 4
+
+
+def _leaky(x: jax.Array) -> jax.Array:
+    """max(x, 0.2 x)."""
+    return jax.nn.leaky_relu(x, _SLOPE)
+
+
+def _halves(
+    query: jax.Array, key: jax.Array, params: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """What `gat` adds up: a_q · q_t as [T], and a_k · k_s as [S]."""
+    wide = score_dtype(query.dtype)
+    return tuple(  # type: ignore[return-value]
+        jnp.matmul(x, params[n].astype(x.dtype), preferred_element_type=wide)
+        for n, x in (("query", query), ("key", key))
+    )
+
+
+def gat_init(
+    rng: jax.Array, head_dim: int, *, dtype: jnp.dtype = jnp.float32
+) -> dict[str, jax.Array]:
+    """Parameters of `gat` for one head, drawn with a variance of 1/(2H).
+
+    Args:
+      rng: random key.
+      head_dim: H.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"query": [H], "key": [H]}: the two halves of the paper's vector a.
+
+    Raises:
+      ValueError: if `head_dim` is not positive.
+      TypeError: if it is no int.
+
+    >>> gat_init(jax.random.key(0), 4)["query"].shape
+    (4,)
+    """
+    head_dim = _checks.check_int("head_dim", head_dim, 1)
+    both = jax.random.normal(rng, (2, head_dim), dtype) * (2 * head_dim) ** -0.5
+    return {"query": both[0], "key": both[1]}
+
+
+def gat(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """Attention of graph attention networks: each node alone gives its part of a score.
+
+    o_t = Σ_s softmax_s(LeakyReLU(a_q · q_t + a_k · k_s) + bias[t, s]) v_s
+
+    `mask` holds the graph. In the paper query, key and value are the same linear map
+    of the nodes. With both vectors zero it is the mean over the neighbours. All
+    queries rank the keys alike, which `gatv2` mends.
+
+    Args:
+      query: [T, H].
+      key: [S, H].
+      value: [S, V].
+      bias: [T or 1, S or 1] or None, added after the LeakyReLU; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None for the complete graph.
+      params: {"query": [H], "key": [H]}, as made by `gat_init`.
+      key_mask: bool [S], True = a real token, or None.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters.
+      TypeError: on wrong dtypes.
+
+    Reference: Veličković et al., 2017, arXiv:1710.10903, equation 3.
+
+    >>> params = gat_init(jax.random.key(0), 4)
+    >>> value = jnp.array([[1.0], [3.0]])
+    >>> gat(jnp.ones((1, 4)), jnp.ones((2, 4)), value, params=params).tolist()
+    [[2.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    dim = query.shape[1]
+    _checks.check_params("gat", params, {"query": (dim,), "key": (dim,)})
+    key = _checks.zero_masked(key, key_mask)
+    value = _checks.zero_masked(value, key_mask)
+    of_query, of_key = _halves(query, key, params)
+    logits = _leaky(of_query[:, None] + of_key[None, :])
+    weights = _finish_weights(logits, bias, mask, key_mask, is_causal, "softmax")
+    return weights.astype(value.dtype) @ value
+
+
+def gatv2_init(
+    rng: jax.Array, head_dim: int, *, dtype: jnp.dtype = jnp.float32
+) -> dict[str, jax.Array]:
+    """Parameters of `gatv2` for one head, drawn with a variance of 1/H.
+
+    Args:
+      rng: random key.
+      head_dim: H.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"score": [H]}: the paper's vector a.
+
+    Raises:
+      ValueError: if `head_dim` is not positive.
+      TypeError: if it is no int.
+
+    >>> gatv2_init(jax.random.key(0), 4)["score"].shape
+    (4,)
+    """
+    head_dim = _checks.check_int("head_dim", head_dim, 1)
+    return {"score": head_dim**-0.5 * jax.random.normal(rng, (head_dim,), dtype)}
+
+
+def _gatv2_scores(query: jax.Array, key: jax.Array, score: jax.Array) -> jax.Array:
+    """All scores a · LeakyReLU(q_t + k_s), [T, S], without the [T, S, H] inside."""
+
+    @jax.checkpoint  # The backward pass makes each layer anew instead of keeping it.
+    def add_channel(
+        total: jax.Array, channel: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        of_query, of_key, weight = channel
+        return total + weight * _leaky(of_query[:, None] + of_key[None, :]), None
+
+    wide = score_dtype(query.dtype)
+    total = jnp.zeros((query.shape[0], key.shape[0]), wide)
+    channels = (query.T.astype(wide), key.T.astype(wide), score.astype(wide))
+    return jax.lax.scan(add_channel, total, channels, unroll=_UNROLL)[0]
+
+
+def gatv2(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """Graph attention whose queries rank the keys each in their own way.
+
+    o_t = Σ_s softmax_s(a · LeakyReLU(q_t + k_s) + bias[t, s]) v_s
+
+    `mask` holds the graph. In the paper query and key are two linear maps of the
+    nodes, and the value is the key. With a = 0 it is the mean over the neighbours. It
+    is `additive` with a LeakyReLU and without maps of its own.
+
+    Args:
+      query: [T, H].
+      key: [S, H].
+      value: [S, V].
+      bias: [T or 1, S or 1] or None; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None for the complete graph.
+      params: {"score": [H]}, as made by `gatv2_init`.
+      key_mask: bool [S], True = a real token, or None.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters.
+      TypeError: on wrong dtypes.
+
+    Reference: Brody et al., 2021, arXiv:2105.14491, equation 7.
+
+    >>> params = gatv2_init(jax.random.key(0), 4)
+    >>> value = jnp.array([[1.0], [3.0]])
+    >>> gatv2(jnp.ones((1, 4)), jnp.ones((2, 4)), value, params=params).tolist()
+    [[2.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_params("gatv2", params, {"score": (query.shape[1],)})
+    key = _checks.zero_masked(key, key_mask)
+    value = _checks.zero_masked(value, key_mask)
+    logits = _gatv2_scores(query, key, params["score"].astype(query.dtype))
+    weights = _finish_weights(logits, bias, mask, key_mask, is_causal, "softmax")
+    return weights.astype(value.dtype) @ value
+
+
+def _check_indices(name: str, index: Any, num_nodes: int, letter: str) -> jax.Array:
+    """Checks a list of nodes: integers, a vector, and in range where that is known."""
+    index = jnp.asarray(index)
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be integers [E], but has dtype {index.dtype}.")
+    if index.ndim != 1:
+        raise ValueError(
+            f"`{name}` must be a vector [E], but has shape {index.shape}; use "
+            "`jax.vmap` for a batch of graphs."
+        )
+    if not isinstance(index, jax.core.Tracer) and index.size:
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"`{name}` must lie in 0 … {letter} − 1 with {letter}={num_nodes}, but "
+                f"has values from {low} to {high}; mark edges that are padding by "
+                "`edge_mask` and give them any node in range."
+            )
+    return index
+
+
+def graph_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    senders: jax.Array,
+    receivers: jax.Array,
+    bias: jax.Array | None = None,
+    edge_mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array] | None = None,
+    score: Score = "dot_product",
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention along the edges of a list, in time and memory O(E·(H + V)).
+
+    o_t = Σ_e w_e v_{senders[e]} over the edges e with receivers[e] = t,
+    w_e = exp(l_e) / Σ_{e': receivers[e'] = t} exp(l_{e'})
+
+    Equal to `dot_product`, `gat` or `gatv2` under the mask
+    `masks.from_edges(senders, receivers, T)`, and on the complete graph without one.
+    Every listed edge counts: an edge that is listed twice weighs twice as much, as two
+    parallel edges of a multigraph do, whereas a mask knows no number; `unique_edges`
+    lists each once. A node sees itself if an edge says so.
+
+    Args:
+      query: [T, H], of the receivers.
+      key: [S, H], of the senders.
+      value: [S, V], of the senders.
+      senders: [E] int, the key at which each edge begins.
+      receivers: [E] int, the query at which each edge ends, in any order. Concrete
+        edges out of range raise; traced ones, whose values are unknown, are dropped.
+      bias: [E], added to the scores, or None; −∞ masks.
+      edge_mask: bool [E], True = a real edge, or None.
+      params: those of `gat_init` or `gatv2_init` if `score` is "gat" or "gatv2".
+      score: how an edge is scored: "dot_product", "gat" or "gatv2".
+      scale: factor of the dot products; None means 1/√H.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a node that no edge enters.
+
+    Raises:
+      ValueError: on wrong shapes, parameters, indices or an unknown `score`, or a
+        `scale` or `params` that the score does not use.
+      TypeError: on wrong dtypes.
+
+    Reference: Veličković et al., 2017, arXiv:1710.10903, section 2.2.
+
+    >>> x = jnp.ones((3, 4))
+    >>> value = jnp.array([[1.0], [3.0], [5.0]])
+    >>> senders, receivers = jnp.array([0, 1, 2]), jnp.array([1, 0, 1])
+    >>> graph_attention(x, x, value, senders, receivers).tolist()
+    [[3.0], [3.0], [0.0]]
+    """
+    _checks.check_inputs(query, key, value)
+    num_queries, dim = query.shape
+    num_keys = key.shape[0]
+    senders = _check_indices("senders", senders, num_keys, "S")
+    receivers = _check_indices("receivers", receivers, num_queries, "T")
+    edges = senders.shape[0]
+    _checks.check_shape("receivers", receivers, ("E",), {"E": edges})
+    if bias is not None:
+        _checks.check_float("bias", bias)
+        _checks.check_shape("bias", bias, ("E",), {"E": edges})
+    if edge_mask is not None:
+        _checks.check_bool("edge_mask", edge_mask)
+        _checks.check_shape("edge_mask", edge_mask, ("E",), {"E": edges})
+    if score not in get_args(Score):
+        raise ValueError(
+            f"`score` must be one of {list(get_args(Score))}, but is {score!r}."
+        )
+    if score == "dot_product":
+        if params is not None:
+            raise ValueError("`params` is of no use where `score` is 'dot_product'.")
+    elif scale is not None:
+        raise ValueError(f"`scale` is of no use where `score` is {score!r}.")
+    elif score == "gat":
+        _checks.check_params("gat", params, {"query": (dim,), "key": (dim,)})
+    else:
+        _checks.check_params("gatv2", params, {"score": (dim,)})
+    if 0 in (edges, num_queries, num_keys):
+        return jnp.zeros((num_queries, value.shape[1]), value.dtype)
+
+    real = (senders >= 0) & (senders < num_keys)
+    real &= (receivers >= 0) & (receivers < num_queries)
+    if edge_mask is not None:
+        real &= edge_mask
+    # An edge that does not count reads node 0, so that nothing of its own can leak.
+    senders, receivers = jnp.where(real, senders, 0), jnp.where(real, receivers, 0)
+    wide = score_dtype(query.dtype)
+    if score == "gat":
+        assert params is not None
+        of_query, of_key = _halves(query, key, params)
+        logits = _leaky(of_query[receivers] + of_key[senders])
+    elif score == "gatv2":
+        assert params is not None
+        hidden = _leaky(query[receivers].astype(wide) + key[senders].astype(wide))
+        logits = hidden @ params["score"].astype(query.dtype).astype(wide)
+    else:
+        factors = query[receivers].astype(wide) * key[senders].astype(wide)
+        logits = factors.sum(axis=1) * (dim**-0.5 if scale is None else scale)
+    if bias is not None:
+        logits = logits + bias.astype(wide)
+        real &= ~(logits < 0.5 * MASKED_LOGIT)  # −∞ masks, and NaN stays NaN
+    logits = jnp.where(real, logits, MASKED_LOGIT)
+
+    def total(numbers: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(numbers, receivers, num_queries)
+
+    # Where no edge enters, the maximum is −∞ and is never read.
+    top = jax.ops.segment_max(jax.lax.stop_gradient(logits), receivers, num_queries)
+    weights = jnp.where(real, jnp.exp(logits - top[receivers]), 0)
+    mixed = total(weights[:, None] * value[senders].astype(wide))
+    return _checks.safe_divide(mixed, total(weights)[:, None]).astype(value.dtype)
+
+
+def unique_edges(
+    senders: ArrayLike, receivers: ArrayLike, num_nodes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists each edge once, for `graph_attention`, in order of receiver and sender.
+
+    It runs in numpy before any tracing, since the number of edges may change.
+
+    Args:
+      senders: [E] int.
+      receivers: [E] int.
+      num_nodes: number of nodes T = S.
+
+    Returns:
+      senders [E'] and receivers [E'], with E' ≤ E and the dtypes they came in.
+
+    Raises:
+      ValueError: if the lists differ in length, are no vectors or name a node that
+        does not exist.
+      TypeError: if an index or `num_nodes` is no integer.
+
+    >>> senders, receivers = unique_edges([2, 0, 2], [1, 1, 1], 3)
+    >>> senders.tolist(), receivers.tolist()
+    ([0, 2], [1, 1])
+    """
+    num_nodes = _checks.check_int("num_nodes", num_nodes, 1)
+    senders, receivers = np.asarray(senders), np.asarray(receivers)
+    _check_indices("senders", senders, num_nodes, "num_nodes")
+    checked = _check_indices("receivers", receivers, num_nodes, "num_nodes")
+    _checks.check_shape("receivers", checked, ("E",), {"E": senders.shape[0]})
+    codes = np.unique(receivers.astype(np.int64) * num_nodes + senders)
+    return (
+        (codes % num_nodes).astype(senders.dtype),
+        (codes // num_nodes).astype(receivers.dtype),
+    )

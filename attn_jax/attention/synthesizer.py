@@ -1,0 +1,613 @@
+"""Synthesizers: weights that are not a comparison of queries with keys.
+
+The logits of a row are a function of its own query (dense) or parameters alone
+(random), and softmax and values are as ever. Keys are *not read*, by definition: that
+attention can do without them is the point of the paper. Only `synthesizer_mixture`,
+which has a dot-product part, reads them. In self-attention a synthesizer is a mixing
+of positions, so the longest sequence L is fixed with the parameters, and a shorter one
+uses their first rows and columns.
+
+Letters: T queries, S keys, H size of query and key, V size of a value, L longest
+sequence, D size of the hidden layer, K rank, A·B ≥ L the sizes of two factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from attn_jax.attention import _checks
+from attn_jax.attention.softmax import (
+    MASKED_LOGIT,
+    allowed_pairs,
+    normalize_softmax,
+    score_dtype,
+)
+
+__all__ = [
+    "synthesizer_dense",
+    "synthesizer_dense_factorized",
+    "synthesizer_dense_factorized_init",
+    "synthesizer_dense_init",
+    "synthesizer_mixture",
+    "synthesizer_mixture_init",
+    "synthesizer_random",
+    "synthesizer_random_factorized",
+    "synthesizer_random_factorized_init",
+    "synthesizer_random_init",
+]
+
+
+_NETWORK = {"hidden": "HD", "hidden_bias": "D", "output": "DL", "output_bias": "L"}
+_FACTORS = {
+    f"{leaf}_{factor}": letters.replace("L", factor.upper())
+    for factor in "ab"
+    for leaf, letters in _NETWORK.items()
+}
+
+
+def _check_params(
+    name: str, params: Mapping[str, jax.Array], layout: Mapping[str, str], **sizes: int
+) -> dict[str, int]:
+    """Checks `params` against one letter an axis, and returns the sizes of all."""
+
+    def check() -> None:
+        shapes = {
+            leaf: tuple(sizes.get(letter) for letter in letters)
+            for leaf, letters in layout.items()
+        }
+        _checks.check_params(name, params, shapes)
+
+    check()
+    for leaf, letters in layout.items():
+        for letter, size in zip(letters, params[leaf].shape, strict=True):
+            sizes.setdefault(letter, size)
+    check()
+    return sizes
+
+
+def _check_length(name: str, longest: int, **lengths: int) -> None:
+    for letter, length in lengths.items():
+        if length > longest:
+            raise ValueError(
+                f"`params` are for at most {longest} positions, but {letter}={length}; "
+                f"make larger ones with `{name}_init(..., max_length=...)`."
+            )
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(left, right, preferred_element_type=score_dtype(left.dtype))
+
+
+def _attend(
+    logits: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    key_mask: jax.Array | None,
+    is_causal: bool,
+) -> jax.Array:
+    """Softmax of logits [T, S] over the allowed keys, times the values."""
+    num_queries, num_keys = logits.shape
+    allowed = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
+    if bias is not None:
+        logits = logits + bias.astype(logits.dtype)
+        finite = ~(logits < 0.5 * MASKED_LOGIT)  # -inf masks, NaN stays NaN
+        allowed = finite if allowed is None else allowed & finite
+    weights = normalize_softmax(logits, allowed).astype(value.dtype)
+    return weights @ _checks.zero_masked(value, key_mask)
+
+
+def _network_init(
+    rng: jax.Array, head_dim: int, hidden_dim: int | None, size: int, dtype: jnp.dtype
+) -> dict[str, jax.Array]:
+    """Two layers from H by D to `size`: unit queries give outputs of unit size."""
+    head_dim = _checks.check_int("head_dim", head_dim, 1)
+    hidden_dim = head_dim if hidden_dim is None else hidden_dim
+    hidden_dim = _checks.check_int("hidden_dim", hidden_dim, 1)
+    rng_hidden, rng_output = jax.random.split(rng)
+    hidden = jax.random.normal(rng_hidden, (head_dim, hidden_dim), dtype)
+    output = jax.random.normal(rng_output, (hidden_dim, size), dtype)
+    return {
+        "hidden": head_dim**-0.5 * hidden,
+        "hidden_bias": jnp.zeros((hidden_dim,), dtype),
+        "output": (2 / hidden_dim) ** 0.5 * output,
+        "output_bias": jnp.zeros((size,), dtype),
+    }
+
+
+def _network(
+    query: jax.Array,
+    params: Mapping[str, jax.Array],
+    size: int | None = None,
+    suffix: str = "",
+) -> jax.Array:
+    """relu(Q W₁ + b₁) W₂ + b₂, its first `size` columns, in float32 or wider."""
+    hidden, hidden_bias, output, output_bias = (
+        params[leaf + suffix].astype(query.dtype) for leaf in _NETWORK
+    )
+    inner = _product(query, hidden) + hidden_bias.astype(score_dtype(query.dtype))[None]
+    logits = _product(jax.nn.relu(inner).astype(query.dtype), output[:, :size])
+    return logits + output_bias[None, :size].astype(logits.dtype)
+
+
+def _random_logits(
+    params: Mapping[str, jax.Array], num_queries: int, num_keys: int, dtype: jnp.dtype
+) -> jax.Array:
+    """The first rows and columns of the logits, rounded as inputs are, then widened."""
+    logits = params["logits"][:num_queries, :num_keys]
+    return logits.astype(dtype).astype(score_dtype(dtype))
+
+
+def synthesizer_dense_init(
+    rng: jax.Array,
+    head_dim: int,
+    *,
+    max_length: int = 512,
+    hidden_dim: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """A two-layer network from a query to its row of logits, for one head.
+
+    The weights are normal, with variance 1/H and 2/D, so that unit queries give logits
+    of about unit size; the biases are zero.
+
+    Args:
+      rng: random key.
+      head_dim: H.
+      max_length: L, the longest sequence.
+      hidden_dim: D; None means H.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"hidden": [H, D], "hidden_bias": [D], "output": [D, L], "output_bias": [L]}.
+
+    Raises:
+      ValueError: on a size below 1.
+
+    >>> params = synthesizer_dense_init(jax.random.key(0), 4, max_length=6)
+    >>> params["hidden"].shape, params["output"].shape
+    ((4, 4), (4, 6))
+    """
+    length = _checks.check_int("max_length", max_length, 1)
+    return _network_init(rng, head_dim, hidden_dim, length, dtype)
+
+
+def synthesizer_dense(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """Each query predicts its own row of logits; the keys are not read.
+
+    O = softmax(relu(Q W₁ + b₁) W₂ + b₂ + bias) V
+
+    With W₂ = 0 it is `synthesizer_random` with equal rows b₂, and with b₂ = 0 too the
+    mean over the allowed values. There is no scale.
+
+    Args:
+      query: [T, H].
+      key: [S, H], of which only shape and dtype are checked.
+      value: [S, V], with S ≤ L.
+      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None.
+      params: {"hidden": [H, D], "hidden_bias": [D], "output": [D, L], "output_bias":
+        [L]}: W₁, b₁, W₂, b₂, as made by `synthesizer_dense_init`.
+      key_mask: bool [S], True = a real token, or None.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters, or S > L.
+      TypeError: on wrong dtypes.
+
+    Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "dense synthesizer".
+
+    >>> params = synthesizer_dense_init(jax.random.key(0), 4)
+    >>> x, value = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> synthesizer_dense(x, x, value, params=params).tolist()
+    [[2.0], [2.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    name, length = "synthesizer_dense", key.shape[0]
+    sizes = _check_params(name, params, _NETWORK, H=query.shape[1])
+    _check_length(name, sizes["L"], S=length)
+    logits = _network(query, params, length)
+    return _attend(logits, value, bias, mask, key_mask, is_causal)
+
+
+def synthesizer_dense_factorized_init(
+    rng: jax.Array,
+    head_dim: int,
+    *,
+    max_length: int = 512,
+    factor: int | None = None,
+    hidden_dim: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """Two networks from a query to the two factors of its logits, for one head.
+
+    Both are drawn as by `synthesizer_dense_init`.
+
+    Args:
+      rng: random key.
+      head_dim: H.
+      max_length: L, the longest sequence.
+      factor: A, the size of the first factor; None means ⌈√L⌉. The second gets
+        B = ⌈L/A⌉.
+      hidden_dim: D; None means H.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"hidden_a": [H, D], "hidden_bias_a": [D], "output_a": [D, A], "output_bias_a":
+      [A]}, and the same with b in the place of a.
+
+    Raises:
+      ValueError: on a size below 1.
+
+    >>> params = synthesizer_dense_factorized_init(
+    ...     jax.random.key(0), 4, max_length=6, factor=2
+    ... )
+    >>> params["output_a"].shape, params["output_b"].shape
+    ((4, 2), (4, 3))
+    """
+    length = _checks.check_int("max_length", max_length, 1)
+    first = math.isqrt(length - 1) + 1 if factor is None else factor
+    first = _checks.check_int("factor", first, 1)
+    params: dict[str, jax.Array] = {}
+    for suffix, stream, size in zip(
+        "ab", jax.random.split(rng), (first, -(-length // first)), strict=True
+    ):
+        network = _network_init(stream, head_dim, hidden_dim, size, dtype)
+        params |= {f"{leaf}_{suffix}": array for leaf, array in network.items()}
+    return params
+
+
+def synthesizer_dense_factorized(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """Each query predicts two short rows, whose products are its logits.
+
+    R[t, s] = F_a(q_t)[s mod A] · F_b(q_t)[⌊s/A⌋],  O = softmax(R + bias) V
+    F(q) = W₂ᵀ relu(W₁ᵀ q + b₁) + b₂
+
+    The first row is tiled B times and each entry of the second repeated A times, so
+    A·B ≥ L entries come from A + B. The keys are not read. With F_b = 1 the logits have
+    period A; for A = L, B = 1 and F_b = 1 it is `synthesizer_dense`.
+
+    Args:
+      query: [T, H].
+      key: [S, H], of which only shape and dtype are checked.
+      value: [S, V], with S ≤ A·B.
+      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None.
+      params: the two networks, as made by `synthesizer_dense_factorized_init`.
+      key_mask: bool [S], True = a real token, or None.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters, or S > A·B.
+      TypeError: on wrong dtypes.
+
+    Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "factorized dense
+    synthesizer".
+
+    >>> params = synthesizer_dense_factorized_init(jax.random.key(0), 4)
+    >>> x, value = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> synthesizer_dense_factorized(x, x, value, params=params).tolist()
+    [[2.0], [2.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    name, length = "synthesizer_dense_factorized", key.shape[0]
+    sizes = _check_params(name, params, _FACTORS, H=query.shape[1])
+    _check_length(name, sizes["A"] * sizes["B"], S=length)
+    first, second = (_network(query, params, suffix=x) for x in ("_a", "_b"))
+    pairs = second[:, :, None] * first[:, None, :]
+    logits = pairs.reshape(query.shape[0], -1)[:, :length]
+    return _attend(logits, value, bias, mask, key_mask, is_causal)
+
+
+def synthesizer_random_init(
+    rng: jax.Array,
+    head_dim: int,
+    *,
+    max_length: int = 512,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """Logits of all pairs of positions for one head, drawn from N(0, 1).
+
+    This is the size of scaled dot products of unit vectors. They are trained; for the
+    paper's fixed random synthesizer wrap them in `jax.lax.stop_gradient`.
+
+    Args:
+      rng: random key.
+      head_dim: H, on which the shape does not depend.
+      max_length: L, the longest sequence.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"logits": [L, L]}.
+
+    Raises:
+      ValueError: on a size below 1.
+
+    >>> synthesizer_random_init(jax.random.key(0), 4, max_length=6)["logits"].shape
+    (6, 6)
+    """
+    _checks.check_int("head_dim", head_dim, 1)
+    length = _checks.check_int("max_length", max_length, 1)
+    return {"logits": jax.random.normal(rng, (length, length), dtype)}
+
+
+def synthesizer_random(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """The logits are parameters: neither queries nor keys are read.
+
+    O = softmax(R[:T, :S] + bias) V
+
+    With R = 0 it is the mean over the allowed values; with one large entry in each row
+    it permutes them. There is no scale.
+
+    Args:
+      query: [T, H], with T ≤ L, of which only shape and dtype are checked.
+      key: [S, H], with S ≤ L, likewise.
+      value: [S, V].
+      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None.
+      params: {"logits": [L, L]}: R, as made by `synthesizer_random_init`.
+      key_mask: bool [S], True = a real token, or None.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters, or T or S > L.
+      TypeError: on wrong dtypes.
+
+    Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "random synthesizer".
+
+    >>> x, value = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> params = {"logits": jnp.array([[0.0, 0.0], [0.0, 99.0]])}
+    >>> synthesizer_random(x, x, value, params=params).tolist()
+    [[2.0], [3.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    name, lengths = "synthesizer_random", (query.shape[0], key.shape[0])
+    sizes = _check_params(name, params, {"logits": "LL"})
+    _check_length(name, sizes["L"], T=lengths[0], S=lengths[1])
+    logits = _random_logits(params, *lengths, query.dtype)
+    return _attend(logits, value, bias, mask, key_mask, is_causal)
+
+
+def synthesizer_random_factorized_init(
+    rng: jax.Array,
+    head_dim: int,
+    *,
+    max_length: int = 512,
+    rank: int = 8,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """Two factors of the logits of all pairs of positions, for one head.
+
+    Their entries have variance 1/√K, so that the logits have variance 1.
+
+    Args:
+      rng: random key.
+      head_dim: H, on which the shapes do not depend.
+      max_length: L, the longest sequence.
+      rank: K; the paper takes 8.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"query": [L, K], "key": [L, K]}.
+
+    Raises:
+      ValueError: on a size below 1.
+
+    >>> params = synthesizer_random_factorized_init(jax.random.key(0), 4, max_length=6)
+    >>> params["query"].shape, params["key"].shape
+    ((6, 8), (6, 8))
+    """
+    _checks.check_int("head_dim", head_dim, 1)
+    length = _checks.check_int("max_length", max_length, 1)
+    rank = _checks.check_int("rank", rank, 1)
+    return {
+        name: rank**-0.25 * jax.random.normal(stream, (length, rank), dtype)
+        for name, stream in zip(("query", "key"), jax.random.split(rng), strict=True)
+    }
+
+
+def synthesizer_random_factorized(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """The logits are parameters of rank K: neither queries nor keys are read.
+
+    O = softmax(R₁[:T] R₂[:S]ᵀ + bias) V
+
+    Equal to `synthesizer_random` with logits R₁ R₂ᵀ; K = L can hold any.
+
+    Args:
+      query: [T, H], with T ≤ L, of which only shape and dtype are checked.
+      key: [S, H], with S ≤ L, likewise.
+      value: [S, V].
+      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None.
+      params: {"query": [L, K], "key": [L, K]}: R₁ and R₂, as made by
+        `synthesizer_random_factorized_init`.
+      key_mask: bool [S], True = a real token, or None.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters, or T or S > L.
+      TypeError: on wrong dtypes.
+
+    Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "factorized random
+    synthesizer".
+
+    >>> x, value = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> params = {"query": jnp.array([[0.0], [1.0]]), "key": jnp.array([[0.0], [99.0]])}
+    >>> synthesizer_random_factorized(x, x, value, params=params).tolist()
+    [[2.0], [3.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    name, num_queries, num_keys = (
+        "synthesizer_random_factorized",
+        query.shape[0],
+        key.shape[0],
+    )
+    sizes = _check_params(name, params, {"query": "LK", "key": "LK"})
+    _check_length(name, sizes["L"], T=num_queries, S=num_keys)
+    rows = params["query"][:num_queries].astype(query.dtype)
+    columns = params["key"][:num_keys].astype(query.dtype)
+    logits = _product(rows, columns.T)
+    return _attend(logits, value, bias, mask, key_mask, is_causal)
+
+
+def synthesizer_mixture_init(
+    rng: jax.Array,
+    head_dim: int,
+    *,
+    max_length: int = 512,
+    hidden_dim: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """Dense and random logits and what share each kind has, for one head.
+
+    Drawn as by `synthesizer_dense_init` and `synthesizer_random_init`; the shares of
+    dense, random and dot-product logits are equal at first.
+
+    Args:
+      rng: random key.
+      head_dim: H.
+      max_length: L, the longest sequence.
+      hidden_dim: D; None means H.
+      dtype: dtype of the parameters.
+
+    Returns:
+      {"hidden": [H, D], "hidden_bias": [D], "output": [D, L], "output_bias": [L],
+      "logits": [L, L], "mixture": [3]}.
+
+    Raises:
+      ValueError: on a size below 1.
+
+    >>> synthesizer_mixture_init(jax.random.key(0), 4)["mixture"].tolist()
+    [0.0, 0.0, 0.0]
+    """
+    rng_dense, rng_random = jax.random.split(rng)
+    return {
+        **synthesizer_dense_init(
+            rng_dense,
+            head_dim,
+            max_length=max_length,
+            hidden_dim=hidden_dim,
+            dtype=dtype,
+        ),
+        **synthesizer_random_init(
+            rng_random, head_dim, max_length=max_length, dtype=dtype
+        ),
+        "mixture": jnp.zeros((3,), dtype),
+    }
+
+
+def synthesizer_mixture(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    params: Mapping[str, jax.Array],
+    key_mask: jax.Array | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """A learned mixture of dense, random and dot-product logits.
+
+    O = softmax(α₁ R_dense + α₂ R_random + α₃ scale · Q Kᵀ + bias) V,  α = softmax(a)
+
+    Equal to `synthesizer_dense`, `synthesizer_random` or `dot_product` as a puts all
+    weight on the first, second or third.
+
+    Args:
+      query: [T, H], with T ≤ L.
+      key: [S, H], with S ≤ L.
+      value: [S, V].
+      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
+      mask: bool [T or 1, S or 1], True = attend, or None.
+      params: those of `synthesizer_dense` and `synthesizer_random`, and {"mixture":
+        [3]}: a, as made by `synthesizer_mixture_init`.
+      key_mask: bool [S], True = a real token, or None.
+      scale: factor of the dot products; None means 1/√H.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
+
+    Raises:
+      ValueError: on wrong shapes or parameters, or T or S > L.
+      TypeError: on wrong dtypes.
+
+    Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "mixture of
+    synthesizers".
+
+    >>> x, value = jnp.zeros((1, 4)), jnp.array([[2.0]])
+    >>> params = synthesizer_mixture_init(jax.random.key(0), 4)
+    >>> synthesizer_mixture(x, x, value, params=params).tolist()
+    [[2.0]]
+    """
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    name, lengths = "synthesizer_mixture", (query.shape[0], key.shape[0])
+    layout = {**_NETWORK, "logits": "LL", "mixture": "M"}
+    sizes = _check_params(name, params, layout, H=query.shape[1], M=3)
+    _check_length(name, sizes["L"], T=lengths[0], S=lengths[1])
+    scale = query.shape[1] ** -0.5 if scale is None else scale
+    share = jax.nn.softmax(params["mixture"].astype(score_dtype(query.dtype)))
+    logits = (
+        share[0] * _network(query, params, lengths[1])
+        + share[1] * _random_logits(params, *lengths, query.dtype)
+        + share[2] * (_product(query, _checks.zero_masked(key, key_mask).T) * scale)
+    )
+    return _attend(logits, value, bias, mask, key_mask, is_causal)

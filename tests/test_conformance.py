@@ -1,0 +1,52 @@
+"""The claims of every row of the zoo, by the conformance kit."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from attn_jax import masks
+from attn_jax.attention import _checks
+from attn_jax.attention.linear import attend_features
+from attn_jax.attention.softmax import score_dtype
+from attn_jax.testing import assert_conforms, check
+from attn_jax.variants import VARIANTS, Variant
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_claim_of_the_zoo_holds(name):
+    assert_conforms(name)
+
+
+def test_the_example_of_contributing_is_all_that_a_variant_takes():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    function, row = re.findall(
+        r"```python\n((?:def efficient|    Variant).*?)```", text, re.S
+    )
+    names = dict(
+        jax=jax,
+        jnp=jnp,
+        _checks=_checks,
+        score_dtype=score_dtype,
+        attend_features=attend_features,
+    )
+    exec(compile(function, "CONTRIBUTING.md", "exec"), names)
+    names["linear"] = type(
+        "linear", (), {"efficient": staticmethod(names["efficient"])}
+    )
+    (variant,) = eval(f"({row})", {**names, "Variant": Variant})
+    report = check(variant)
+    assert report.ok, report.failed
+    # And it is what it says: a softmax over channels, with a float64 sum by hand.
+    q, k, v = (jax.random.normal(jax.random.key(i), (5, 4)) for i in range(3))
+    weights = jax.nn.softmax(q, -1) @ jax.nn.softmax(k, -1).T
+    weights = jnp.where(masks.causal(5), weights, 0.0)
+    want = weights @ v / weights.sum(1, keepdims=True)
+    got = variant.fn(q, k, v, is_causal=True)
+    assert jnp.abs(got - want).max() < 1e-5
