@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -162,7 +163,8 @@ def check(
       The report.
 
     Raises:
-      ValueError: if there is no such function, claim, option or check.
+      ValueError: if there is no such function, claim, option or check, or if it takes
+        `params` and nothing makes them.
 
     >>> report = check("dot_product", only=["shape", "causal"])
     >>> report.ok, [row.verdict for row in report.rows]
@@ -173,6 +175,12 @@ def check(
     variant = resolve(fn)
     if init is not None:
         variant = dataclasses.replace(variant, init=_init(init))
+    needs = inspect.signature(variant.fn).parameters.get("params")
+    if needs is not None and variant.init is None and needs.default is needs.empty:
+        raise ValueError(
+            f"attention function {variant.name!r} takes `params` but has no `init`: "
+            "put `<function>_init(rng, head_dim)` beside it, or give `init` (--init)."
+        )
     options = dict(options or {})
     split_options(variant, options)  # raises for an unknown one
     declared = isinstance(fn, Variant) or any(variant is v for v in VARIANTS.values())
