@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
+JOBS ?= 2
 
 # The versions that requirements.lock has wheels for.
 PYTHON_VERSIONS := 3.11 3.12 3.13 3.14
@@ -28,7 +29,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run test lint typecheck bench figures lock clean
+.PHONY: help install data run test check lint typecheck bench figures lock clean
 
 help: ## Show this list
 	@echo "attn_jax: make <target>"
@@ -55,6 +56,9 @@ run: data ## The data-scaling experiment, quick preset: table and figure
 
 test: install ## Run the tests and the examples in docstrings
 	$(BIN)/python -m pytest
+
+check: install ## Try every claim of every built-in variant
+	$(BIN)/python -m attn_jax check --all --jobs $(JOBS)
 
 lint: install ## Check style and likely bugs (ruff)
 	$(BIN)/python -m ruff check .

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import concurrent.futures
+import contextlib
+import functools
 import inspect
 import json
+import multiprocessing
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attn_jax import CAPABILITIES, VARIANTS, Variant, __version__, resolve
@@ -170,23 +174,32 @@ def _check(arguments: argparse.Namespace) -> tuple[str, int]:
     if arguments.init and len(arguments.variants) > 1:
         raise ValueError("--init is of one function: name one.")
     only = arguments.only.split(",") if arguments.only else None
+    one = functools.partial(
+        testing.check,
+        claims=arguments.claims,
+        init=arguments.init,
+        options=dict(arguments.option),
+        only=only,
+    )
+    names = arguments.variants or list(VARIANTS)
     reports = []
-    for name in arguments.variants or list(VARIANTS):
-        report = testing.check(
-            name,
-            arguments.claims,
-            init=arguments.init,
-            options=dict(arguments.option),
-            only=only,
-        )
-        reports.append(report)
-        passed = sum(row.verdict == "pass" for row in report.rows)
-        said = f"FAILED: {', '.join(report.failed)}" if report.failed else "ok"
-        print(
-            f"{report.name}: {passed} passed, {said} ({report.seconds:.1f} s)",
-            file=sys.stderr,
-            flush=True,
-        )
+    with contextlib.ExitStack() as stack:
+        every: Callable[..., Iterable[testing.Report]] = map
+        if arguments.jobs > 1 and len(names) > 1:
+            fresh = multiprocessing.get_context("spawn")  # JAX does not fork
+            pool = concurrent.futures.ProcessPoolExecutor(
+                arguments.jobs, mp_context=fresh
+            )
+            every = stack.enter_context(pool).map
+        for report in every(one, names):
+            reports.append(report)
+            passed = sum(row.verdict == "pass" for row in report.rows)
+            said = f"FAILED: {', '.join(report.failed)}" if report.failed else "ok"
+            print(
+                f"{report.name}: {passed} passed, {said} ({report.seconds:.1f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
     status = 0 if all(report.ok for report in reports) else 1
     if arguments.json:
         told: dict[str, Any] = {"attn_jax": __version__, "ok": status == 0}
@@ -338,6 +351,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the function or its init, such as block_size=8; may be repeated",
     )
     add("--only", metavar="CHECK,...", help="run these checks alone")
+    add("--jobs", type=int, default=1, metavar="N", help="processes for several")
     add("--json", action="store_true", help="print JSON, with all figures")
     checking.set_defaults(run=_check)
     proving = commands.add_parser(

@@ -216,6 +216,11 @@ def _identity_values(key: jax.Array) -> jax.Array:
     return jnp.broadcast_to(identity, (batch, length, num_kv_heads, length))
 
 
+def _cast(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """A parameter in a dtype; integers stay what they are."""
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
 class _FlaxCall:
     """`__call__` with the arguments of Flax's `dot_product_attention`, written once."""
 
@@ -318,7 +323,7 @@ class _FlaxCall:
             operands["mask"] = _to_4d("mask", mask, batch)
         params = self._head_params(*query.shape[-2:])
         if params is not None:
-            operands["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            operands["params"] = jax.tree.map(lambda leaf: _cast(leaf, dtype), params)
 
         options = dict(self.options)
         options["is_causal"] = bool(options.get("is_causal", False) or is_causal)
@@ -444,7 +449,10 @@ class ModuleAttentionFn(_FlaxCall, nnx.Module):
         )
         self.params = nnx.Dict(
             {
+                # What is no real number, such as an index, is not trained.
                 name: nnx.Param(leaf.astype(param_dtype))
+                if jnp.issubdtype(leaf.dtype, jnp.floating)
+                else nnx.Variable(leaf)
                 for name, (_, leaf) in zip(self.names, leaves, strict=True)
             }
         )
@@ -508,7 +516,7 @@ class LinenAttentionFn(_FlaxCall, linen.Module):
             params = multi_head_init(
                 self.variant, rng, num_heads, head_dim, **dict(self.init_options)
             )
-            return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
+            return jax.tree.map(lambda leaf: _cast(leaf, self.param_dtype), params)
 
         return self.param("head", init)
 

@@ -23,7 +23,6 @@ from attn_jax.attention import (
     clustered,
     convolution,
     graph,
-    latent,
     linear,
     local,
     low_rank,
@@ -331,6 +330,22 @@ def _positions() -> Settings:
         "learned": lambda x: plain(
             x + positions.learned_init(jax.random.key(2), length, dim, stddev=1.0)
         ),
+        "sinusoidal in two dimensions": lambda x: plain(
+            x + positions.sinusoidal_2d(4, length // 4, dim)
+        ),
+        "quadratic in two dimensions": lambda x: plain(
+            x,
+            bias=positions.quadratic_2d(4, length // 4, jnp.asarray([1.0, -1.0]), 0.5),
+        ),
+        "Gaussian in two dimensions": lambda x: plain(
+            x,
+            bias=positions.gaussian_2d(
+                4,
+                length // 4,
+                jnp.asarray([0.0, 1.0]),
+                jnp.asarray([[1.0, 0.3], [0.3, 0.5]]),
+            ),
+        ),
         "RoPE": rotated,
         "ALiBi": lambda x: plain(x, bias=positions.alibi(length, slope=0.5)),
         "T5 buckets": lambda x: plain(x, bias=positions.t5_bias(t5_table, length)),
@@ -416,16 +431,15 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
         ),
         exact,
     )
-    yield (
-        "memory_compressed, windows of one key",
-        close(
-            low_rank.memory_compressed,
-            low_rank.memory_compressed_init(
-                rng, head_dim, compression=1, scheme="pool"
-            ),
-        ),
-        exact,
+    windows_of_one = low_rank.memory_compressed_init(
+        rng, head_dim, compression=1, scheme="pool"
     )
+    for is_causal, want in ((False, exact), (True, causal)):
+        yield (
+            f"memory_compressed, windows of one key{', causal' if is_causal else ''}",
+            close(low_rank.memory_compressed, windows_of_one, is_causal=is_causal),
+            want,
+        )
     yield (
         "nystromformer, T landmarks",
         close(
@@ -436,18 +450,14 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
         ),
         exact,
     )
-    yield (
-        "reformer's sorted chunks, one bucket and one chunk",
-        reformer.bucketed(
-            query,
-            key,
-            value,
-            jnp.zeros((1, length), jnp.int32),
-            num_buckets=1,
-            chunk_size=length,
-        ),
-        exact,
-    )
+    # Two buckets, and so many rounds that every pair shares one in some of them.
+    rounds = {"num_buckets": 2, "chunk_size": length, "num_rounds": 96}
+    for is_causal in (False, True):
+        yield (
+            f"reformer, 96 rounds of 2 buckets{', causal' if is_causal else ''}",
+            close(reformer.reformer, rng=rng, is_causal=is_causal, **rounds),
+            reformer.reformer_exact(query, key, value, is_causal=is_causal),
+        )
     yield (
         "clustered, a cluster for each query",
         close(clustered.clustered, rng=rng, num_clusters=length),
@@ -459,11 +469,12 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
         exact,
     )
     one = clustered.clusterformer_init(rng, head_dim, num_clusters=1)
-    yield (
-        "clusterformer, one cluster and one chunk",
-        close(clustered.clusterformer, one, chunk_size=length),
-        exact,
-    )
+    for is_causal, want in ((False, exact), (True, causal)):
+        yield (
+            f"clusterformer, one cluster and chunk{', causal' if is_causal else ''}",
+            close(clustered.clusterformer, one, chunk_size=length, is_causal=is_causal),
+            want,
+        )
     yield (
         "routing, one cluster (on unit queries and keys, as it is)",
         close(routing.routing, routing.routing_init(rng, head_dim, num_clusters=1)),
@@ -489,12 +500,6 @@ def _limits() -> Settings:
     for claim, got, want in _limit_rows(48, 16):
         bound = 2e-3 if "nystromformer" in claim else 1e-5
         yield claim, _away(got, want), bound
-    # Exact for uniform weights, whatever the latents are.
-    query, key, value = _inputs(48)
-    params = latent.isab_init(jax.random.key(0), 16, num_inducing=8)
-    got = latent.isab(query, 0 * key, value, params=params)
-    want = jnp.broadcast_to(value.mean(0)[None], value.shape)
-    yield "isab on equal keys = their mean, as attention", _away(got, want), 1e-5
 
 
 def _rate(
@@ -558,6 +563,10 @@ def _patterns() -> Settings:
             functools.partial(local.block_local, block_size=8, look_back=1),
             (t // 8 == s // 8) | (t // 8 == s // 8 + 1),
         ),
+        "block_local, blocks of 8 and the two after": (
+            functools.partial(local.block_local, block_size=8, look_ahead=2),
+            (s // 8 >= t // 8) & (s // 8 <= t // 8 + 2),
+        ),
         "sparse_strided 6": (
             functools.partial(sparse.sparse_strided, stride=6),
             (abs(t - s) <= 6) | ((t - s) % 6 == 0),
@@ -578,11 +587,30 @@ def _patterns() -> Settings:
             want = dot_product(query, key, value, bias, mask=jnp.asarray(pairs))
             how = ", causal" if is_causal else ""
             yield f"{name}{how} = dot_product under its mask", _away(got, want), 1e-5
-    rows, columns = t // 8, t % 8
-    grid = (rows == s // 8) | (columns == s % 8)
-    got = axial.axial(query, key, value, width=8)
-    want = dot_product(query, key, value, mask=jnp.asarray(grid))
-    yield "axial, rows and columns of a grid 8 wide = its mask", _away(got, want), 1e-5
+    grid = (t // 8 == s // 8) | (t % 8 == s % 8)
+    for is_causal in (False, True):
+        pairs = grid & (s <= t) if is_causal else grid
+        got = axial.axial(query, key, value, width=8, is_causal=is_causal)
+        want = dot_product(query, key, value, mask=jnp.asarray(pairs))
+        how = ", causal" if is_causal else ""
+        yield f"axial, a grid 8 wide{how} = its mask", _away(got, want), 1e-5
+    # Where the pattern is drawn or learned, it is read off: who has a gradient to whom.
+    labels = jax.tree.map(jnp.zeros_like, sparse.etc_init(jax.random.key(0), 16))
+    read_off: dict[str, Callable[..., jax.Array]] = {
+        "bigbird, blocks of 4": functools.partial(
+            sparse.bigbird, rng=jax.random.key(4), block_size=4, num_random_blocks=2
+        ),
+        "etc, radius 3, 4 global, labels 0": functools.partial(
+            sparse.etc, params=labels, radius=3, num_global=4
+        ),
+    }
+    for name, fn in read_off.items():
+        jacobian = jax.jacrev(lambda v, fn=fn: fn(query, key, v)[:, 0])(value)
+        sees = np.abs(np.asarray(jacobian)[:, :, 0]) > 0
+        got = fn(query, key, value, bias)
+        want = dot_product(query, key, value, bias, mask=jnp.asarray(sees))
+        share = f"{sees.mean():.0%} of all pairs"
+        yield f"{name} = the mask read off it, {share}", _away(got, want), 1e-5
 
 
 THEOREMS: dict[str, Theorem] = {
@@ -623,7 +651,8 @@ THEOREMS: dict[str, Theorem] = {
         _positions,
     ),
     "limits": Theorem(
-        "Every approximation of exact attention reaches it in its limit.",
+        "Every variant that approximates exact attention reaches it in its limit "
+        "(random features: see `features`).",
         "the paper of each variant; see `python -m attn_jax list`",
         _limits,
     ),

@@ -138,8 +138,8 @@ def test_growth_stops_where_memory_or_time_would_not_do(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_compile")
-@pytest.mark.parametrize("name", VARIANTS)
-def test_growth_takes_every_variant(name):
+@pytest.mark.parametrize("name", ["additive", "linformer", "performer"])
+def test_growth_takes_plain_sized_and_random_variants(name):
     (row,) = growth.measure(VARIANTS[name], (8,), "forward + backward", QUICK)
     assert row["milliseconds"] > 0 and row["flops"] > 0
 
@@ -168,7 +168,7 @@ def test_smoke_run(tmp_path):
     works = [
         target["work"] for stored in files.values() for target in stored["targets"]
     ]
-    assert len(works) == 16
+    assert len(works) == 10
     for group in ("exact_attention", "truncated", "attention_layer"):
         for table in files[group]["tables"]:
             for row in table["rows"]:

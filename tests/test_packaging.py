@@ -158,7 +158,7 @@ def test_make_help_is_the_default_and_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
     targets = set(phony.split())
-    wanted = "help install data run test lint typecheck bench figures lock clean"
+    wanted = "help install data run test check lint typecheck bench figures lock clean"
     assert targets == set(wanted.split())
     shown = subprocess.run(
         ["make", "--no-print-directory"],

@@ -8,6 +8,7 @@ import pytest
 
 from attn_jax import theorems
 from attn_jax.__main__ import main
+from attn_jax.variants import VARIANTS
 
 
 @pytest.mark.parametrize("name", theorems.THEOREMS)
@@ -15,6 +16,19 @@ def test_a_theorem_holds_in_every_setting(name):
     results = theorems.run([name])
     assert results
     assert all(result.holds for result in results), theorems.table(results)
+
+
+def test_every_approximation_and_every_pattern_has_a_setting():
+    told = {
+        name: " ".join(s[0] for s in theorems.THEOREMS[name].settings())
+        for name in ("limits", "features", "patterns")
+    }
+    near = {n for n, v in VARIANTS.items() if v.approximates is not None}
+    assert all(n in told["limits"] or n in told["features"] for n in near)
+    fixed = (
+        "truncated block_local sparse_strided sparse_fixed longformer bigbird etc axial"
+    )
+    assert all(name in told["patterns"] for name in fixed.split())
 
 
 def test_the_command_prints_statement_source_error_and_tolerance(capsys):

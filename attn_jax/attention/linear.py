@@ -39,6 +39,10 @@ __all__ = [
 LEAST_LOG = -40.0
 
 
+# Where causal, `cosformer` needs a length that does not depend on what is to come.
+_CAUSAL_HORIZON = 16_384
+
+
 def _elu_plus_one(x: jax.Array) -> jax.Array:
     """Elu(x) + 1 without the cancellation: x + 1, or exp(x) where x < 0."""
     below = jnp.maximum(jnp.where(x > 0, 0, x), LEAST_LOG)
@@ -476,6 +480,7 @@ def cosformer(
     *,
     key_mask: jax.Array | None = None,
     is_causal: bool = False,
+    horizon: int | None = None,
     chunk_size: int = 128,
 ) -> jax.Array:
     """Linear attention with relu features, weighted by the cosine of the distance.
@@ -483,7 +488,7 @@ def cosformer(
     o_t = Σ_s w[t, s] v_s / Σ_s w[t, s],
     w[t, s] = relu(q_t)·relu(k_s) cos(π/2 · (t − s)/N)
 
-    N is the length: the place of the last real token plus one. Ptolemy's formula,
+    N is the horizon, at least the length. Ptolemy's formula,
     cos(a − b) = cos a cos b + sin a sin b, makes it a product of 2H features, so it
     costs O(T). As |t − s| < N no weight is negative. Near keys weigh more: for N → ∞
     at fixed t − s it is `linear` with relu.
@@ -492,10 +497,11 @@ def cosformer(
       query: [T, H].
       key: [T, H].
       value: [T, V].
-      key_mask: bool [T], True = a real token, or None. Queries after the last real
-        token count as if they stood on it.
-      is_causal: whether query t attends only to keys s ≤ t. N is the length of all
-        real tokens then too.
+      key_mask: bool [T], True = a real token, or None. Queries beyond the horizon count
+        as if they stood on its last place.
+      is_causal: whether query t attends only to keys s ≤ t.
+      horizon: N. None means the place of the last real token plus one, or, where
+        causal, 16,384: the past may not know how long the sequence becomes.
       chunk_size: tokens in a chunk of the causal form; see `causal_product`.
 
     Returns:
@@ -503,7 +509,8 @@ def cosformer(
       features have nothing in common with those of its keys.
 
     Raises:
-      ValueError: on wrong shapes, T ≠ S or a bad `chunk_size`.
+      ValueError: on wrong shapes, T ≠ S, a sequence beyond a given or causal horizon,
+        or a bad `chunk_size`.
       TypeError: on wrong dtypes.
 
     Reference: Qin et al., 2022, arXiv:2202.08791.
@@ -521,7 +528,17 @@ def cosformer(
     dtype = score_dtype(query.dtype)
     places = np.arange(length)
     last = jnp.asarray(length - 1)
-    if key_mask is not None:
+    if horizon is None and is_causal:
+        horizon = _CAUSAL_HORIZON
+    if horizon is not None:
+        horizon = _checks.check_int("horizon", horizon, 1)
+        if length > horizon:
+            raise ValueError(
+                f"`cosformer` has a `horizon` of {horizon} tokens, but T={length}; "
+                "give a larger one, which must stay the same for all lengths."
+            )
+        last = jnp.asarray(horizon - 1)
+    elif key_mask is not None:
         last = jnp.max(jnp.where(key_mask, places, 0), initial=0)
     angle = jnp.minimum(places, last).astype(dtype) / (last + 1).astype(dtype)
     angle = (0.5 * np.pi * angle)[:, None]

@@ -26,6 +26,7 @@ CLAIMS: tuple[str, ...] = (
 """What can be claimed: flags, and `time=O(...)` and `memory=O(...)`."""
 
 _FLAGS = (*CAPABILITIES, "exact", "equivariant", "stochastic")
+CONSTANT = 64.0
 _LENGTHS = {"T", "S", "N", "n", "L"}
 _SIGNS = {
     "·": "*",
@@ -42,8 +43,8 @@ _TOKEN = re.compile(r"\s*(\d+\.?\d*|[A-Za-zα-ωΑ-Ω]+|√|[-+*/^(),])")
 def growth(formula: str) -> Callable[[float], float] | None:
     """Reads an O(...) as a function of the length.
 
-    T, S, N, n and L are the length; every other letter is a constant, 1. What stands
-    side by side is multiplied.
+    T, S, N, n and L are the length; every other letter is a constant, taken to be 64,
+    as blocks, windows and head sizes are. What stands side by side is multiplied.
 
     Args:
       formula: such as "O(T·w·H)", "O(N log N)", "O(T·√T)", "O(T^1.5)" or "O(1)".
@@ -55,8 +56,8 @@ def growth(formula: str) -> Callable[[float], float] | None:
       ValueError: if the formula cannot be read.
 
     >>> cost = growth("O(T·√T·H + w log T)")
-    >>> round(cost(100.0))
-    1005
+    >>> cost(256.0) == 256 * 16 * 64 + 64 * 8
+    True
     >>> growth("unknown") is None
     True
     """
@@ -83,7 +84,7 @@ def growth(formula: str) -> Callable[[float], float] | None:
     for token in tokens:
         starts = token[0].isalnum() or token in "√("
         if starts and code and (code[-1][-1].isalnum() or code[-1] == ")"):
-            if code[-1] not in ("log", "sqrt"):
+            if code[-1] not in ("log", "sqrt", "max", "min"):
                 code.append("*")
         if token == "^":
             token = "**"
@@ -115,7 +116,7 @@ def _evaluate(node: ast.expr, length: float) -> float:
         return float(node.value)
     if isinstance(node, ast.Name):
         # `TS` and `NM` are products of one-letter names.
-        return math.prod(length if c in _LENGTHS else 1.0 for c in node.id)
+        return math.prod(length if c in _LENGTHS else CONSTANT for c in node.id)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         name = node.func.id
         values = [_evaluate(argument, length) for argument in node.args]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from attn_jax.benchmarking import fit_exponent, program, size_text
+from attn_jax.flops import count_flops
+from attn_jax.record import Variant
 from attn_jax.testing.claims import growth
 from attn_jax.testing.outcome import Fault, Finding, NotApplicable
-from attn_jax.testing.trial import Trial
+from attn_jax.testing.trial import Trial, joined, split_moving
 
 __all__ = ["array_sizes", "cost", "fastest_growth", "lowering"]
 
@@ -50,14 +52,17 @@ def array_sizes(jaxpr: Any) -> list[int]:
     return sizes
 
 
-def fastest_growth(sizes: Sequence[Sequence[int]]) -> tuple[float, int]:
+def fastest_growth(
+    sizes: Sequence[Sequence[int]], lengths: Sequence[int] = LENGTHS
+) -> tuple[float, int]:
     """The exponent of the array that grows fastest, and its size at the last length.
 
     Arrays are matched by their place in the program; if the programs of different
     lengths differ in form, the largest array of each stands for all.
 
     Args:
-      sizes: from `array_sizes`, one list for each of `LENGTHS`.
+      sizes: from `array_sizes`, one list for each length.
+      lengths: T, rising.
 
     >>> fastest_growth([[1024, 1024**2], [2048, 2048**2], [4096, 4096**2]])
     (2.0, 16777216)
@@ -67,9 +72,9 @@ def fastest_growth(sizes: Sequence[Sequence[int]]) -> tuple[float, int]:
     fastest, largest = 0.0, 1
     for one in zip(*sizes, strict=True):
         # Arrays below T elements are parts of a fixed size, or grow without harm.
-        if one[-1] < LENGTHS[-1] or min(one) == 0:
+        if one[-1] < lengths[-1] or min(one) == 0:
             continue
-        slope = fit_exponent(LENGTHS, one) or 0.0
+        slope = fit_exponent(lengths, one) or 0.0
         if round(slope, 6) > fastest or (
             round(slope, 6) == fastest and one[-1] > largest
         ):
@@ -77,94 +82,150 @@ def fastest_growth(sizes: Sequence[Sequence[int]]) -> tuple[float, int]:
     return fastest, largest
 
 
-def _exponent(formula: str) -> float | None:
-    """The exponent of T that a claim comes to over the lengths measured."""
+def _exponents(formula: str) -> tuple[float | None, float | None]:
+    """What exponent of T a claim comes to over the lengths measured, and at last."""
     claimed = growth(formula)
     if claimed is None:
-        return None
-    return fit_exponent(LENGTHS, [claimed(float(length)) for length in LENGTHS])
+        return None, None
+    here = fit_exponent(LENGTHS, [claimed(float(length)) for length in LENGTHS])
+    far = (1e9, 1e10, 1e11)
+    return here, fit_exponent(far, [claimed(length) for length in far])
+
+
+def _arguments(trial: Trial, length: int) -> tuple[Any, Any]:
+    """Shapes of what has a gradient, and of the rest: nothing is made."""
+
+    long = jax.ShapeDtypeStruct((length, HEAD_DIM), jnp.float32)
+    found: dict[str, Any] = dict.fromkeys(("query", "key", "value"), long)
+    if trial.variant.init is not None:
+        sizes = (jnp.dtype("float32"), length, HEAD_DIM, HEAD_DIM, None)
+        found["params"] = jax.eval_shape(lambda: trial._init(*sizes))
+    if trial.variant.stochastic:
+        found["rng"] = trial.rng()
+    return split_moving(found)
+
+
+def _both(trial: Trial, is_causal: bool) -> Callable[[Any, Any], Any]:
+    """Output and gradients of a call."""
+
+    def both(moving: Any, rest: Any) -> Any:
+        def of(moving: Any) -> jax.Array:
+            return trial.call(joined(moving, rest), is_causal=is_causal)
+
+        out, pull = jax.vjp(of, moving)
+        return out, pull(jnp.ones_like(out))[0]
+
+    return both
 
 
 def cost(trial: Trial) -> Finding:
     """FLOPs and memory grow with T no faster than claimed, forward and backward."""
+    variant = trial.variant
     # With the variant's own options: what it is tried with elsewhere is tiny.
     trial = dataclasses.replace(trial, options=_as_given(trial))
+    ways: list[tuple[str, bool, bool]] = [("", False, False)]
+    if variant.key_mask and "key_mask" in trial.takes:
+        ways.append(("with a key mask", True, False))
+    if variant.causal and "is_causal" in trial.takes:
+        ways.append(("causal", False, True))
+    told, measured, faults = [], {}, []
+    for name, masked, is_causal in ways:
+        rows, slopes, largest = _measure(trial, masked, is_causal, compiled=not name)
+        measured[name or "plain"] = {"lengths": rows, "exponents": slopes}
+        shown = {k: "-" if s is None else f"{s:.2f}" for k, s in slopes.items()}
+        if not name:
+            bytes_ = rows[-1]["temp_bytes"]
+            told.append(
+                f"FLOPs ~ T^{shown['flops']}, temporary memory ~ "
+                f"T^{shown['temp_bytes']} ({size_text(bytes_)} at T={LENGTHS[-1]}), no "
+                f"array faster than T^{shown['array']}"
+            )
+        else:
+            told.append(f"{name} FLOPs ~ T^{shown['flops']}")
+        faults += _above(variant, name, rows, slopes, largest)
+    if faults:
+        raise Fault(faults[0], **measured)
+    text = "; ".join(told)
+    if growth(variant.time) is None and growth(variant.memory) is None:
+        return Finding(f"no growth is claimed; {text}", measured, note=True)
+    return Finding(
+        f"{text}; claimed {variant.time} time, {variant.memory} memory", measured
+    )
+
+
+def _measure(
+    trial: Trial, masked: bool, is_causal: bool, *, compiled: bool
+) -> tuple[list[dict[str, Any]], dict[str, float | None], int]:
+    """Costs at each length, their exponents, and the largest array that grows so."""
+    both = _both(trial, is_causal)
     rows: list[dict[str, Any]] = []
     sizes: list[list[int]] = []
-    for length in LENGTHS:
-        arrays = trial.full(trial.inputs(length, length, HEAD_DIM, head_dim=HEAD_DIM))
-        if "params" in arrays:
-            arrays["params"] = trial.params(
-                max_length=length, head_dim=HEAD_DIM, value_dim=HEAD_DIM
-            )
-
-        def both(moving: Any, rest: Any) -> Any:
-            out, pull = jax.vjp(lambda moving: trial.call({**moving, **rest}), moving)
-            return out, pull(jnp.ones_like(out))[0]
-
-        moving = {
-            k: arrays[k] for k in ("query", "key", "value", "params") if k in arrays
-        }
-        rest = {k: x for k, x in arrays.items() if k not in moving}
+    # Blocks of a causal form may grow up to a size of their own first.
+    lengths = LENGTHS if compiled else tuple(4 * length for length in LENGTHS)
+    for length in lengths:
+        moving, rest = _arguments(trial, length)
+        if masked:
+            rest["key_mask"] = jax.ShapeDtypeStruct((length,), jnp.bool_)
+        flops = count_flops(both, moving, rest)
         sizes.append(array_sizes(jax.make_jaxpr(both)(moving, rest)))
+        row: dict[str, Any] = {"length": length, "flops": flops.total}
+        row["flops_exact"] = flops.exact
         if len(sizes[-1]) > MOST_ARRAYS:
-            raise NotApplicable(
+            said = (
                 f"its program of {len(sizes[-1]):,} operations at T={length} is too "
                 "long to be compiled here: is a loop over T written in Python?"
             )
-        made = program(both, moving, rest)
-        rows.append(
-            {
-                "length": length,
-                "flops": made.flops.total,
-                "flops_exact": made.flops.exact,
-                "temp_bytes": made.temp_bytes,
-            }
-        )
-    last = rows[-1]
+            if growth(trial.variant.time) or growth(trial.variant.memory):
+                raise Fault(f"a growth is claimed, but {said}")
+            raise NotApplicable(said)
+        if compiled:
+            row["temp_bytes"] = program(both, moving, rest).temp_bytes
+        rows.append(row)
     slopes: dict[str, float | None] = {
-        name: fit_exponent(LENGTHS, [row[name] or 0 for row in rows])
+        name: fit_exponent(lengths, [row.get(name) or 0 for row in rows])
         for name in ("flops", "temp_bytes")
     }
-    slopes["array"], largest = fastest_growth(sizes)
-    claims = {
-        "time": _exponent(trial.variant.time),
-        "memory": _exponent(trial.variant.memory),
-    }
-    shown = {k: "-" if s is None else f"{s:.2f}" for k, s in slopes.items()}
-    told = (
-        f"FLOPs ~ T^{shown['flops']}, temporary memory ~ T^{shown['temp_bytes']} "
-        f"({size_text(last['temp_bytes'])} at T={last['length']}), no array faster "
-        f"than T^{shown['array']}"
-    )
-    if not last["flops_exact"]:
-        told += "; a loop whose length depends on data is counted once"
-    measured = {"lengths": rows, "exponents": slopes, "claimed_exponents": claims}
+    slopes["array"], largest = fastest_growth(sizes, lengths)
+    return rows, slopes, largest
+
+
+def _above(
+    variant: Variant,
+    name: str,
+    rows: list[dict[str, Any]],
+    slopes: dict[str, float | None],
+    largest: int,
+) -> list[str]:
+    """What grows faster than claimed, in words."""
+    found = []
+    where = f" {name}" if name else ""
     for claim, names, formula in (
-        ("time", ("flops", "array"), trial.variant.time),
-        ("memory", ("temp_bytes", "array"), trial.variant.memory),
+        ("time", ("flops", "array"), variant.time),
+        ("memory", ("temp_bytes", "array"), variant.memory),
     ):
-        limit = claims[claim]
-        if limit is None:
+        here, far = _exponents(formula)
+        if here is None or far is None:
             continue
-        for name in names:
-            slope = slopes[name]
-            allowed = TEMP_TOLERANCE if name == "temp_bytes" else TOLERANCE
-            if slope is not None and slope > max(limit, 0.0) + allowed:
-                extra = ""
-                if name == "array":
-                    extra = f", to {largest:,} elements at T={last['length']}"
-                raise Fault(
-                    f"{claim} is claimed to be {formula}, that is T^{limit:.2f} here, "
-                    f"but {_NAMES[name]} grows as T^{slope:.2f}{extra}",
-                    **measured,
-                )
-    if claims["time"] is None and claims["memory"] is None:
-        return Finding(f"no growth is claimed; {told}", measured, note=True)
-    return Finding(
-        f"{told}; claimed {trial.variant.time} time, {trial.variant.memory} memory",
-        measured,
-    )
+        if claim == "time" and not rows[-1]["flops_exact"]:
+            found.append(
+                f"time is claimed to be {formula}, but a loop whose length depends on "
+                "data hides how often it runs, so it cannot be told"
+            )
+        for of in names:
+            slope = slopes[of]
+            # An array is one term of a sum, which in the end may be the largest.
+            limit = max(here, far, 0.0) if of == "array" or name else max(here, 0.0)
+            allowed = TEMP_TOLERANCE if of == "temp_bytes" else TOLERANCE
+            if slope is None or slope <= limit + allowed:
+                continue
+            extra = ""
+            if of == "array":
+                extra = f", to {largest:,} elements at T={rows[-1]['length']}"
+            found.append(
+                f"{claim} is claimed to be {formula}, that is T^{limit:.2f} here, but "
+                f"{_NAMES[of]}{where} grows as T^{slope:.2f}{extra}"
+            )
+    return found
 
 
 def _as_given(trial: Trial) -> dict[str, Any]:
@@ -180,11 +241,10 @@ def _as_given(trial: Trial) -> dict[str, Any]:
 def lowering(trial: Trial) -> Finding:
     """It compiles as far as it can be told here for CUDA and TPU, with its gradient."""
     arrays = trial.full(trial.inputs(dtype="bfloat16"))
-    moving = {k: arrays[k] for k in ("query", "key", "value", "params") if k in arrays}
-    rest = {k: x for k, x in arrays.items() if k not in moving}
+    moving, rest = split_moving(arrays)
 
     def loss(moving: Any, rest: Any) -> jax.Array:
-        return trial.call({**moving, **rest}).astype(jnp.float32).sum()
+        return trial.call(joined(moving, rest)).astype(jnp.float32).sum()
 
     platforms = ("cuda", "tpu")
     exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=platforms)

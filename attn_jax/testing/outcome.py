@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import numpy as np
 
 from attn_jax.testing.trial import relative_error
@@ -42,13 +43,15 @@ class NotApplicable(Exception):
 def expect_finite(what: str, array: Any) -> None:
     """Raises `Fault` if anything in an array is not finite."""
     array = np.asarray(array, np.float64)
-    bad = ~np.isfinite(array)
-    if bad.any():
+    try:
+        chex.assert_tree_all_finite(array)
+    except AssertionError:
+        bad = ~np.isfinite(array)
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise Fault(
             f"{what} has {int(bad.sum())} of {bad.size} entries that are not finite, "
             f"the first at {list(at)}: {array[at]}"
-        )
+        ) from None
 
 
 def expect_close(what: str, got: Any, want: Any, tolerance: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ _FUNCTIONS: dict[str, Callable[[Trial], Finding]] = {
     "refusal": contract.refusal,
     "equivariance": contract.equivariance,
     "stability": numerics.stability,
+    "scale": contract.scale,
     "determinism": contract.determinism,
     "dropout": numerics.dropout,
     "approximation": numerics.approximation,
@@ -100,9 +102,20 @@ class Report:
             "ok": self.ok,
             "failed": list(self.failed),
             "claims": dict(self.claims),
-            "checks": [dataclasses.asdict(row) for row in self.rows],
+            "checks": [_plain(dataclasses.asdict(row)) for row in self.rows],
             "seconds": round(self.seconds, 2),
         }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: what is not finite becomes its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def _run(name: str, trial: Trial) -> Row:

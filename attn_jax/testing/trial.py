@@ -17,9 +17,14 @@ import numpy as np
 from attn_jax.variants import Variant
 
 __all__ = [
+    "LONG",
+    "REFUSALS",
     "Trial",
+    "float_leaves",
+    "joined",
     "quick_compile",
     "relative_error",
+    "split_moving",
     "split_options",
 ]
 
@@ -27,6 +32,12 @@ Arrays = dict[str, Any]
 
 # Lengths at which blocks of the sizes in `Variant.trial` are neither one nor whole.
 NUM_QUERIES, NUM_KEYS, HEAD_DIM, VALUE_DIM = 37, 53, 8, 5
+
+# A length beyond the blocks that functions commonly have.
+LONG = 300
+
+# What a function raises to refuse; chex raises AssertionError.
+REFUSALS = (TypeError, ValueError, AssertionError, NotImplementedError)
 
 
 @contextlib.contextmanager
@@ -122,24 +133,40 @@ class Trial:
         self,
         dtype: Any = jnp.float32,
         *,
-        max_length: int = 160,
+        max_length: int = 320,
         head_dim: int = HEAD_DIM,
         value_dim: int | None = None,
         seed: int | None = None,
     ) -> Any:
-        """Parameters of one head, or None."""
+        """Parameters of one head, or None; its floating-point leaves in `dtype`."""
         init = self.variant.init
         if init is None:
             return None
+        value_dim = self.value_dim if value_dim is None else value_dim
+        # Made once: an `init` is many small programs.
+        at = (jnp.dtype(dtype), max_length, head_dim, value_dim, seed)
+        if at not in self._made:
+            self._made[at] = self._init(*at)
+        return self._made[at]
+
+    @functools.cached_property
+    def _made(self) -> dict[Any, Any]:
+        return {}
+
+    def _init(
+        self, dtype: Any, max_length: int, head_dim: int, value_dim: int, seed: Any
+    ) -> Any:
+        init = self.variant.init
+        assert init is not None
         takes = inspect.signature(init).parameters
         options = dict(self._split[1])
         if "max_length" in takes:
             options.setdefault("max_length", max_length)
         if "value_dim" in takes:
-            options["value_dim"] = self.value_dim if value_dim is None else value_dim
+            options["value_dim"] = value_dim
         rng = jax.random.key(1 if seed is None else seed)
         made = init(rng, head_dim, **options)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), made)
+        return cast_floats(made, dtype)
 
     def inputs(
         self,
@@ -236,10 +263,10 @@ class Trial:
     @functools.cached_property
     def _pulled(self) -> Callable[..., Any]:
         def pull(arrays: Arrays, cotangent: Any, is_causal: bool) -> Any:
-            moving, fixed = _split_moving(arrays)
+            moving, fixed = split_moving(arrays)
 
             def of(moving: Arrays) -> jax.Array:
-                return self.call({**moving, **fixed}, is_causal=is_causal)
+                return self.call(joined(moving, fixed), is_causal=is_causal)
 
             out, pullback = jax.vjp(of, moving)
             return out, pullback(cotangent)[0]
@@ -267,10 +294,10 @@ class Trial:
     @functools.cached_property
     def _influence(self) -> Callable[..., Any]:
         def influence(arrays: Arrays, is_causal: bool) -> Any:
-            moving, fixed = _split_moving(arrays)
+            moving, fixed = split_moving(arrays)
 
             def of(moving: Arrays) -> jax.Array:
-                return self.call({**moving, **fixed}, is_causal=is_causal)
+                return self.call(joined(moving, fixed), is_causal=is_causal)
 
             out, pullback = jax.vjp(of, moving)
             # One cotangent a query: a row of the Jacobian, mixed over the outputs.
@@ -326,10 +353,45 @@ class Trial:
         return jax.eval_shape(functools.partial(self.call, **static), arrays)
 
 
-def _split_moving(arrays: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
-    """What has a gradient, and what has none."""
-    moving = ("query", "key", "value", "bias", "params")
-    return (
-        {k: x for k, x in arrays.items() if k in moving and x is not None},
-        {k: x for k, x in arrays.items() if k not in moving},
+def _is_float(leaf: Any) -> bool:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """The floating-point leaves of a pytree in a dtype; integers as they are."""
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf).astype(dtype) if _is_float(leaf) else leaf, tree
     )
+
+
+def float_leaves(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """What of a pytree has a gradient, and how to put it back among the rest."""
+    leaves, structure = jax.tree.flatten(tree)
+    where = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+
+    def back(floats: list[Any]) -> Any:
+        full = list(leaves)
+        for i, leaf in zip(where, floats, strict=True):
+            full[i] = leaf
+        return jax.tree.unflatten(structure, full)
+
+    return [leaves[i] for i in where], back
+
+
+def split_moving(arrays: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """What has a gradient, and what has none; of params the floating-point leaves."""
+    names = ("query", "key", "value", "bias")
+    moving = {k: x for k, x in arrays.items() if k in names and x is not None}
+    fixed = {k: x for k, x in arrays.items() if k not in names}
+    if fixed.get("params") is not None:
+        moving["params"], _ = float_leaves(fixed["params"])
+    return moving, fixed
+
+
+def joined(moving: Arrays, fixed: Arrays) -> Arrays:
+    """The arrays again, from what `split_moving` made of them."""
+    if "params" in moving:
+        _, back = float_leaves(fixed["params"])
+        return {**fixed, **moving, "params": back(moving["params"])}
+    return {**fixed, **moving}

@@ -59,8 +59,8 @@ def _linear_loops(feature_map, **given):
     return _loops(lambda q, k, t, s: phi(q) @ phi(k), **given)
 
 
-def _cosformer_loops(query, key, value, key_mask, is_causal):
-    real = 1 + max(np.flatnonzero(key_mask), default=0)
+def _cosformer_loops(query, key, value, key_mask, is_causal, horizon=None):
+    real = horizon or 1 + max(np.flatnonzero(key_mask), default=0)
 
     def similarity(q, k, t, s):
         near = np.cos(np.pi / 2 * (min(t, real - 1) - s) / real)
@@ -86,8 +86,11 @@ def test_equals_the_equation(name, is_causal, draw, slope):
     given = {"key_mask": np.arange(length) % 4 != 2, "is_causal": is_causal}
     given["key_mask"][-1] = False
     if name == "cosformer":
-        fn = cosformer
-        loops = functools.partial(_cosformer_loops, **given)
+        # Where causal, the horizon may not depend on the sequence.
+        fn = functools.partial(cosformer, horizon=16 if is_causal else None)
+        loops = functools.partial(
+            _cosformer_loops, horizon=16 if is_causal else None, **given
+        )
     else:
         fn = functools.partial(linear, feature_map=name)
         loops = functools.partial(_linear_loops, feature_map=name, **given)
@@ -270,10 +273,10 @@ def test_padding_is_invisible_to_cosformer(is_causal, draw):
         array[7:] = 1e9
     long = fn(**padded, key_mask=jnp.arange(11) < 7)
     np.testing.assert_allclose(long[:7], short, atol=1e-6)
-    # Without the mask the length is another, and so are the weights.
+    # Without the mask the length is another, and so are the weights, unless causal.
     padded = {name: np.pad(a, ((0, 4), (0, 0))) for name, a in arrays.items()}
-    other = fn(**padded)
-    assert np.abs(other[:7] - short).max() > 1e-3
+    away = np.abs(fn(**padded)[:7] - short).max()
+    assert away < 1e-6 if is_causal else away > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -284,6 +287,7 @@ def test_padding_is_invisible_to_cosformer(is_causal, draw):
         (linear, {"chunk_size": 2.0}, TypeError, "`chunk_size` must be an int"),
         (linear, {"value": np.ones((4, V), "f")}, ValueError, "`value` must have"),
         (cosformer, {"query": np.ones((4, H), "f")}, ValueError, "T=4 and S=6"),
+        (cosformer, {"horizon": 5}, ValueError, "`horizon` of 5 tokens, but T=6"),
         (linear_recurrent, {"query": np.ones((4, H), "f")}, ValueError, "T=4 and S=6"),
     ],
 )

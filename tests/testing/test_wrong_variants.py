@@ -23,6 +23,13 @@ WRONG: dict[str, tuple[str, str | None]] = {
     "nan_on_an_empty_row": ("empty_rows", None),
     "wrong_gradient": ("gradient", None),
     "hidden_quadratic": ("cost", None),
+    "ignored_scale": ("scale", None),
+    "leak_beyond_a_chunk": ("causal", None),
+    "causal_forgets_padding": ("causal", None),
+    "quadratic_where_causal": ("cost", "causal,time=O(T),memory=O(T)"),
+    "same_mean_claimed_near": ("approximation", "approximates,cross,value_dim"),
+    "gradient_under_a_mask": ("gradient", None),
+    "reads_no_rng": ("determinism", None),
     "hidden_mask": ("cost", "time=O(T),memory=O(T)"),
     "dtype_leak": ("dtype", None),
     "narrow_softmax": ("dtype", None),
@@ -39,7 +46,7 @@ WRONG: dict[str, tuple[str, str | None]] = {
     "calls_the_host": ("lowering", None),
     "dropout_without_rescaling": ("dropout", "dropout,cross,value_dim"),
 }
-RIGHT = ("clipped_cosine", "mean", "plain", "running_mean", "self_alone")
+RIGHT = ("clipped_cosine", "hashed", "mean", "plain", "running_mean", "self_alone")
 
 
 @pytest.fixture(autouse=True)
