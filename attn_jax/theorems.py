@@ -521,7 +521,7 @@ def _rate(
 
 
 def _features() -> Settings:
-    query, key, value = _inputs(24, 8, scale=0.7)
+    query, key, value = _inputs(24, 8, scale=0.35)
     counts = (64, 256, 1024, 4096)
     exact = dot_product(query, key, value)
     forms: dict[str, tuple[Callable[..., jax.Array], jax.Array]] = {
