@@ -475,11 +475,14 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
             close(clustered.clusterformer, one, chunk_size=length, is_causal=is_causal),
             want,
         )
-    yield (
-        "routing, one cluster (on unit queries and keys, as it is)",
-        close(routing.routing, routing.routing_init(rng, head_dim, num_clusters=1)),
-        routing.routing_exact(query, key, value),
-    )
+    centre = routing.routing_init(rng, head_dim, num_clusters=1)
+    for is_causal in (False, True):
+        how = ", causal" if is_causal else ""
+        yield (
+            f"routing, one cluster (on normalised queries and keys){how}",
+            close(routing.routing, centre, is_causal=is_causal, chunk_size=length),
+            routing.routing_exact(query, key, value, is_causal=is_causal),
+        )
     sinkhorn_params = sinkhorn.sinkhorn_init(
         rng, head_dim, max_length=length, block_size=length
     )

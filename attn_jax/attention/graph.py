@@ -360,7 +360,9 @@ def graph_attention(
     # Where no edge enters, the maximum is −∞ and is never read.
     top = jax.ops.segment_max(jax.lax.stop_gradient(logits), receivers, num_queries)
     weights = jnp.where(real, jnp.exp(logits - top[receivers]), 0)
-    mixed = total(weights[:, None] * value[senders].astype(wide))
+    # Not 0 · v: what does not count may not even be a number.
+    values = jnp.where(real[:, None], value[senders].astype(wide), 0)
+    mixed = total(weights[:, None] * values)
     return _checks.safe_divide(mixed, total(weights)[:, None]).astype(value.dtype)
 
 

@@ -419,7 +419,9 @@ def nystromformer(
     real queries: each token is its own landmark, and W W⁺ W = W. On random inputs at
     T = 48 the error is 1 to 4 % after 6 iterations and below 0.1 % after 12. For m < T
     it need not fall with every landmark: where logits are peaked, as of a standard
-    deviation of 4, half as many landmarks as tokens may be worse than a few.
+    deviation of 4, half as many landmarks as tokens may be worse than a few. With the
+    inverse in between, weights may be negative and large: outputs may lie far outside
+    of the values, with errors above their own size.
 
     It is of one sequence, whose landmarks of queries and keys stand side by side.
 

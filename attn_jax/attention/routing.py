@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
+from attn_jax.attention.reformer import bucketed
 from attn_jax.attention.softmax import MASKED_LOGIT, dot_product, score_dtype
 
 __all__ = ["routing", "routing_exact", "routing_init", "routing_update"]
@@ -82,6 +83,7 @@ def routing_exact(
     *,
     key_mask: jax.Array | None = None,
     scale: float | None = None,
+    is_causal: bool = False,
 ) -> jax.Array:
     """What `routing` comes near to: attention on normalised queries and keys."""
     out = dot_product(
@@ -90,6 +92,7 @@ def routing_exact(
         _checks.zero_masked(value, key_mask),
         key_mask=key_mask,
         scale=scale,
+        is_causal=is_causal,
     )
     return _checks.zero_masked(out, key_mask)
 
@@ -102,6 +105,8 @@ def routing(
     params: Mapping[str, jax.Array],
     key_mask: jax.Array | None = None,
     scale: float | None = None,
+    is_causal: bool = False,
+    chunk_size: int = 64,
 ) -> jax.Array:
     """Routing Transformer's attention, in O(T·(C + w)·(H + V)) with w = T/C.
 
@@ -115,11 +120,13 @@ def routing(
     With C ≈ √T the cost is O(T·√T·H). No gradient reaches the centroids:
     `routing_update` moves them.
 
-    There is no causal form here. Which tokens are among the top w of a sequence depends
-    on later tokens, so a causal mask inside the clusters would still let the future
-    decide what a query sees. For causal models take `reformer` or `clusterformer`.
+    Causal: which tokens are among the top w of a sequence depends on later tokens, so a
+    causal mask inside the paper's clusters would still let the future decide what a
+    query sees. Here each token goes to the centroid nearest to q̂ + k̂ (the paper shares
+    queries and keys where causal), as in `routing_update`, and attends to those tokens
+    of its centroid that came before it, in sorted chunks: see `reformer.bucketed`.
 
-    Equal to `dot_product` on q̂ and k̂ with C = 1.
+    Equal to `dot_product` on q̂ and k̂ with C = 1 (and, where causal, a chunk of T).
 
     Args:
       query: [T, H].
@@ -129,12 +136,15 @@ def routing(
       key_mask: bool [T], True = a real token, or None. Padding is never taken nor
         counted, and gives zeros.
       scale: factor of the scores; None means 1/√H.
+      is_causal: whether query t attends only to keys s ≤ t.
+      chunk_size: of how many tokens of its centroid a query sees at least the last, if
+        there are so many; used only where causal.
 
     Returns:
       [T, V], in the dtype of the inputs.
 
     Raises:
-      ValueError: on wrong shapes, T ≠ S, or wrong parameters.
+      ValueError: on wrong shapes, T ≠ S, wrong parameters, or a chunk size below 1.
       TypeError: on wrong dtypes.
 
     Reference: Roy et al., 2020, arXiv:2003.05997, section 4.
@@ -150,6 +160,7 @@ def routing(
         "routing", length, key.shape[0], "`key_mask` marks queries and keys alike"
     )
     _checks.check_params("routing", params, {"centroid": (None, query.shape[1])})
+    chunk_size = _checks.check_int("chunk_size", chunk_size, 1)
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
     dtype = score_dtype(query.dtype)
@@ -159,6 +170,19 @@ def routing(
     key_mask = None if key_mask is None else jnp.asarray(key_mask)
     centroid = params["centroid"]
     num_clusters = centroid.shape[0]
+    if is_causal:
+        nearest = jnp.argmax(_affinity(queries + keys, centroid), axis=0)
+        return bucketed(
+            queries.astype(query.dtype),
+            keys.astype(key.dtype),
+            value,
+            nearest.astype(jnp.int32)[None],
+            num_buckets=num_clusters,
+            key_mask=key_mask,
+            scale=scale,
+            is_causal=True,
+            chunk_size=chunk_size,
+        )
     most = -(-length // num_clusters)
     if key_mask is None:
         taken = jnp.ones((most,), bool)

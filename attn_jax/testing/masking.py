@@ -45,9 +45,20 @@ def _first(pairs: np.ndarray) -> str:
 
 
 def _expect_unseen(
-    seen: dict[str, np.ndarray], hidden: np.ndarray, why: str
+    seen: dict[str, np.ndarray],
+    hidden: np.ndarray,
+    why: str,
+    low: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Raises if a hidden pair has a gradient; returns who sees whom at all."""
+    """Raises if a hidden pair has a gradient; returns who sees whom at all.
+
+    Pairs that a bias makes `low` are hidden in rows that see something else: where all
+    is low, a softmax is over the low ones.
+    """
+    sees = seen["value"] | seen["key"]
+    if low is not None:
+        others = (sees & ~hidden & ~low).any(axis=1, keepdims=True)
+        hidden = hidden | (low & others)
     for name in ("value", "key"):
         leaks = seen[name] & hidden
         if leaks.any():
@@ -56,7 +67,7 @@ def _expect_unseen(
                 f"a gradient to {name}, the first {_first(leaks)}",
                 leaks=int(leaks.sum()),
             )
-    return seen["value"] | seen["key"]
+    return sees
 
 
 def _expect_same(what: str, clean: np.ndarray, dirty: np.ndarray) -> None:
@@ -112,7 +123,8 @@ def bias(trial: Trial) -> Finding:
     hidden = ~_pairs(trial.num_keys)
     low = jnp.where(jnp.asarray(hidden), -1e9, 0.0).astype(jnp.float32)
     seen = trial.influence({**arrays, "bias": low})
-    sees = _expect_unseen(seen, hidden, "biased by -1e9")
+    nobody = np.zeros_like(hidden)
+    sees = _expect_unseen(seen, nobody, "biased by -1e9", hidden)
     before = trial.influence(arrays)
     lost = (before["value"] & ~hidden) & ~sees
     if lost.any() and lost.sum() > 0.5 * (before["value"] & ~hidden).sum():
@@ -319,19 +331,20 @@ def _causal_and_masked(
         given["mask"] = jnp.asarray(pairs)
         hidden |= ~pairs
     empty = hidden.all(axis=1) if given else np.zeros(NUM_QUERIES, bool)
+    low = None
     if trial.variant.bias and "bias" in trial.takes:
         low = ~_pairs(NUM_QUERIES, 0.8)
         given["bias"] = jnp.where(jnp.asarray(low), -1e9, 0.0).astype(jnp.float32)
-        hidden |= low
     if not given:
         return
     what = " and ".join(given)
     seen = trial.influence({**arrays, **given}, is_causal=True)
     tokens = not trial.variant.cross  # padded queries may see what they like
     if tokens and "key_mask" in given:
-        hidden = hidden & np.asarray(given["key_mask"])[:, None]
-        empty = empty & np.asarray(given["key_mask"])
-    _expect_unseen(seen, hidden, f"hidden by {what}, where causal,")
+        real = np.asarray(given["key_mask"])
+        hidden, empty = hidden & real[:, None], empty & real
+        low = None if low is None else low & real[:, None]
+    _expect_unseen(seen, hidden, f"hidden by {what}, where causal,", low)
     out, grads = trial.pull({**arrays, **given}, is_causal=True)
     expect_finite(f"the causal output with {what}", out)
     for leaf in jax.tree.leaves(grads):

@@ -153,3 +153,25 @@ def test_bad_arguments_are_named(draw):
         routing_update(PARAMS, arrays["query"], arrays["key"], decay=2.0)
     with pytest.raises(ValueError, match="`num_clusters` must be at least 1"):
         routing_init(jax.random.key(0), H, num_clusters=0)
+
+
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_causal_sees_the_past_of_the_nearest_centroid(clusters, draw):
+    length = 21
+    arrays = draw({"query": (length, 8), "key": (length, 8), "value": (length, 5)})
+    params = routing_init(jax.random.key(0), 8, num_clusters=clusters)
+    out = routing(**arrays, params=params, is_causal=True, chunk_size=length)
+
+    def normal(x):
+        x = np.float64(x) - np.float64(x).mean(axis=1, keepdims=True)
+        return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6)
+
+    q, k = normal(arrays["query"]), normal(arrays["key"])
+    nearest = ((q + k) @ np.float64(params["centroid"]).T).argmax(axis=1)
+    assert len(set(nearest)) == clusters
+    want = np.zeros((length, 5))
+    for t in range(length):
+        near = [s for s in range(t + 1) if nearest[s] == nearest[t]]
+        weights = np.exp(q[t] @ k[near].T / np.sqrt(8))
+        want[t] = weights @ arrays["value"][near] / weights.sum()
+    np.testing.assert_allclose(out, want, atol=1e-5)

@@ -73,4 +73,6 @@ def test_a_fault_is_caught_by_name(name):
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_nothing_is_said_against_what_is_right(name):
-    assert_conforms(f"{HERE / 'right_variants' / name}.py:attend")
+    # Those that take longest, and that say little of so small functions, left out.
+    only = [check for check in CHECKS if check not in ("jit", "cost", "lowering")]
+    assert_conforms(f"{HERE / 'right_variants' / name}.py:attend", only=only)
