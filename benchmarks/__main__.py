@@ -141,6 +141,7 @@ GROUPS: dict[str, Group] = {
     "attention_layer": lambda effort, folder: attention.layer(effort),
     "truncated": lambda effort, folder: attention.truncated(effort),
     "long_range": lambda effort, folder: long_range.group(effort),
+    "long_range_small": lambda effort, folder: long_range.small(effort),
     "train_steps": _train_steps,
     "growth": growth.group,
     "group_norm": lambda effort, folder: group_norm.group(effort),

@@ -20,6 +20,7 @@ ORDER = (
     "attention_layer",
     "truncated",
     "long_range",
+    "long_range_small",
     "train_steps",
     "quick_preset",
     "before",
