@@ -24,8 +24,8 @@ import optax
 from flax import nnx
 
 from attn_jax import VARIANTS, Variant, benchmarking, positions
-from attn_jax.benchmarking import size_text
 from attn_jax.attention import low_rank, random_features
+from attn_jax.benchmarking import size_text
 from attn_jax.models.encoder import Encoder
 from benchmarks.timing import Effort, alternate
 from experiments.common.train import split_model
