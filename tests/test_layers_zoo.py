@@ -88,10 +88,9 @@ def test_the_nnx_layer_is_projections_around_multi_head(name):
 
 
 # One without parameters or randomness is the same object in both kinds of layers.
-OWN_STATE = [n for n, v in VARIANTS.items() if v.init is not None or v.stochastic]
-
-
-@pytest.mark.parametrize("name", ["dot_product", *OWN_STATE])
+@pytest.mark.parametrize(
+    "name", ["dot_product", "linformer", "shaw", "reformer", "rfa"]
+)
 def test_the_linen_layer_runs_and_padding_does_not_leak(name):
     layer = linen.MultiHeadDotProductAttention(
         num_heads=HEADS, attention_fn=as_linen_attention_fn(name)
