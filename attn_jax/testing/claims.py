@@ -40,14 +40,15 @@ _SIGNS = {
 _TOKEN = re.compile(r"\s*(\d+\.?\d*|[A-Za-zα-ωΑ-Ω]+|√|[-+*/^(),])")
 
 
-def growth(formula: str) -> Callable[[float], float] | None:
+def growth(formula: str, constant: float = CONSTANT) -> Callable[[float], float] | None:
     """Reads an O(...) as a function of the length.
 
-    T, S, N, n and L are the length; every other letter is a constant, taken to be 64,
-    as blocks, windows and head sizes are. What stands side by side is multiplied.
+    T, S, N, n and L are the length; every other letter is a constant. What stands side
+    by side is multiplied.
 
     Args:
       formula: such as "O(T·w·H)", "O(N log N)", "O(T·√T)", "O(T^1.5)" or "O(1)".
+      constant: the value of the other letters, as blocks, windows and heads have it.
 
     Returns:
       cost(length), up to a constant; None for "unknown" or "".
@@ -104,30 +105,31 @@ def growth(formula: str) -> Callable[[float], float] | None:
             joined.append(token)
     try:
         tree = ast.parse(" ".join(joined), mode="eval").body
-        cost = lambda length: _evaluate(tree, float(length))  # noqa: E731
+        cost = lambda length: _evaluate(tree, float(length), constant)  # noqa: E731
         cost(16.0)
     except (SyntaxError, ValueError, ZeroDivisionError, OverflowError):
         raise wrong from None
     return cost
 
 
-def _evaluate(node: ast.expr, length: float) -> float:
+def _evaluate(node: ast.expr, length: float, constant: float) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return float(node.value)
     if isinstance(node, ast.Name):
         # `TS` and `NM` are products of one-letter names.
-        return math.prod(length if c in _LENGTHS else CONSTANT for c in node.id)
+        return math.prod(length if c in _LENGTHS else constant for c in node.id)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         name = node.func.id
-        values = [_evaluate(argument, length) for argument in node.args]
+        values = [_evaluate(argument, length, constant) for argument in node.args]
         if name in ("log", "sqrt") and len(values) == 1:
             return math.log2(values[0]) if name == "log" else math.sqrt(values[0])
         if name in ("max", "min") and values:
             return max(values) if name == "max" else min(values)
         if len(values) == 1:  # `T(w + g)`: a product
-            return _evaluate(node.func, length) * values[0]
+            return _evaluate(node.func, length, constant) * values[0]
     if isinstance(node, ast.BinOp):
-        left, right = _evaluate(node.left, length), _evaluate(node.right, length)
+        left = _evaluate(node.left, length, constant)
+        right = _evaluate(node.right, length, constant)
         if isinstance(node.op, ast.Add):
             return left + right
         if isinstance(node.op, ast.Sub):
