@@ -19,21 +19,32 @@ from flax import nnx
 
 from attn_jax.models.encoder import Encoder, EncoderBlock, MlpBlock
 from attn_jax.models.hybrid import Hybrid
+from attn_jax.models.labeller import BODIES, Labeller, labeller_cost
 from attn_jax.models.mlp import Mlp
+from attn_jax.models.positional import (
+    POSITIONS,
+    Positions,
+    make_positions,
+    num_parameters,
+)
 from attn_jax.models.resnet import GroupNorm, ResidualBlock, ResNet, StdConv
 from attn_jax.models.vit import ViT, default_patch, patchify
 from attn_jax.variants import Variant
 
 __all__ = [
+    "BODIES",
     "MODELS",
+    "POSITIONS",
     "SIZES",
     "Cost",
     "Encoder",
     "EncoderBlock",
     "GroupNorm",
     "Hybrid",
+    "Labeller",
     "Mlp",
     "MlpBlock",
+    "Positions",
     "ResNet",
     "ResidualBlock",
     "StdConv",
@@ -41,6 +52,9 @@ __all__ = [
     "build",
     "cost",
     "default_patch",
+    "labeller_cost",
+    "make_positions",
+    "num_parameters",
     "patchify",
     "sizes_table",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.layers import as_attention_fn
+from attn_jax.models.positional import Positions
 from attn_jax.variants import Variant
 
 
@@ -73,8 +74,17 @@ class EncoderBlock(nnx.Module):
       max_length: the longest sequence T, for variants whose parameters depend on it.
       dropout_rate: applied to attention weights (where the variant can), to the
         hidden layer of the feed-forward network and to both residual branches.
+      positions: how attention knows the order of the tokens, by `make_positions`;
+        None leaves that to the tokens. What a kind adds to the input is added by
+        `Encoder` alone.
+      block_index: number of the block among those that share ``positions``.
       dtype: dtype of the computation; parameters stay float32.
       rngs: source of initialisation randomness.
+
+    Raises:
+      ValueError: if the heads do not divide the width, or ``positions`` were made for
+        other sizes or cannot serve this attention.
+      TypeError: if ``positions`` is no module of positions.
 
     Reference: Xiong et al., On Layer Normalization in the Transformer
     Architecture, arXiv:2002.04745.
@@ -95,6 +105,8 @@ class EncoderBlock(nnx.Module):
         attention: str | Callable | Variant = "dot_product",
         max_length: int | None = None,
         dropout_rate: float = 0.0,
+        positions: Positions | None = None,
+        block_index: int = 0,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -104,19 +116,24 @@ class EncoderBlock(nnx.Module):
                 f"num_heads={num_heads}."
             )
         self.attention_norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        attend: Callable[..., jax.Array]
+        attend = inner = as_attention_fn(
+            attention,
+            num_heads=num_heads,
+            head_dim=dim // num_heads,
+            rngs=rngs,
+            max_length=max_length,
+        )
+        if positions is not None:
+            _check_positions(positions, dim, num_heads)
+            attend = positions.attention_fn(block_index, inner)
         self.attention = nnx.MultiHeadAttention(
             num_heads,
             dim,
             dtype=dtype,
             dropout_rate=dropout_rate,
             broadcast_dropout=False,
-            attention_fn=as_attention_fn(
-                attention,
-                num_heads=num_heads,
-                head_dim=dim // num_heads,
-                rngs=rngs,
-                max_length=max_length,
-            ),
+            attention_fn=attend,
             decode=False,
             rngs=rngs,
         )
@@ -153,6 +170,12 @@ class Encoder(nnx.Module):
       depth: number of blocks L.
       dim, num_heads, mlp_dim, attention, max_length, dropout_rate, dtype, rngs: as in
         `EncoderBlock`.
+      positions: how it learns the order of the tokens, by `make_positions`, at its
+        input or in every block; None leaves that to the tokens.
+
+    Raises:
+      ValueError: as `EncoderBlock`, and if ``positions`` were made for another depth.
+      TypeError: as `EncoderBlock`.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -171,9 +194,13 @@ class Encoder(nnx.Module):
         attention: str | Callable | Variant = "dot_product",
         max_length: int | None = None,
         dropout_rate: float = 0.0,
+        positions: Positions | None = None,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        if positions is not None:
+            _check_positions(positions, dim, num_heads, depth)
+        self.positions = positions
         self.blocks = nnx.List(
             [
                 EncoderBlock(
@@ -183,10 +210,12 @@ class Encoder(nnx.Module):
                     attention=attention,
                     max_length=max_length,
                     dropout_rate=dropout_rate,
+                    positions=positions,
+                    block_index=index,
                     dtype=dtype,
                     rngs=rngs,
                 )
-                for _ in range(depth)
+                for index in range(depth)
             ]
         )
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
@@ -196,13 +225,55 @@ class Encoder(nnx.Module):
         x: jax.Array,
         mask: jax.Array | None = None,
         *,
+        key_mask: jax.Array | None = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """Maps tokens [B, T, D] to [B, T, D]; ``mask`` is bool, True = attend."""
+        """Maps tokens to tokens.
+
+        Args:
+          x: [B, T, D].
+          mask: bool [B or 1, N or 1, T or 1, T], True = attend, or None.
+          key_mask: bool [B, T], True = a real token, or None. What comes out for
+            padding is of no meaning.
+          deterministic: whether dropout is off.
+          rngs: stream `dropout`, where it is on.
+
+        Returns:
+          [B, T, D].
+        """
+        if key_mask is not None:
+            if key_mask.shape != x.shape[:2] or key_mask.dtype != jnp.bool_:
+                raise ValueError(
+                    f"key_mask must be bool [B, T] = {tuple(x.shape[:2])}, True = a "
+                    f"real token, got {key_mask.dtype} {tuple(key_mask.shape)}."
+                )
+            keys = key_mask[:, None, None, :]
+            mask = keys if mask is None else jnp.logical_and(mask, keys)
+        if self.positions is not None:
+            x = self.positions.embed(x)
+            mask = self.positions.prepare(mask, x.shape[1])
         for block in self.blocks:
             x = block(x, mask, deterministic=deterministic, rngs=rngs)
         return self.norm(x)
+
+
+def _check_positions(
+    positions: Positions, dim: int, num_heads: int, depth: int | None = None
+) -> None:
+    """Raises unless ``positions`` were made for an encoder of these sizes."""
+    if not isinstance(positions, Positions):
+        raise TypeError(
+            "positions must be a module by make_positions(name, dim=..., ...) or None, "
+            f"got {type(positions).__name__}: {positions!r}."
+        )
+    for name, size in (("dim", dim), ("num_heads", num_heads), ("depth", depth)):
+        made = getattr(positions, name)
+        if size is not None and made != size:
+            raise ValueError(
+                f"positions {positions.name!r} were made with {name}={made}, but the "
+                f"encoder has {name}={size}."
+            )
 
 
 def check_images(images: jax.Array, channels: int) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attn_jax.attention.softmax import score_dtype
 from attn_jax.variants import Variant
 
 __all__ = [
@@ -239,9 +240,7 @@ class Trial:
         pairs = (num_queries, num_keys)
         found: Arrays = {}
         if variant.bias and "bias" in takes:
-            found["bias"] = jnp.zeros(
-                pairs, jnp.promote_types(arrays["query"].dtype, jnp.float32)
-            )
+            found["bias"] = jnp.zeros(pairs, score_dtype(arrays["query"].dtype))
         if variant.mask and "mask" in takes:
             found["mask"] = jnp.ones(pairs, bool)
         if variant.key_mask and "key_mask" in takes:

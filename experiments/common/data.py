@@ -1,8 +1,10 @@
 """Real image data: found or fetched once, checked by SHA-256, split reproducibly.
 
 ``python -m experiments.common.data`` (or ``make data``) fetches Fashion-MNIST and
-says what it got. :func:`load` does the same on first use. Fashion-MNIST is looked
-for in this order, and the first complete and intact copy is used:
+says what it got; with the names ``brown`` or ``festvox_ru`` it fetches the sets of
+:mod:`experiments.common.text` and :mod:`experiments.common.speech`. :func:`load` does
+the same for images on first use. Fashion-MNIST is looked for in this order, and the
+first complete and intact copy is used:
 
 1. the folder named by the environment variable ``ATTN_DATA``;
 2. the cache (``~/.cache/attn_jax``, or under ``XDG_CACHE_HOME``);
@@ -17,33 +19,28 @@ CIFAR-10 and CIFAR-100 follow the same order without 3 and 5. All images are uin
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import gzip
 import hashlib
 import os
 import pathlib
-import queue
-import shutil
 import struct
-import subprocess
 import sys
 import tarfile
-import tempfile
-import threading
 import time
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: renames keep the cache whole all the same
-    fcntl = None  # type: ignore[assignment]
+from experiments.common.fetch import (
+    DataError,
+    Files,
+    default_cache_dir,
+    first_few,
+    obtain,
+)
 
 __all__ = [
     "DataError",
@@ -52,17 +49,14 @@ __all__ = [
     "default_cache_dir",
     "load",
     "normalize_stats",
+    "random_bits",
     "read_idx",
+    "split_ends",
     "train_validation_split",
 ]
 
 NAMES = ("fashion_mnist", "cifar10", "cifar100", "digits")
-_CONNECT_SECONDS = 4.0  # an address must answer within this
-_STALL_SECONDS = 5.0  # and may not fall silent for longer than this
-
-
-class DataError(RuntimeError):
-    """A data set is missing, corrupt or cannot be stored; the text says what to do."""
+OTHER_NAMES = ("brown", "festvox_ru")  # no images: for the command line only
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,20 +104,7 @@ class Dataset:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """Where the files of one data set can be had, and what they must hash to."""
-
-    title: str
-    folder: str  # sub-folder of the cache, and first guess inside ATTN_DATA
-    sha256: Mapping[str, str]  # file name -> hash
-    addresses: tuple[str, ...]  # prefixes: address + file name
-    other_folders: tuple[str, ...] = ()  # further guesses inside ATTN_DATA
-    installed: tuple[str, ...] = ()  # folders a system package installs to
-    package: str | None = None  # Debian package with the files in `installed`
-
-
-FASHION_MNIST = _Files(
+FASHION_MNIST = Files(
     title="Fashion-MNIST",
     folder="fashion-mnist",
     sha256={
@@ -148,7 +129,7 @@ FASHION_MNIST = _Files(
     installed=("/usr/share/datasets/fashion-mnist",),
     package="dataset-fashion-mnist",
 )
-CIFAR10 = _Files(
+CIFAR10 = Files(
     title="CIFAR-10",
     folder="cifar10",
     sha256={
@@ -159,7 +140,7 @@ CIFAR10 = _Files(
     addresses=("https://www.cs.toronto.edu/~kriz/",),
     other_folders=(".",),
 )
-CIFAR100 = _Files(
+CIFAR100 = Files(
     title="CIFAR-100",
     folder="cifar100",
     sha256={
@@ -233,20 +214,21 @@ def load(
         return _load_digits()
     if name.startswith("npz:"):
         return _load_npz(pathlib.Path(name.removeprefix("npz:")).expanduser())
+    if name in OTHER_NAMES:
+        module = "text" if name == "brown" else "speech"
+        raise ValueError(
+            f"{name!r} is not a set of images: load it with "
+            f"experiments.common.{module}.load_{name}"
+        )
     raise ValueError(
         f"unknown data set name {name!r}: known are {', '.join(NAMES)}, "
-        "and npz:PATH for a file of your own"
+        "and npz:PATH for a file of your own; on the command line also "
+        f"{' and '.join(OTHER_NAMES)}"
     )
 
 
-def default_cache_dir() -> pathlib.Path:
-    """Folder for downloads: ``attn_jax`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "attn_jax"
-
-
-def _load_fashion_mnist(files: _Files, cache: pathlib.Path) -> Dataset:
-    folder, source = _obtain(files, cache)
+def _load_fashion_mnist(files: Files, cache: pathlib.Path) -> Dataset:
+    folder, source = obtain(files, cache)
     arrays = [
         read_idx(folder / f"{split}-{kind}-ubyte.gz")
         for split in ("train", "t10k")
@@ -264,8 +246,8 @@ def _load_fashion_mnist(files: _Files, cache: pathlib.Path) -> Dataset:
     )
 
 
-def _load_cifar(files: _Files, cache: pathlib.Path, *, coarse_bytes: int) -> Dataset:
-    folder, source = _obtain(files, cache)
+def _load_cifar(files: Files, cache: pathlib.Path, *, coarse_bytes: int) -> Dataset:
+    folder, source = obtain(files, cache)
     (archive,) = (folder / name for name in files.sha256)
     members = _tar_members(archive)
     if coarse_bytes:
@@ -477,7 +459,7 @@ def _npz_class_names(
         count = len(names)
     if len(present) != count:
         expected = range(min(count, 100_000))
-        missing = _first(sorted(set(expected) - set(present.tolist())))
+        missing = first_few(sorted(set(expected) - set(present.tolist())))
         raise ValueError(
             f"{path}: train_labels run to class {count - 1}, but no training image has "
             f"the label {missing}; renumber the classes to 0..classes-1"
@@ -485,11 +467,6 @@ def _npz_class_names(
     if count < 2:
         raise ValueError(f"{path}: train_labels has one class only, two are needed")
     return tuple(names.tolist() if names is not None else map(str, range(count)))
-
-
-def _first(items: Sequence[Any], limit: int = 5) -> str:
-    shown = ", ".join(map(str, items[:limit]))
-    return shown + (", ..." if len(items) > limit else "")
 
 
 def _dataset(
@@ -558,278 +535,6 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-# --- Finding and fetching files ----------------------------------------------------
-
-
-def _obtain(files: _Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
-    """Find or fetch the files; return their folder and where they came from."""
-    tried: list[str] = []
-    own = os.environ.get("ATTN_DATA")
-    if own:
-        root = pathlib.Path(own).expanduser()
-        if not root.is_dir():
-            raise DataError(f"ATTN_DATA names {root}, which is not a folder")
-        for folder in (root / sub for sub in (files.folder, *files.other_folders)):
-            present = [name for name in files.sha256 if (folder / name).is_file()]
-            if present:
-                _check_all(files, folder, "it is your own (ATTN_DATA): replace it")
-                return folder, str(folder)
-        tried.append(f"ATTN_DATA={root}: no {_first(list(files.sha256))} in it")
-    target = cache / files.folder
-    if _cached(files, target):
-        return target, str(target)
-    for installed in map(pathlib.Path, files.installed):
-        if not installed.is_dir():
-            tried.append(f"{installed}: not installed")
-            continue
-        try:
-            _check_all(files, installed, "reinstall the package that owns it")
-        except DataError as error:
-            tried.append(str(error))
-            continue
-        return installed, str(installed)
-    with _locked(target):
-        if _cached(files, target):  # another process has just filled it
-            return target, str(target)
-        _set_aside_corrupt(files, target)
-        for fetch in (_fetch_address, _fetch_package):
-            source = fetch(files, target, tried)
-            if source is not None:
-                return target, f"{source} (kept in {target})"
-    raise DataError(
-        f"{files.title} could not be had. Tried:\n"
-        + "\n".join(f"  - {line}" for line in tried)
-        + f"\nPut {', '.join(files.sha256)} into a folder and set ATTN_DATA to it"
-        + (f", or install the Debian package {files.package}" if files.package else "")
-        + "."
-    )
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _check(files: _Files, path: pathlib.Path, remedy: str) -> None:
-    try:
-        got = _sha256(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
-    expected = files.sha256[path.name]
-    if got != expected:
-        raise DataError(
-            f"{path} ({path.stat().st_size:,} bytes) is corrupt, truncated or another "
-            f"file: expected sha256 {expected}, got {got}; {remedy}"
-        )
-
-
-def _check_all(files: _Files, folder: pathlib.Path, remedy: str) -> None:
-    for name in files.sha256:
-        _check(files, folder / name, remedy)
-
-
-def _cached(files: _Files, target: pathlib.Path) -> bool:
-    """Whether the cache holds all files, all intact."""
-    with contextlib.suppress(DataError):
-        _check_all(files, target, "")
-        return True
-    return False
-
-
-def _set_aside_corrupt(files: _Files, target: pathlib.Path) -> None:
-    """Rename corrupt files of the cache; only for the process that holds the lock."""
-    for path in (target / name for name in files.sha256):
-        if not path.exists():
-            continue
-        aside = path.with_name(f"{path.name}.corrupt")
-        try:
-            _check(files, path, f"renamed to {aside.name}, fetching it again")
-        except DataError as error:
-            print(f"WARNING: {error}", file=sys.stderr)
-            os.replace(path, aside)
-
-
-@contextlib.contextmanager
-def _locked(target: pathlib.Path) -> Iterator[None]:
-    """Let one process at a time fill the folder (it is made, and must be writable)."""
-    remedy = (
-        "choose another cache (cache_dir, or the environment variable XDG_CACHE_HOME) "
-        "or set ATTN_DATA to a folder that holds the data"
-    )
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        lock = (target / ".lock").open("a")
-        with tempfile.TemporaryFile(dir=target):
-            pass
-    except OSError as error:
-        raise DataError(
-            f"cannot write to the cache {target} ({error}): {remedy}"
-        ) from error
-    with lock:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # no locks on this file system
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"cannot fill the cache {target} ({error}): {remedy}"
-            ) from error
-
-
-def _store(
-    files: _Files,
-    target: pathlib.Path,
-    name: str,
-    content: _Answer,
-    remedy: str,
-) -> None:
-    """Write a file into the cache: checked under another name, then renamed."""
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as scratch:
-        part = pathlib.Path(scratch) / name
-        with part.open("wb") as stream:
-            shutil.copyfileobj(content, stream, 1 << 20)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _check(files, part, remedy)
-        os.replace(part, target / name)
-
-
-def _missing(files: _Files, target: pathlib.Path) -> list[str]:
-    return [name for name in files.sha256 if not (target / name).is_file()]
-
-
-def _fetch_address(files: _Files, target: pathlib.Path, tried: list[str]) -> str | None:
-    """Download what is missing from the first public address that serves it."""
-    for address in files.addresses:
-        try:
-            for name in _missing(files, target):
-                with _open(address + name) as answer:
-                    remedy = f"this is what {address}{name} sent"
-                    _store(files, target, name, answer, remedy)
-        except (DataError, _NetworkError) as error:
-            tried.append(f"{address}: {error}")
-            continue
-        return address
-    return None
-
-
-class _NetworkError(Exception):
-    """An address did not serve a file."""
-
-
-class _Answer:
-    """A response whose failures while reading are told from those of the disk."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    def read(self, size: int = -1, /) -> bytes:
-        try:
-            return self._response.read(size)
-        except Exception as error:  # http.client raises more than OSError
-            raise _NetworkError(f"broke off while reading: {error!r}") from error
-
-
-@contextlib.contextmanager
-def _open(url: str) -> Iterator[_Answer]:
-    """Open an address, giving up after a few seconds, name look-up included."""
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            answers.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        answer = answers.get(timeout=_CONNECT_SECONDS)
-    except queue.Empty:
-        raise _NetworkError(f"no answer within {_CONNECT_SECONDS:g} s") from None
-    if isinstance(answer, Exception):
-        raise _NetworkError(str(answer) or repr(answer)) from answer
-    with answer:
-        yield _Answer(answer)
-
-
-def _fetch_package(files: _Files, target: pathlib.Path, tried: list[str]) -> str | None:
-    """Download and unpack Debian's package into the cache; needs no root."""
-    if files.package is None:
-        return None
-    missing_tools = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
-    if missing_tools:
-        tried.append(
-            f"package {files.package}: {' and '.join(missing_tools)} not found "
-            "(not a Debian system)"
-        )
-        return None
-    with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
-        work = pathlib.Path(scratch)
-        try:
-            deb = _download_package(files.package, work)
-            _command(["dpkg", "-x", str(deb), str(work / "root")], work)
-        except _CommandError as error:
-            tried.append(f"package {files.package}: {error}")
-            return None
-        for installed in files.installed:
-            folder = work / "root" / installed.lstrip("/")
-            try:
-                _check_all(files, folder, f"the package {deb.name} has other files")
-            except DataError as error:
-                tried.append(f"package {files.package}: {error}")
-                continue
-            for name in _missing(files, target):
-                os.replace(folder / name, target / name)
-            return f"Debian package {deb.stem}"
-    return None
-
-
-class _CommandError(Exception):
-    """An outside program failed."""
-
-
-def _command(command: list[str], folder: pathlib.Path, seconds: float = 300.0) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _CommandError(f"{command[0]}: {error}") from error
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise _CommandError(
-            f"`{' '.join(command[:2])} ...` ended with {done.returncode}: "
-            f"{' | '.join(lines[-2:]) or 'no message'}"
-        )
-
-
-def _download_package(package: str, folder: pathlib.Path) -> pathlib.Path:
-    """Download a Debian package, with package lists of our own where there are none."""
-    try:
-        _command(["apt-get", "download", package], folder)
-    except _CommandError:
-        for sub in ("lists/lists/partial", "archives/archives/partial"):
-            (folder / sub).mkdir(parents=True)
-        options = [
-            f"-oDir::State={folder / 'lists'}",
-            "-oDir::State::status=/var/lib/dpkg/status",
-            f"-oDir::Cache={folder / 'archives'}",
-        ]
-        _command(["apt-get", "update", *options], folder)
-        _command(["apt-get", "download", *options, package], folder)
-    debs = sorted(folder.glob("*.deb"))
-    if not debs:
-        raise _CommandError("apt-get download left no file")
-    return debs[0]
-
-
 # --- Subsets and splits ------------------------------------------------------------
 
 
@@ -870,7 +575,7 @@ def balanced_subset(
         if absent or labels.max() >= num_classes:
             raise ValueError(
                 f"labels must hold all classes 0..{num_classes - 1} and no others; "
-                f"absent: {_first(absent) or 'none'}, largest: {labels.max()}"
+                f"absent: {first_few(absent) or 'none'}, largest: {labels.max()}"
             )
     rank, _, tie = _class_ranks(labels, seed, stream=0)
     return np.lexsort((tie, rank))[:n]
@@ -941,6 +646,59 @@ def train_validation_split(
     return indices[~chosen], indices[chosen]
 
 
+def random_bits(seed: int, stream: int) -> np.random.PCG64:
+    """Generator whose raw output splits are drawn from.
+
+    numpy keeps ``random_raw`` the same for ever, which it does not promise for
+    ``permutation`` and its like.
+
+    Args:
+      seed: another seed gives another split.
+      stream: one number a use, so that uses with the same seed are independent.
+
+    Returns:
+      A fresh generator.
+
+    Raises:
+      ValueError: the seed is not an integer of 0 or more.
+
+    >>> random_bits(0, 1).random_raw() == random_bits(0, 1).random_raw()
+    True
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    return np.random.PCG64(np.random.SeedSequence([int(seed), stream]))
+
+
+def split_ends(fractions: Sequence[float], n: int) -> np.ndarray:
+    """Where training, validation and test end when n things in a row are split.
+
+    Args:
+      fractions: three shares, of sum 1.
+      n: how many things.
+
+    Returns:
+      int64 [3], the last one n.
+
+    Raises:
+      ValueError: the fractions are not that, or a part would be empty.
+
+    >>> split_ends((0.8, 0.1, 0.1), 500).tolist()
+    [400, 450, 500]
+    """
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(
+            f"fractions must be three positive numbers of sum 1, got {fractions!r}"
+        )
+    ends = np.rint(np.cumsum(fractions) * n).astype(np.int64)
+    if np.diff(ends, prepend=0).min() < 1:
+        raise ValueError(
+            f"fractions {fractions!r} of n={n} leave training, validation or test "
+            "without any"
+        )
+    return ends
+
+
 def normalize_stats(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, of pixels scaled to 0..1.
 
@@ -994,14 +752,8 @@ def _check_labels(labels: np.ndarray) -> np.ndarray:
 def _class_ranks(
     labels: np.ndarray, seed: int, *, stream: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shuffle each class: place within it, its size, and a random tie-breaker.
-
-    Raw generator output is used because numpy keeps it the same for ever, which it
-    does not promise for ``permutation`` and its like.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
-    bits = np.random.PCG64(np.random.SeedSequence([int(seed), stream]))
+    """Shuffle each class: place within it, its size, and a random tie-breaker."""
+    bits = random_bits(seed, stream)
     shuffle, tie = bits.random_raw(2 * len(labels)).reshape(2, -1)
     order = np.lexsort((shuffle, labels))
     _, first, inverse, counts = np.unique(
@@ -1027,7 +779,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         default=["fashion_mnist"],
         metavar="NAME",
-        help=f"{', '.join(NAMES)} or npz:PATH (default: fashion_mnist)",
+        help=f"{', '.join((*NAMES, *OTHER_NAMES))} or npz:PATH "
+        "(default: fashion_mnist)",
     )
     parser.add_argument(
         "--cache-dir",
@@ -1044,17 +797,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.names:
         began = time.perf_counter()
         try:
-            data = load(
-                name,
-                cache_dir=options.cache_dir,
-                allow_fallback=options.allow_fallback,
-            )
+            line = _describe(name, options.cache_dir, options.allow_fallback)
         except (DataError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
             continue
-        print(f"{data.describe()} ({time.perf_counter() - began:.1f} s)")
+        print(f"{line} ({time.perf_counter() - began:.1f} s)")
     return 1 if failed else 0
+
+
+def _describe(name: str, cache_dir: pathlib.Path | None, allow_fallback: bool) -> str:
+    """Load any set, images or not, and say what it is."""
+    if name == "brown":
+        from experiments.common.text import load_brown
+
+        return load_brown(cache_dir).describe()
+    if name == "festvox_ru":
+        from experiments.common.speech import load_festvox_ru
+
+        return load_festvox_ru(cache_dir).describe()
+    return load(name, cache_dir=cache_dir, allow_fallback=allow_fallback).describe()
 
 
 if __name__ == "__main__":

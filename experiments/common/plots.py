@@ -35,6 +35,7 @@ LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1)), ":"
 _GREYS = ("#333333", "#6b6b6b", "#969696", "#4d4d4d")
 _BASELINE_LINES = ((0, (4, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (2, 1)))
 _INK = "#333333"
+IMAGES = "number of training images N (log scale)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,7 @@ def curve(
     *,
     title: str,
     ylabel: str = "test accuracy",
+    xlabel: str = IMAGES,
     chance: float | None = None,
     chance_label: str = "chance",
     note: str = "",
@@ -94,6 +96,7 @@ def curve(
         path: PNG file to write (whole or not at all).
         title: Over the axes.
         ylabel: Name of the score.
+        xlabel: What N is.
         chance: Level of guessing, drawn where given.
         chance_label: What to call it.
         note: One small line below the axes.
@@ -106,7 +109,7 @@ def curve(
     """
     if not series:
         raise ValueError("series: expected at least one, got none")
-    figure, axes = _figure(title, ylabel, note)
+    figure, axes = _figure(title, ylabel, note, xlabel)
     sizes = sorted({n for line in series for n in line.n})
     networks = [line for line in series if not line.baseline]
     for i, line in enumerate(line for line in series if line.baseline):
@@ -240,14 +243,16 @@ def gap(
     return _save(figure, path)
 
 
-def _figure(title: str, ylabel: str, note: str) -> tuple[Figure, matplotlib.axes.Axes]:
+def _figure(
+    title: str, ylabel: str, note: str, xlabel: str = IMAGES
+) -> tuple[Figure, matplotlib.axes.Axes]:
     figure = Figure(figsize=(7.6, 4.3), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_title(title, fontsize=11.5, loc="left", color="black", pad=9)
     axes.set_ylabel(ylabel, fontsize=10, color=_INK)
-    axes.set_xlabel("number of training images N (log scale)", fontsize=10, color=_INK)
+    axes.set_xlabel(xlabel, fontsize=10, color=_INK)
     if note:
         figure.supxlabel(
             note, x=0.012, ha="left", fontsize=7.5, color="#666666", wrap=True

@@ -73,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     experiment, runtime = options.experiment, options.runtime
 
+    from experiments.common import workers
     from experiments.data_scaling import run
 
-    worker = run.pin_worker()
+    worker = workers.pin_worker()
     keep_freed_memory()
 
     import jax
@@ -115,9 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{run.count_cells(units, experiment)} cells -> {store.folder}",
                 flush=True,
             )
-        count = 1 if worker else run.worker_count(runtime)
+        count = 1 if worker else workers.worker_count(runtime)
         if count > 1:
-            status = run.run_workers(count, arguments, units, store, experiment)
+            status = workers.run_workers(
+                count,
+                "experiments.data_scaling",
+                arguments,
+                store,
+                total=run.count_cells(units, experiment),
+                count_done=lambda: run.count_done(units, store, experiment),
+            )
             if status:
                 done = run.count_done(units, store, experiment)
                 total = run.count_cells(units, experiment)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,16 +26,15 @@ from experiments.common.loop import (
     agree_any,
     check,
 )
-from experiments.common.progress import Display, Progress, read_statuses
+from experiments.common.progress import Progress
 from experiments.common.store import ResultsStore, shard
 from experiments.common.train import data_mesh
+from experiments.common.workers import WORKER_VARIABLE, status_file
 from experiments.data_scaling.presets import Experiment, family_size
 from experiments.data_scaling.tasks import load_task
 
 # Most training images of a baseline whose time grows with the square of N.
 BASELINE_CAPS = {"rbf_svm": 10_000}
-
-WORKER_VARIABLE = "ATTN_JAX_WORKER"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,128 +330,6 @@ def count_cells(units: Sequence[Unit], experiment: Experiment) -> int:
         if unit.grid:
             total += experiment.seeds + (len(unit.grid) if len(unit.grid) > 1 else 0)
     return total
-
-
-# ------------------------------------------------------------------ workers
-
-
-def worker_count(runtime: Runtime) -> int:
-    """How many processes share the cells on this machine."""
-    if runtime.workers:
-        return runtime.workers
-    if runtime.distributed or jax.default_backend() != "cpu":
-        return 1
-    forced = jax.local_device_count() > 1  # a test of several host devices
-    return 1 if forced else max(1, len(available_cores()))
-
-
-def available_cores() -> list[int]:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def pin_worker() -> tuple[int, int] | None:
-    """In a worker, takes its share of the cores; returns (index, count), else None."""
-    value = os.environ.get(WORKER_VARIABLE)
-    if value is None:
-        return None
-    index, count = (int(part) for part in value.split("/"))
-    cores = available_cores()
-    if hasattr(os, "sched_setaffinity") and len(cores) >= count:
-        os.sched_setaffinity(0, cores[index::count])
-    return index, count
-
-
-def status_file(store: ResultsStore, index: int) -> pathlib.Path:
-    """Where a worker tells what it does."""
-    return store.locks / f"worker-{index}.status"
-
-
-def run_workers(
-    count: int,
-    arguments: Sequence[str],
-    units: Sequence[Unit],
-    store: ResultsStore,
-    experiment: Experiment,
-) -> int:
-    """Starts workers with this process's own arguments and waits for them.
-
-    Returns:
-      0 when all ended well, else the first exit status that was not 0.
-
-    Raises:
-      Interrupted: a signal came; the workers have saved and ended.
-    """
-    total = count_cells(units, experiment)
-    display = Display(total) if sys.stdout.isatty() else None
-    command = [sys.executable, "-m", "experiments.data_scaling", *arguments]
-    output = subprocess.PIPE if display else None
-    processes = []
-    with StopSignal() as stop:
-        for index in range(count):
-            environment = os.environ | {WORKER_VARIABLE: f"{index}/{count}"}
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C reaches them through us, once
-                )
-            )
-        try:
-            _watch(processes, stop, display, units, store, experiment)
-        finally:
-            if display:
-                display.stop()
-            for process in processes:
-                if process.poll() is None:
-                    process.terminate()
-            for process in processes:
-                process.wait()
-        if stop.signum is not None:
-            raise Interrupted(stop.signum)
-    codes = [process.returncode for process in processes]
-    return next((code for code in codes if code), 0)
-
-
-def _watch(
-    processes: Sequence[subprocess.Popen[str]],
-    stop: StopSignal,
-    display: Display | None,
-    units: Sequence[Unit],
-    store: ResultsStore,
-    experiment: Experiment,
-) -> None:
-    files = [status_file(store, index) for index in range(len(processes))]
-    if display:
-        display.start()
-        for process in processes:
-            assert process.stdout is not None
-            os.set_blocking(process.stdout.fileno(), False)
-    told = False
-    while any(process.poll() is None for process in processes):
-        if stop.signum is not None and not told:
-            told = True
-            for process in processes:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
-        if display:
-            for process in processes:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    display.print(line.rstrip("\n"))
-            done = count_done(units, store, experiment)
-            display.draw(list(read_statuses(files)), done)
-        time.sleep(0.5)
-    if display:
-        for process in processes:
-            assert process.stdout is not None
-            for line in process.stdout:
-                display.print(line.rstrip("\n"))
 
 
 def prepare(

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from experiments.common import data
+from experiments.common import data, fetch
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -48,14 +48,14 @@ def small_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def spec(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> data._Files:
+def spec(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> fetch.Files:
     """Make load() take the small files for Fashion-MNIST, with no source but a cache.
 
     Tests add the source that they are about.
     """
     monkeypatch.delenv("ATTN_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    spec = data._Files(
+    spec = fetch.Files(
         title="Fashion-MNIST",
         folder="fashion-mnist",
         sha256={k: hashlib.sha256(v).hexdigest() for k, v in small_files().items()},
@@ -68,11 +68,11 @@ def spec(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> data._Files
 
 @pytest.fixture
 def use(
-    spec: data._Files, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., data._Files]:
+    spec: fetch.Files, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., fetch.Files]:
     """Return a function that changes fields of the specification."""
 
-    def change(**fields: object) -> data._Files:
+    def change(**fields: object) -> fetch.Files:
         changed = dataclasses.replace(spec, **fields)  # type: ignore[arg-type]
         monkeypatch.setattr(data, "FASHION_MNIST", changed)
         return changed
@@ -219,7 +219,7 @@ def test_connection_cut_while_reading(tmp_path, use):
 
 
 def test_refused_and_silent_addresses_are_given_up_fast(tmp_path, use, monkeypatch):
-    monkeypatch.setattr(data, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(fetch, "_CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, not listening: refuses
         ports = closed.getsockname()[1], silent.getsockname()[1]
@@ -238,7 +238,7 @@ def test_real_addresses_give_up_within_ten_seconds_in_all():
         len(spec.addresses)
         for spec in (data.FASHION_MNIST, data.CIFAR10, data.CIFAR100)
     )
-    assert longest * data._CONNECT_SECONDS < 10
+    assert longest * fetch._CONNECT_SECONDS < 10
     for spec in (data.FASHION_MNIST, data.CIFAR10, data.CIFAR100):
         assert all(len(digest) == 64 for digest in spec.sha256.values())
 
@@ -375,7 +375,7 @@ def test_full_disk(tmp_path, use, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.os, "fsync", full)
+    monkeypatch.setattr(fetch.os, "fsync", full)
     with pytest.raises(data.DataError, match="cannot fill the cache.*No space left"):
         load(tmp_path)
 
@@ -421,8 +421,8 @@ def test_two_processes_fill_one_cache(tmp_path, use):
         program = textwrap.dedent(
             f"""
             import sys, time
-            from experiments.common import data
-            data.FASHION_MNIST = data._Files(
+            from experiments.common import data, fetch
+            data.FASHION_MNIST = fetch.Files(
                 title="toy", folder="fashion-mnist", sha256={dict(spec.sha256)!r},
                 addresses=({address!r},))
             print("ready", flush=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.common import data
+from experiments.common import data, workers
 from experiments.common.config import Runtime
 from experiments.common.store import ResultsStore
 from experiments.data_scaling import run
@@ -89,12 +89,12 @@ def test_every_preset_plans_cells():
     [(Runtime(workers=3), 2, 3), (Runtime(), 2, 2), (Runtime(distributed=True), 2, 1)],
 )
 def test_workers_by_default_one_a_core(monkeypatch, runtime, environment, count):
-    monkeypatch.setattr(run, "available_cores", lambda: list(range(environment)))
-    monkeypatch.setattr(run.jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(run.jax, "local_device_count", lambda: 1)
-    assert run.worker_count(runtime) == count
-    monkeypatch.setattr(run.jax, "default_backend", lambda: "gpu")
-    assert run.worker_count(Runtime()) == 1
+    monkeypatch.setattr(workers, "available_cores", lambda: list(range(environment)))
+    monkeypatch.setattr(workers.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(workers.jax, "local_device_count", lambda: 1)
+    assert workers.worker_count(runtime) == count
+    monkeypatch.setattr(workers.jax, "default_backend", lambda: "gpu")
+    assert workers.worker_count(Runtime()) == 1
 
 
 def test_scenes_of_the_fallback_have_a_name_of_their_own(monkeypatch, dataset):

@@ -1,0 +1,619 @@
+"""Sequence labelling: a set of vectors in, one label a vector out.
+
+The contestants of one story under one interface: a fully connected network for each
+vector by itself, over a window of neighbours, a 1-D convolution, a bidirectional
+recurrent network, and self-attention. All share input layer and head; padding changes
+no result of any of them. With ``pool="mean"`` the labels of a whole sequence come from
+one more reduction.
+
+Letters: B batch, T length, K ids a token, F size of an input vector, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attn_jax.flops import count_flops
+from attn_jax.models.encoder import Encoder, MlpBlock
+from attn_jax.models.positional import make_positions, num_parameters
+from attn_jax.variants import Variant
+
+__all__ = [
+    "BODIES",
+    "IdInput",
+    "Labeller",
+    "LabellerCost",
+    "RecurrentBody",
+    "TransformerBody",
+    "VectorInput",
+    "WindowBody",
+    "ConvolutionBody",
+    "labeller_cost",
+]
+
+DType = jax.typing.DTypeLike
+
+
+def _where_real(x: jax.Array, key_mask: jax.Array) -> jax.Array:
+    """Zeros at padding: [B, T, D]."""
+    return jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype))
+
+
+class IdInput(nnx.Module):
+    """A token with K ids, such as word, suffix and shape, as the sum of their vectors.
+
+    x = Σ_k E_k[id_k], one table E_k for each of the K.
+
+    Args:
+      sizes: number of rows of each table.
+      dim: width D.
+      dtype: dtype of the computation; parameters stay float32.
+      rngs: source of initialisation randomness.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> IdInput((10, 4), 8, rngs=nnx.Rngs(0))(jnp.zeros((2, 3, 2), jnp.int32)).shape
+    (2, 3, 8)
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        dim: int,
+        *,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.sizes = tuple(sizes)
+        # One table: one gather, and one scatter in the backward pass.
+        self.embed = nnx.Embed(
+            sum(self.sizes),
+            dim,
+            embedding_init=nnx.initializers.normal(1.0 / math.sqrt(len(self.sizes))),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Maps ids [B, T, K] to [B, T, D]."""
+        if ids.ndim != 3 or ids.shape[-1] != len(self.sizes):
+            raise ValueError(
+                f"inputs must be ids [B, T, {len(self.sizes)}], one for each table, "
+                f"got shape {tuple(ids.shape)}."
+            )
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise TypeError(f"inputs must be integer ids, got {ids.dtype}.")
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        return self.embed(ids + jnp.asarray(starts, ids.dtype)[None, None]).sum(axis=2)
+
+
+class VectorInput(nnx.Module):
+    """Vectors such as speech frames, by one linear map.
+
+    Args:
+      features: size F of an input vector.
+      dim: width D.
+      dtype: dtype of the computation; parameters stay float32.
+      rngs: source of initialisation randomness.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> VectorInput(40, 8, rngs=nnx.Rngs(0))(jnp.zeros((2, 3, 40))).shape
+    (2, 3, 8)
+    """
+
+    def __init__(
+        self, features: int, dim: int, *, dtype: DType | None = None, rngs: nnx.Rngs
+    ):
+        self.features = features
+        self.linear = nnx.Linear(features, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, vectors: jax.Array) -> jax.Array:
+        """Maps vectors [B, T, F] to [B, T, D]."""
+        if vectors.ndim != 3 or vectors.shape[-1] != self.features:
+            raise ValueError(
+                f"inputs must be vectors [B, T, {self.features}], got shape "
+                f"{tuple(vectors.shape)}."
+            )
+        return self.linear(vectors)
+
+
+def side_by_side(x: jax.Array, window: int) -> jax.Array:
+    """Each vector with its neighbours beside it, zeros beyond the ends.
+
+    Args:
+      x: [B, T, D].
+      window: number w of neighbours on either side.
+
+    Returns:
+      [B, T, (2w + 1) · D].
+
+    >>> import jax.numpy as jnp
+    >>> side_by_side(jnp.arange(1.0, 4.0).reshape(1, 3, 1), 1)[0].tolist()
+    [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 0.0]]
+    """
+    length = x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (window, window), (0, 0)))
+    return jnp.concatenate(
+        [padded[:, i : i + length] for i in range(2 * window + 1)], axis=-1
+    )
+
+
+class WindowBody(nnx.Module):
+    """A fully connected network over each vector and its w neighbours on either side.
+
+    With w = 0 it sees every vector by itself. The number of parameters grows with w,
+    and a window over the whole sequence has w = longest length − 1.
+
+    Args:
+      dim: width D.
+      depth: number of layers: one over the window, then ``depth - 1`` residual blocks.
+      mlp_dim: hidden width of the blocks.
+      window: w.
+      dropout_rate: of hidden units while training.
+      dtype: dtype of the computation; parameters stay float32.
+      rngs: source of initialisation randomness.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> body = WindowBody(8, depth=2, mlp_dim=16, window=3, rngs=nnx.Rngs(0))
+    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        mlp_dim: int,
+        window: int = 0,
+        dropout_rate: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if window < 0:
+            raise ValueError(f"window must be 0 or more, got {window}.")
+        self.window = window
+        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.mix = nnx.Linear((2 * window + 1) * dim, dim, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                MlpBlock(
+                    dim, mlp_dim, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.norms = nnx.List(
+            [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(depth + 1)]
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D]."""
+        seen = side_by_side(_where_real(self.norm(x), key_mask), self.window)
+        x = x + self.mix(seen)
+        for norm, block in zip(self.norms, self.blocks, strict=False):
+            x = x + block(norm(x), deterministic=deterministic, rngs=rngs)
+        return self.norms[-1](x)
+
+
+class ConvolutionBody(nnx.Module):
+    """Residual blocks of a 1-D convolution and a position-wise network.
+
+    Args:
+      dim: width D.
+      depth: number of blocks L.
+      mlp_dim: hidden width of the position-wise networks.
+      kernel: width of a convolution, odd; L of them see L · (kernel − 1) + 1 vectors.
+      dropout_rate: of hidden units while training.
+      dtype: dtype of the computation; parameters stay float32.
+      rngs: source of initialisation randomness.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> body = ConvolutionBody(8, depth=2, mlp_dim=16, kernel=3, rngs=nnx.Rngs(0))
+    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        mlp_dim: int,
+        kernel: int = 5,
+        dropout_rate: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and at least 1, got {kernel}.")
+        self.kernel = kernel
+
+        def norms() -> nnx.List:
+            return nnx.List(
+                [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(depth)]
+            )
+
+        # A convolution as one product over the window: XLA:CPU's own for one axis is
+        # several times slower.
+        self.convolutions = nnx.List(
+            [
+                nnx.Linear(kernel * dim, dim, dtype=dtype, rngs=rngs)
+                for _ in range(depth)
+            ]
+        )
+        self.blocks = nnx.List(
+            [
+                MlpBlock(
+                    dim, mlp_dim, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.convolution_norms, self.mlp_norms = norms(), norms()
+        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D]."""
+        for norm, convolution, mlp_norm, block in zip(
+            self.convolution_norms,
+            self.convolutions,
+            self.mlp_norms,
+            self.blocks,
+            strict=True,
+        ):
+            real = _where_real(norm(x), key_mask)
+            x = x + jax.nn.gelu(convolution(side_by_side(real, self.kernel // 2)))
+            x = x + block(mlp_norm(x), deterministic=deterministic, rngs=rngs)
+        return self.norm(x)
+
+
+class RecurrentBody(nnx.Module):
+    """Bidirectional recurrent layers, by Flax.
+
+    Each layer is ``x ← x + W [forward(norm(x)); backward(norm(x))]``.
+
+    Args:
+      dim: width D; each direction has D hidden units.
+      depth: number of layers.
+      cell: "gru" or "lstm".
+      dropout_rate: of the layers' outputs while training.
+      dtype: dtype of the computation; parameters stay float32.
+      rngs: source of initialisation randomness.
+
+    Reference: Cho et al., 2014, arXiv:1406.1078; Graves & Schmidhuber, 2005, framewise
+    phoneme classification with bidirectional LSTM.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> body = RecurrentBody(8, depth=1, rngs=nnx.Rngs(0))
+    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        cell: Literal["gru", "lstm"] = "gru",
+        dropout_rate: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        cells = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
+        if cell not in cells:
+            raise ValueError(f"cell must be 'gru' or 'lstm', got {cell!r}.")
+        self.cell = cell
+
+        def direction() -> nnx.RNN:
+            return nnx.RNN(cells[cell](dim, dim, dtype=dtype, rngs=rngs), rngs=rngs)
+
+        self.layers = nnx.List(
+            [
+                nnx.Bidirectional(direction(), direction(), rngs=rngs)
+                for _ in range(depth)
+            ]
+        )
+        self.norms = nnx.List(
+            [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(depth + 1)]
+        )
+        self.outs = nnx.List(
+            [nnx.Linear(2 * dim, dim, dtype=dtype, rngs=rngs) for _ in range(depth)]
+        )
+        self.dropout = nnx.Dropout(dropout_rate)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D].
+
+        Padding must come last: the backward direction begins at the last real token.
+        """
+        lengths = key_mask.sum(axis=1)
+        zeros = jnp.zeros((x.shape[0], x.shape[-1]), x.dtype)
+        start = (zeros, zeros) if self.cell == "lstm" else zeros
+        for norm, layer, out in zip(self.norms, self.layers, self.outs, strict=False):
+            h = layer(
+                _where_real(norm(x), key_mask),
+                initial_carry=(start, start),
+                seq_lengths=lengths,
+            )
+            h = self.dropout(h, deterministic=deterministic, rngs=rngs)
+            x = x + out(h)
+        return self.norms[-1](x)
+
+
+class TransformerBody(nnx.Module):
+    """Self-attention, alternating with fully connected layers: `Encoder`.
+
+    Args:
+      dim, depth, num_heads, mlp_dim, attention, max_length, dropout_rate, dtype, rngs:
+        see `Encoder`.
+      positions: name of the position encoding, see `attn_jax.models.positional`.
+      position_options: its options, such as ``{"clip": 8}``.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> body = TransformerBody(8, depth=1, num_heads=2, mlp_dim=16, max_length=5,
+    ...                        rngs=nnx.Rngs(0))
+    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        max_length: int,
+        attention: str | Callable | Variant = "dot_product",
+        positions: str = "sinusoidal",
+        position_options: Mapping[str, Any] | None = None,
+        dropout_rate: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.encoder = Encoder(
+            depth,
+            dim,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            attention=attention,
+            positions=make_positions(
+                positions,
+                dim=dim,
+                num_heads=num_heads,
+                depth=depth,
+                max_length=max_length,
+                rngs=rngs,
+                **(position_options or {}),
+            ),
+            max_length=max_length,
+            dropout_rate=dropout_rate,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D]."""
+        return self.encoder(
+            x, key_mask=key_mask, deterministic=deterministic, rngs=rngs
+        )
+
+
+BODIES: Mapping[str, Callable[..., nnx.Module]] = {
+    "window": WindowBody,
+    "cnn": ConvolutionBody,
+    "gru": RecurrentBody,
+    "lstm": RecurrentBody,
+    "transformer": TransformerBody,
+}
+"""What stands between input layer and head, by name."""
+
+
+class Labeller(nnx.Module):
+    """Input layer, body and head: labels for each vector, or for the whole sequence.
+
+    Args:
+      inputs: number of rows of the tables of ids (see `IdInput`), or the size F of the
+        input vectors (see `VectorInput`).
+      num_classes: number of labels.
+      body: a key of `BODIES`: "window" (fully connected; ``window=0`` for each vector
+        by itself), "cnn", "gru", "lstm" or "transformer".
+      dim: width D.
+      pool: None for one label a vector; "mean" for one label a sequence, from the mean
+        over its real vectors.
+      max_length: the longest sequence; a longer one is an error.
+      dropout_rate: of the body while training.
+      dtype: dtype of the computation; parameters stay float32.
+      rngs: source of initialisation randomness.
+      **options: of the body, see its class.
+
+    Raises:
+      ValueError: for an unknown body or pool, or an option that the body has not.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = Labeller(40, 6, body="window", dim=8, depth=1, mlp_dim=16, window=2,
+    ...                  max_length=9, rngs=nnx.Rngs(0))
+    >>> model(jnp.zeros((2, 9, 40)), jnp.ones((2, 9), bool)).shape
+    (2, 9, 6)
+    """
+
+    def __init__(
+        self,
+        inputs: int | Sequence[int],
+        num_classes: int,
+        *,
+        body: str,
+        dim: int,
+        max_length: int,
+        pool: Literal["mean"] | None = None,
+        dropout_rate: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        if body not in BODIES:
+            raise ValueError(f"body must be one of {', '.join(BODIES)}, got {body!r}.")
+        if pool not in (None, "mean"):
+            raise ValueError(f"pool must be None or 'mean', got {pool!r}.")
+        self.max_length = max_length
+        self.pool = pool
+        common = dict(dtype=dtype, rngs=rngs)
+        self.input: nnx.Module
+        if isinstance(inputs, int):
+            self.input = VectorInput(inputs, dim, **common)
+        else:
+            self.input = IdInput(inputs, dim, **common)
+        if body in ("gru", "lstm"):
+            options["cell"] = body
+        if body == "transformer":
+            options["max_length"] = max_length
+        try:
+            self.body = BODIES[body](
+                dim, dropout_rate=dropout_rate, **options, **common
+            )
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise ValueError(
+                f"options: the body {body!r} does not take {sorted(options)}: {error}."
+            ) from error
+        self.dropout = nnx.Dropout(dropout_rate)
+        self.head = nnx.Linear(
+            dim,
+            num_classes,
+            kernel_init=nnx.initializers.zeros_init(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps ids [B, T, K] or vectors [B, T, F] to logits [B, T or none, classes].
+
+        Args:
+          inputs: ids or vectors, padded at the end.
+          key_mask: bool [B, T], True = a real vector. Logits at padding mean nothing.
+          deterministic: whether dropout is off.
+          rngs: stream "dropout", where it is on.
+
+        Raises:
+          ValueError: for wrong shapes, an empty sequence, or one longer than
+            ``max_length``.
+        """
+        if key_mask.shape != inputs.shape[:2] or key_mask.dtype != jnp.bool_:
+            raise ValueError(
+                f"key_mask must be bool [B, T] = {list(inputs.shape[:2])}, got "
+                f"{key_mask.dtype} {list(key_mask.shape)}."
+            )
+        length = inputs.shape[1]
+        if not 1 <= length <= self.max_length:
+            raise ValueError(
+                f"inputs must have 1 to max_length={self.max_length} vectors a "
+                f"sequence, got {length}."
+            )
+        x = self.input(inputs)
+        x = self.dropout(x, deterministic=deterministic, rngs=rngs)
+        x = self.body(x, key_mask, deterministic=deterministic, rngs=rngs)
+        if self.pool == "mean":
+            count = jnp.maximum(key_mask.sum(axis=1, keepdims=True), 1)
+            x = _where_real(x, key_mask).sum(axis=1) / count.astype(x.dtype)
+        return self.head(x)
+
+
+class LabellerCost(NamedTuple):
+    """What a labeller costs: parameters by part, and forward FLOPs of one vector."""
+
+    params: int
+    input_params: int
+    position_params: int
+    flops: float
+
+
+def labeller_cost(
+    model: Labeller, inputs: int | Sequence[int], length: int
+) -> LabellerCost:
+    """Counts parameters, and the FLOPs of one sequence, over its length.
+
+    Args:
+      model: its arrays may be abstract (`nnx.eval_shape`), nothing is computed.
+      inputs: as given to `Labeller`.
+      length: T of the sequence.
+
+    Returns:
+      Parameters in all, of the input layer and of the positions, and the FLOPs of the
+      forward pass of one sequence (see `attn_jax.flops`), divided by T.
+
+    >>> from flax import nnx
+    >>> model = Labeller(40, 6, body="window", dim=8, depth=1, mlp_dim=16,
+    ...                  max_length=9, rngs=nnx.Rngs(0))
+    >>> labeller_cost(model, 40, 9).input_params
+    328
+    """
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def forward(params: Any, rest: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params, rest)(x, mask)
+
+    vectors = isinstance(inputs, int)
+    size = inputs if isinstance(inputs, int) else len(inputs)
+    x = jax.ShapeDtypeStruct((1, length, size), jnp.float32 if vectors else jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
+    flops = count_flops(forward, params, rest, x, mask).total
+
+    def count(tree: Any) -> int:
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    position_params = 0
+    if isinstance(model.body, TransformerBody):
+        position_params = num_parameters(model.body.encoder.positions)
+    return LabellerCost(
+        count(params), count(params["input"]), position_params, flops / length
+    )

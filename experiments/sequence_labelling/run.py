@@ -1,0 +1,130 @@
+"""Plans the cells of the experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from experiments.common import sequence_tasks
+from experiments.common.config import attention_digest
+from experiments.common.label_main import Plan
+from experiments.common.labelling import LabelCell, Study
+from experiments.common.sequences import SequenceData
+from experiments.sequence_labelling.presets import Experiment, body_of
+
+
+def base_cell(experiment: Experiment, task: str, model: str, **traits: Any) -> LabelCell:
+    """The cell of a model with the experiment's settings; ``traits`` go before them."""
+    body, window = body_of(model)
+    common: dict[str, Any] = dict(
+        task=task,
+        model=body,
+        seed=0,
+        phase="tune",
+        updates=experiment.tune_updates,
+        tokens=experiment.tokens,
+        dim=experiment.dim,
+        depth=experiment.depth,
+        mlp_dim=2 * experiment.dim,
+        id_dropout=experiment.id_dropout,
+        dropout_rate=experiment.dropout_rate,
+        window=window,
+    )
+    if body == "cnn":
+        common["kernel"] = experiment.kernel
+    if body == "transformer":
+        common |= dict(
+            attention=experiment.attention,
+            num_heads=experiment.num_heads,
+            positions=experiment.encoding,
+        )
+    cell = LabelCell(**(common | traits))
+    return dataclasses.replace(cell, attention_sha256=attention_digest(cell.attention))
+
+
+def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
+    """All studies by name, in the order of their importance.
+
+    The models first; what is varied about one of them takes over the learning rate
+    that was chosen for it.
+    """
+
+    def grid(model: str, **traits: Any) -> tuple[LabelCell, ...]:
+        cell = base_cell(experiment, task, model, **traits)
+        return tuple(
+            dataclasses.replace(cell, learning_rate=rate)
+            for rate in experiment.learning_rates
+        )
+
+    studies = {
+        model: Study(model, grid(model), experiment.updates, experiment.seeds)
+        for model in experiment.models
+    }
+
+    def vary(name: str, model: str, like: str, **traits: Any) -> None:
+        if like not in studies:
+            raise ValueError(
+                f"models: {name!r} is a variation of {like!r}, which is not among "
+                f"models={experiment.models!r}."
+            )
+        studies[name] = Study(
+            name,
+            grid(model, **({"n": experiment.sweep_n} | traits)),
+            experiment.sweep_updates,
+            experiment.seeds,
+            tuned_by=studies[like],
+        )
+
+    windows = [name for name in experiment.models if name.startswith("window:")]
+    for window in experiment.windows:
+        like = windows[-1] if windows else "window:W"
+        vary(f"sweep window={window}", f"window:{window}", like)
+    for left, right in experiment.contexts:
+        vary(
+            f"context {left}+{right}",
+            "transformer",
+            "transformer",
+            attention="truncated",
+            left=left,
+            right=right,
+        )
+    if experiment.contexts:
+        vary("context full", "transformer", "transformer")
+    for heads in experiment.heads:
+        vary(f"heads={heads}", "transformer", "transformer", num_heads=heads)
+    for score in experiment.scores:
+        vary(f"score={score}", "transformer", "transformer", attention=score)
+    for encoding in experiment.positions:
+        vary(f"positions={encoding}", "transformer", "transformer", positions=encoding)
+    for depth in experiment.depths:
+        vary(f"depth={depth}", "transformer", "transformer", depth=depth)
+    for n in experiment.ns:
+        for model in experiment.models:
+            vary(f"n={n} {model}", model, model, n=n)
+    return studies
+
+
+def baselines(task: str, data: SequenceData) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What needs no training, by name."""
+    if "pos" in task:
+        return sequence_tasks.tagging_baselines(task)
+    return {"majority": functools.partial(sequence_tasks.majority, data)}
+
+
+def make_plans(experiment: Experiment) -> list[Plan]:
+    """Loads the task and plans its cells.
+
+    Raises:
+      DataError, ValueError: the data cannot be had; a bad value.
+    """
+    data = sequence_tasks.load_task(experiment.task)
+    for n in (*experiment.ns, experiment.sweep_n):
+        if n is not None and n > len(data.train):
+            raise ValueError(
+                f"ns, sweep_n: {n} is larger than the training part of {data.name}, "
+                f"which has {len(data.train)} sequences."
+            )
+    studies = plan_studies(experiment, data.name)
+    return [Plan(data, studies, baselines(data.name, data))]
