@@ -141,6 +141,7 @@ SMOKE_PHONES = dataclasses.replace(
     models=("window:1", "transformer"),
     contexts=((4, 2),),
     tokens=1024,
+    dropout_rate=0.0,
 )
 
 QUICK = Experiment(
@@ -152,25 +153,42 @@ QUICK = Experiment(
 )
 
 POS = Experiment(
-    models=("window:0", "window:2", "cnn", "gru", "lstm", "transformer"),
+    models=("window:0", "window:2", "cnn", "gru", "transformer"),
     windows=(0, 1, 2, 4, 8, 16, 32, 64),
     heads=(1, 2, 4, 8),
     depths=(1, 2, 4),
     scores=("dot_product", "additive"),
     positions=("sinusoidal", "none"),
     ns=(500, 5_000),
+    updates=1_200,
     sweep_n=5_000,
+    sweep_updates=250,
+    tune_updates=150,
 )
 
-POS_FINE = Experiment(task="pos_fine", models=("window:0", "window:2", "gru", "transformer"))
+POS_FINE = dataclasses.replace(
+    POS,
+    task="pos_fine",
+    models=("window:0", "window:2", "gru", "transformer"),
+    windows=(),
+    heads=(),
+    depths=(),
+    scores=(),
+    positions=(),
+    ns=(),
+    updates=800,
+    learning_rates=(3e-3,),
+)
 
 PHONES = Experiment(
     task="phones",
     models=("window:0", "window:5", "cnn", "gru", "transformer"),
-    contexts=((2, 2), (8, 0), (8, 8), (32, 8), (64, 64)),
+    contexts=((4, 0), (4, 4), (16, 4), (64, 4), (64, 64)),
+    scores=("dot_product",),
     positions=("rope", "none"),
-    updates=1_000,
-    sweep_updates=500,
+    updates=500,
+    sweep_updates=200,
+    tune_updates=60,
     tokens=4_096,
     depth=3,
     encoding="rope",
