@@ -168,6 +168,8 @@ __all__ = [
     "LinenAttentionFn",
     "ModuleAttentionFn",
     "NORMALIZERS",
+    "StreamState",
+    "Streamer",
     "VARIANTS",
     "Variant",
     "__version__",
@@ -194,18 +196,25 @@ __all__ = [
     "clusterformer_update",
     "convolution_as_attention",
     "cosformer",
+    "deltas",
     "dot_product",
     "dot_product_attention",
     "dot_product_weights",
+    "embed",
     "etc",
     "etc_init",
+    "floater",
+    "floater_init",
+    "frames",
     "gat",
     "gat_init",
     "gatv2",
     "gatv2_init",
     "gaussian_2d",
     "graph_attention",
+    "graph_nodes",
     "improved_clustered",
+    "inputs",
     "isab",
     "isab_init",
     "kmeans",
@@ -218,6 +227,7 @@ __all__ = [
     "linear_step",
     "linformer",
     "linformer_init",
+    "log_mel",
     "long_short",
     "long_short_init",
     "longformer",
@@ -227,10 +237,12 @@ __all__ = [
     "masks",
     "memory_compressed",
     "memory_compressed_init",
+    "mfcc",
     "multi_head",
     "multi_head_init",
     "nystromformer",
     "nystromformer_init",
+    "one_hot",
     "orthogonal_features",
     "perceiver",
     "perceiver_init",
@@ -266,6 +278,10 @@ __all__ = [
     "sinusoidal_2d",
     "sparse_fixed",
     "sparse_strided",
+    "stream",
+    "stream_init",
+    "stream_step",
+    "streaming",
     "synthesizer_dense",
     "synthesizer_dense_factorized",
     "synthesizer_dense_factorized_init",
@@ -283,12 +299,23 @@ __all__ = [
     "truncated",
     "unique_edges",
     "variants_with",
+    "with_deltas",
 ]
 
 # The same names twice: here for type checkers and editors, below for Python, which
 # imports the module that has the name when it is asked for. A test compares them.
 if TYPE_CHECKING:
-    from attn_jax import layers, positions
+    from attn_jax import inputs, layers, positions, streaming
+    from attn_jax.inputs import (
+        deltas,
+        embed,
+        frames,
+        graph_nodes,
+        log_mel,
+        mfcc,
+        one_hot,
+        with_deltas,
+    )
     from attn_jax.layers import (
         AttentionFn,
         LinenAttentionFn,
@@ -300,6 +327,8 @@ if TYPE_CHECKING:
         LearnedPositions,
         alibi,
         alibi_slopes,
+        floater,
+        floater_init,
         gaussian_2d,
         learned_init,
         quadratic_2d,
@@ -311,8 +340,25 @@ if TYPE_CHECKING:
         t5_bias,
         t5_buckets,
     )
+    from attn_jax.streaming import (
+        Streamer,
+        StreamState,
+        stream,
+        stream_init,
+        stream_step,
+    )
 else:
     _LAZY = {
+        "inputs": (
+            "deltas",
+            "embed",
+            "frames",
+            "graph_nodes",
+            "log_mel",
+            "mfcc",
+            "one_hot",
+            "with_deltas",
+        ),
         "layers": (
             "AttentionFn",
             "LinenAttentionFn",
@@ -324,6 +370,8 @@ else:
             "LearnedPositions",
             "alibi",
             "alibi_slopes",
+            "floater",
+            "floater_init",
             "gaussian_2d",
             "learned_init",
             "quadratic_2d",
@@ -334,6 +382,13 @@ else:
             "sinusoidal_2d",
             "t5_bias",
             "t5_buckets",
+        ),
+        "streaming": (
+            "StreamState",
+            "Streamer",
+            "stream",
+            "stream_init",
+            "stream_step",
         ),
     }
 

@@ -108,7 +108,7 @@ def test_every_range_is_bounded_and_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("attn_jax", [""]),
+        ("attn_jax", ["", "ode"]),
         ("experiments", ["", "experiments"]),
         ("benchmarks", ["", "experiments", "bench"]),
         ("tests", ["", "experiments", "dev", "bench"]),  # skipped where bench is not

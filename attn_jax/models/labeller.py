@@ -499,7 +499,7 @@ class Labeller(nnx.Module):
             raise ValueError(f"pool must be None or 'mean', got {pool!r}.")
         self.max_length = max_length
         self.pool = pool
-        common = dict(dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.input: nnx.Module
         if isinstance(inputs, int):
             self.input = VectorInput(inputs, dim, **common)
@@ -597,7 +597,9 @@ def labeller_cost(
     >>> labeller_cost(model, 40, 9).input_params
     328
     """
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params: Any
+    params, rest = states
 
     def forward(params: Any, rest: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params, rest)(x, mask)
@@ -613,7 +615,9 @@ def labeller_cost(
 
     position_params = 0
     if isinstance(model.body, TransformerBody):
-        position_params = num_parameters(model.body.encoder.positions)
+        positions = model.body.encoder.positions
+        assert positions is not None  # TransformerBody always has some
+        position_params = num_parameters(positions)
     return LabellerCost(
         count(params), count(params["input"]), position_params, flops / length
     )

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-
 from experiments.common import workers
 from experiments.common.config import Runtime
 from experiments.common.data import DataError
@@ -83,9 +82,7 @@ def _work(
                         wall_time_s=time.monotonic() - began,
                     )
                     progress.finish(f"{plan.data.name} {name}", record)
-            runner = LabelRunner(
-                plan.data, store, runtime, progress, stop, save_params
-            )
+            runner = LabelRunner(plan.data, store, runtime, progress, stop, save_params)
             run_studies(plan.studies, runner)
 
 
@@ -172,5 +169,3 @@ def drive(
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-

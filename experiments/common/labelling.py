@@ -165,7 +165,9 @@ _SHAPE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Key:
+class ProgramKey:
+    """What a compiled program depends on; cells that agree in it share one."""
+
     traits: tuple[Any, ...]
     inputs: int | tuple[int, ...]
     num_classes: int
@@ -173,8 +175,9 @@ class _Key:
     hides: bool
 
 
-def _key(cell: LabelCell, data: SequenceData) -> _Key:
-    return _Key(
+def program_key(cell: LabelCell, data: SequenceData) -> ProgramKey:
+    """The key of the programs that train and score a cell."""
+    return ProgramKey(
         tuple(getattr(cell, name) for name in _SHAPE),
         data.inputs,
         len(data.class_names),
@@ -183,7 +186,7 @@ def _key(cell: LabelCell, data: SequenceData) -> _Key:
     )
 
 
-def build_model(key: _Key, seed: int) -> Labeller:
+def build_model(key: ProgramKey, seed: int) -> Labeller:
     """The model of a cell with its initial parameters."""
     traits = dict(zip(_SHAPE, key.traits, strict=True))
     options: dict[str, Any] = dict(depth=traits["depth"])
@@ -241,9 +244,7 @@ def split_labeller(model: Labeller) -> tuple[Callable[..., jax.Array], Any]:
         if rng is None:
             return nnx.merge(graphdef, params, rest)(inputs, key_mask)
         module = nnx.merge(graphdef, params, train.redraw(rest, rng))
-        return module(
-            inputs, key_mask, deterministic=False, rngs=nnx.Rngs(dropout=rng)
-        )
+        return module(inputs, key_mask, deterministic=False, rngs=nnx.Rngs(dropout=rng))
 
     return apply, nnx.to_pure_dict(variables)
 
@@ -305,7 +306,7 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def programs(key: _Key) -> Programs:
+def programs(key: ProgramKey) -> Programs:
     """Builds, once for each key, the functions that train and predict."""
     apply, _ = split_labeller(build_model(key, 0))
 
@@ -342,9 +343,7 @@ def training_part(cell: LabelCell, data: SequenceData) -> Part:
 
 def scores(part: Part, predicted: list[np.ndarray]) -> dict[str, float]:
     """Accuracy over all labels of a part, and over each of its groups."""
-    hits = np.concatenate(
-        [p == y for p, y in zip(predicted, part.labels, strict=True)]
-    )
+    hits = np.concatenate([p == y for p, y in zip(predicted, part.labels, strict=True)])
     found = {"accuracy": float(hits.mean())}
     for name, masks in part.groups.items():
         mask = np.concatenate(list(masks))
@@ -409,7 +408,7 @@ class LabelRunner:
         self, cell: LabelCell, params: Any, part: Part
     ) -> tuple[list[np.ndarray], float]:
         """Labels for every sequence of a part, and the mean loss."""
-        program = programs(_key(cell, self.data))
+        program = programs(program_key(cell, self.data))
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(part)
         total = 0.0
         for indices, batch in sequences.in_order(part, self.data.lengths, cell.tokens):
@@ -424,7 +423,7 @@ class LabelRunner:
     def _run(self, cell: LabelCell) -> None:
         part = training_part(cell, self.data)
         batches = Batches(part, self.data.lengths, cell.tokens, cell.seed)
-        key = _key(cell, self.data)
+        key = program_key(cell, self.data)
         program = programs(key)
         hyper = Hyper(
             *(
@@ -519,7 +518,7 @@ class LabelRunner:
         cell: LabelCell,
         part: Part,
         state: train.TrainState,
-        key: _Key,
+        key: ProgramKey,
         diverged: int | None,
     ) -> dict[str, Any]:
         cost = model_cost(key)
@@ -602,7 +601,7 @@ def load_params(store: ResultsStore, cell: LabelCell, data: SequenceData) -> Any
         raise FileNotFoundError(
             f"{path}: the parameters of this cell were not kept; run it again."
         )
-    params = programs(_key(cell, data)).initial_params(cell.seed)
+    params = programs(program_key(cell, data)).initial_params(cell.seed)
     with np.load(path) as file:
         leaves = [file[name] for name in file.files]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -622,7 +621,7 @@ COST_LENGTH = {False: 32, True: 256}
 
 
 @functools.lru_cache(maxsize=64)
-def model_cost(key: _Key) -> ModelCost:
+def model_cost(key: ProgramKey) -> ModelCost:
     """What the model of a cell costs, see `attn_jax.models.labeller_cost`."""
     model = nnx.eval_shape(lambda: build_model(key, 0))
     length = min(COST_LENGTH[isinstance(key.inputs, int)], key.max_length)

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | "pos" | a word of the Brown corpus, as 9 ids | 12 universal tags | by document |
 | "pos_fine" | the same | Brown's tags without suffixes | by document |
-| "phones" | a frame of recorded Russian speech, 25 ms every 10 ms | phone | by utterance |
+| "phones" | 25 ms of recorded Russian speech, every 10 ms | phone | by utterance |
 | "order" | a random symbol | the symbol two places before | independent |
 | "toy_pos", "toy_phones" | synthetic words and tones, for tests | as above | as above |
 
@@ -27,7 +27,7 @@ from experiments.common.sequences import Part, SequenceData, crops
 
 TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
 
-SENTENCE_LENGTHS = (16, 32, 64, 192)
+SENTENCE_LENGTHS = (16, 32, 64)  # longer sentences, one in 160, are cut
 CROP = 256  # frames, 2.56 s: what a model of speech is trained and scored on
 ORDER_SYMBOLS, ORDER_BACK = 8, 2
 
@@ -65,6 +65,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
     Each word is nine ids: itself where training has it at least three times, hashed
     endings and beginnings, and its shape. All models get the same. Groups of the
     scored parts: words that were ambiguous in training, and words not seen in it.
+    Sentences of more than 64 words are cut into pieces.
     """
     simplify = text.strip_suffixes if fine else text.universal
     tags = [tuple(map(simplify, sentence)) for sentence in corpus.tags]
@@ -79,7 +80,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
     def part(indices: Sequence[int] | np.ndarray) -> Part:
         words = [corpus.words[i] for i in indices]
         lower = [[word.lower() for word in sentence] for sentence in words]
-        return Part(
+        whole = Part(
             [vocabulary.token_features(sentence) for sentence in words],
             [np.array([number[t] for t in tags[i]], np.int32) for i in indices],
             {
@@ -87,6 +88,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
                 "unknown": [np.array([w not in known for w in s]) for s in lower],
             },
         )
+        return crops(whole, SENTENCE_LENGTHS[-1])
 
     train, validation, test = map(part, splits)
     return SequenceData(
@@ -142,8 +144,8 @@ def speech_features(corpus: speech.Speech) -> list[np.ndarray]:
             inputs.log_mel(signal, sample_rate=corpus.sample_rate, num_mels=40), order=2
         )
     )
-    # Few lengths, few programs: the sound goes on mirrored at its end, and the frames of
-    # that are cut off again. Only the differences of the last four frames see it.
+    # Few lengths, few programs: the sound goes on mirrored at its end, and the frames
+    # of that are cut off again. Only the differences of the last four frames see it.
     found = []
     for signal in corpus.audio:
         hop = corpus.sample_rate // 100

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,14 @@ class Part:
             {k: [v[i] for i in indices] for k, v in self.groups.items()},
         )
 
+    def cut(self, length: int) -> Part:
+        """The first ``length`` vectors of every sequence."""
+        return Part(
+            [x[:length] for x in self.inputs],
+            [y[:length] for y in self.labels],
+            {k: [m[:length] for m in v] for k, v in self.groups.items()},
+        )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SequenceData:
@@ -102,8 +110,8 @@ class SequenceData:
             for i, y in enumerate(part.labels):
                 if y.min() < 0 or y.max() >= len(self.class_names):
                     raise ValueError(
-                        f"{name}.labels[{i}] must be in 0..{len(self.class_names) - 1}, "
-                        f"got {y.min()}..{y.max()}."
+                        f"{name}.labels[{i}] must be in "
+                        f"0..{len(self.class_names) - 1}, got {y.min()}..{y.max()}."
                     )
 
     @property
@@ -130,8 +138,8 @@ class SequenceData:
 class Batch(NamedTuple):
     """Sequences padded to one length: inputs [B, T, K or F], labels int32 [B, T]."""
 
-    inputs: np.ndarray
-    labels: np.ndarray
+    inputs: Any
+    labels: Any
 
 
 def rows_of(length: int, tokens: int) -> int:
@@ -162,7 +170,9 @@ def bucket_of(part_lengths: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
     return found
 
 
-def padded(part: Part, indices: Sequence[int], rows: int, length: int) -> Batch:
+def padded(
+    part: Part, indices: Sequence[int] | np.ndarray, rows: int, length: int
+) -> Batch:
     """The sequences at ``indices`` as one batch of ``rows``; further rows are padding.
 
     >>> part = Part([np.ones((2, 1), np.int32)], [np.array([4, 5], np.int32)])

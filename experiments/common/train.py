@@ -55,7 +55,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: PyTree
     opt_state: PyTree
-    hyper: Hyper
+    hyper: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def optimizer(hyper: Hyper) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: PyTree, hyper: Hyper) -> TrainState:
+def init_state(params: PyTree, hyper: Any) -> TrainState:
     """The state before the first update."""
     return TrainState(
         jnp.zeros((), jnp.int32), params, optimizer(hyper).init(params), hyper

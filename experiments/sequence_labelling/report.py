@@ -107,6 +107,10 @@ def table(
     return lines
 
 
+def _shows(metric: str) -> Callable[[Row], str]:
+    return lambda row: number(row.of(metric))
+
+
 def _accuracies(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
     names = sorted(
         {
@@ -120,12 +124,7 @@ def _accuracies(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
         ("accuracy", lambda row: number(row.of("test_accuracy")))
     ]
     for name in names:
-        columns.append(
-            (
-                name.replace("_", " "),
-                lambda row, name=name: number(row.of(f"test_accuracy_{name}")),
-            )
-        )
+        columns.append((name.replace("_", " "), _shows(f"test_accuracy_{name}")))
     return columns
 
 
@@ -222,7 +221,9 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "",
         "## Models on the whole training part",
         "",
-        *table(models, [("model", lambda row: row.name), *_accuracies(models), *_costs()]),
+        *table(
+            models, [("model", lambda row: row.name), *_accuracies(models), *_costs()]
+        ),
         "",
         "Without training:",
         "",
@@ -347,7 +348,9 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         ]
         for name, points in scaling.items():
             cells = [
-                next((number(r.of("test_accuracy")) for n, r in points if n == size), "–")
+                next(
+                    (number(r.of("test_accuracy")) for n, r in points if n == size), "–"
+                )
                 for size in sizes
             ]
             text.append(f"| {name} | " + " | ".join(cells) + " |")

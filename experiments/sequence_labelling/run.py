@@ -15,7 +15,9 @@ from experiments.common.sequences import SequenceData
 from experiments.sequence_labelling.presets import Experiment, body_of
 
 
-def base_cell(experiment: Experiment, task: str, model: str, **traits: Any) -> LabelCell:
+def base_cell(
+    experiment: Experiment, task: str, model: str, **traits: Any
+) -> LabelCell:
     """The cell of a model with the experiment's settings; ``traits`` go before them."""
     body, window = body_of(model)
     common: dict[str, Any] = dict(

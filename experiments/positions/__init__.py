@@ -1,0 +1,1 @@
+"""Position encodings compared by what they are said to be good for."""
