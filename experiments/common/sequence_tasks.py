@@ -109,7 +109,15 @@ def tagging_baselines(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
     corpus = text.toy_text(400, seed=0) if name == "toy_pos" else text.load_brown()
     data = tagging(name, corpus, fine=name == "pos_fine")
     splits = text.split_by_document(corpus, seed=0)
-    words = [[corpus.words[i] for i in split] for split in splits]
+    longest = SENTENCE_LENGTHS[-1]
+    words = [
+        [
+            corpus.words[i][start : start + longest]
+            for i in split
+            for start in range(0, len(corpus.words[i]), longest)
+        ]
+        for split in splits
+    ]
 
     def score(by_suffix: bool) -> dict[str, Any]:
         tags = [tuple(y.tolist()) for y in data.train.labels]
