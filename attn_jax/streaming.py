@@ -42,7 +42,7 @@ from attn_jax.attention import _checks
 from attn_jax.attention.local import truncated
 from attn_jax.layers import AttentionFn
 from attn_jax.models.encoder import Encoder, EncoderBlock
-from attn_jax.positions import sinusoidal
+from attn_jax.positions import rotary, sinusoidal
 from attn_jax.variants import VARIANTS
 
 __all__ = [
@@ -98,7 +98,7 @@ class StreamState:
     Attributes:
       layers: the state of each layer.
       slot: int32 [], where the ring buffers take the next chunk.
-      frame: int32 [], how many frames have come; only `positions` reads it.
+      frame: int32 [], how many frames have come; only positions read it.
       chunk: c, frames in a chunk. Static.
     """
 
@@ -158,16 +158,24 @@ def _windows(encoder: Encoder) -> list[tuple[int, int, AttentionFn]]:
             f"{type(encoder).__name__}."
         )
     _own_positions(encoder)
-    return [
-        _window(index, block.attention.attention_fn)
-        for index, block in enumerate(encoder.blocks)
-    ]
+    turns = _turn(encoder) is not None  # around the attention, with its positions
+    fns: list[Any] = [block.attention.attention_fn for block in encoder.blocks]
+    return [_window(i, fn.inner if turns else fn) for i, fn in enumerate(fns)]
+
+
+def _turn(encoder: Encoder) -> Callable[..., jax.Array] | None:
+    """How "rope" turns queries or keys [c, N, H] of frames number [c], or None."""
+    own: Any = encoder.positions
+    if own is None or own.name != "rope":
+        return None
+    turn = functools.partial(rotary, max_wavelength=own.max_wavelength)
+    return jax.vmap(turn, in_axes=(1, None), out_axes=1)
 
 
 def _own_positions(encoder: Encoder) -> Positions | None:
     """What the encoder itself adds to frames of given numbers, or None for nothing."""
     own: Any = encoder.positions
-    if own is None or own.name == "none":
+    if own is None or own.name in ("none", "rope"):
         return None
     if own.name == "sinusoidal":
         return functools.partial(
@@ -175,7 +183,8 @@ def _own_positions(encoder: Encoder) -> Positions | None:
         )
     raise ValueError(
         f"`encoder` has positions {own.name!r}, which a stream does not support; it "
-        "supports 'none' and 'sinusoidal', and what `positions` adds to the frames."
+        "supports 'none', 'sinusoidal' and 'rope', and what `positions` adds to the "
+        "frames."
     )
 
 
@@ -345,9 +354,9 @@ def stream_step(
       positions: maps frame numbers int32 [c], counted from 0, to a table [c, D] that
         is added to the frames, such as
         `functools.partial(attn_jax.positions.sinusoidal, dim=D)`. None adds what the
-        encoder itself adds, "sinusoidal" positions or nothing; other kinds cannot
-        stream. The count is exact up to 2³¹ frames; without positions there is no
-        limit.
+        encoder itself adds, "sinusoidal" positions or nothing. "rope" turns queries
+        and keys besides; other kinds cannot stream. The count is exact up to 2³¹
+        frames; without positions there is no limit.
 
     Returns:
       The new state; the outputs [c, D], zeros where not valid; and bool [c], which of
@@ -380,8 +389,10 @@ def stream_step(
             "'sinusoidal'."
         )
     positions = own if positions is None else positions
+    turn = _turn(encoder)
+    numbers = state.frame + jnp.arange(chunk, dtype=jnp.int32)
     if positions is not None:
-        table = positions(state.frame + jnp.arange(chunk, dtype=jnp.int32))
+        table = positions(numbers)
         _checks.check_shape(
             "positions(...)", table, ("c", "D"), {"c": chunk, "D": x.shape[1]}
         )
@@ -401,6 +412,9 @@ def stream_step(
     ):
         layer = block.attention
         query, key, value = _project(block, x)
+        if turn is not None:
+            query, key = turn(query, numbers), turn(key, numbers)
+        numbers = numbers - right  # of the frames that the next layer gets
         key, value = _put(old.key, key, slot), _put(old.value, value, slot)
         key_real = jax.lax.dynamic_update_slice(old.key_real, real, (slot,))
         # Those whose look-ahead is complete came `right` frames before.

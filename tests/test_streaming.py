@@ -75,6 +75,12 @@ def mixed():
     return shaken(model)
 
 
+def turned():
+    """Two blocks whose queries and keys are turned by the frames' numbers."""
+    own = make_positions("rope", dim=DIM, num_heads=2, depth=2, rngs=nnx.Rngs(0))
+    return shaken(build(2, NEAR, positions=own))
+
+
 def frames(length=LENGTH, *, seed=0):
     return np.random.default_rng(seed).standard_normal((length, DIM)).astype(np.float32)
 
@@ -98,7 +104,7 @@ def close(ours, reference):
 
 @pytest.mark.parametrize(
     ("build_model", "ahead", "chunk"),
-    [(near, 4, 4), (mixed, 5, 16)],
+    [(near, 4, 4), (mixed, 5, 16), (turned, 4, 4)],
 )
 def test_the_stream_is_the_encoder_on_the_whole(build_model, ahead, chunk):
     # 53 is no multiple of a chunk, and the ring buffers go around several times.
@@ -208,8 +214,8 @@ def test_what_cannot_stream_is_named():
     bound = functools.partial(NEAR, key_mask=jnp.ones(5, bool), is_causal=True)
     with pytest.raises(ValueError, match="'truncated' with key_mask and is_causal bou"):
         stream_init(build(1, bound))
-    own = make_positions("rope", dim=DIM, num_heads=2, depth=1, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="positions 'rope', which a stream"):
+    own = make_positions("t5", dim=DIM, num_heads=2, depth=1, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="positions 't5', which a stream"):
         stream_init(build(1, NEAR, positions=own))
 
 

@@ -28,18 +28,18 @@ class Experiment:
     """Ends of the bins of sentence length that are scored by themselves."""
     seeds: int = 3
     """Seeds of each encoding: initial parameters and order of the batches."""
-    updates: int = 500
+    updates: int = 300
     """Optimiser steps on sentences."""
-    order_updates: int = 300
+    order_updates: int = 200
     """Optimiser steps on "order"."""
     tune_updates: int = 120
     """Optimiser steps of a tuning cell."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Peaks of the schedule; the validation part chooses one for all encodings, with
-    the first of them."""
+    learning_rates: tuple[float, ...] = (3e-3,)
+    """Peaks of the schedule; of several, the validation part chooses one for all
+    encodings, with the first of them."""
     tokens: int = 2_048
     """Labels a batch, with padding."""
-    dim: int = 96
+    dim: int = 64
     """Width."""
     depth: int = 2
     """Layers."""

@@ -67,8 +67,8 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "sequences. Accuracy on the test part by length, mean ± standard deviation "
         "over seeds. Inductive: what is kept on the longest sequences, which training "
         "has not seen. Data-driven: position parameters that are learned. The paper's "
-        "marks are for inductive, data-driven and parameter-efficient (arXiv:2003.09229, "
-        f"Table 1). {measured}",
+        "marks are for inductive, data-driven and parameter-efficient "
+        f"(arXiv:2003.09229, Table 1). {measured}",
         "",
     ]
     for task in dict.fromkeys(row.config["task"] for row in rows):

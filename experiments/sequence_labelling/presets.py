@@ -153,43 +153,40 @@ QUICK = Experiment(
 )
 
 POS = Experiment(
-    models=("window:0", "window:2", "cnn", "gru", "transformer"),
-    windows=(0, 1, 2, 4, 8, 16, 32, 64),
+    models=("transformer", "gru", "window:2", "window:0"),
+    windows=(0, 1, 2, 4, 8, 16, 63),
     heads=(1, 2, 4, 8),
-    depths=(1, 2, 4),
     scores=("dot_product", "additive"),
     positions=("sinusoidal", "none"),
     ns=(500, 5_000),
-    updates=1_000,
+    updates=900,
     sweep_n=5_000,
-    sweep_updates=250,
+    sweep_updates=200,
     tune_updates=150,
 )
 
 POS_FINE = dataclasses.replace(
     POS,
     task="pos_fine",
-    models=("window:0", "window:2", "gru", "transformer"),
+    models=("transformer", "gru", "window:2", "window:0"),
     windows=(),
     heads=(),
-    depths=(),
     scores=(),
     positions=(),
     ns=(),
-    updates=800,
+    updates=600,
     learning_rates=(3e-3,),
 )
 
 PHONES = Experiment(
     task="phones",
-    models=("window:0", "window:5", "cnn", "gru", "transformer"),
+    models=("transformer", "window:5", "gru", "cnn", "window:0"),
     contexts=((4, 0), (4, 4), (16, 4), (64, 4), (64, 64)),
     scores=("dot_product",),
     positions=("rope", "none"),
-    updates=500,
-    sweep_updates=200,
-    tune_updates=60,
-    tokens=4_096,
+    updates=800,
+    sweep_updates=300,
+    tune_updates=100,
     depth=3,
     encoding="rope",
     id_dropout=0.0,
