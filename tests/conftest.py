@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 import pytest
+
+# The suite is hundreds of programs that run once: compiling them is nearly all of its
+# time. Without most optimisations and without XLA's newer emitters of fusions they
+# compile several times faster, and compute the same. By the environment, so that the
+# processes that tests start do so too. (XLA ends the process on a flag that it does not
+# know: try this one anew with each jaxlib.)
+_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EMITTERS}".strip()
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # A silent promotion or broadcast is a bug somewhere: let it raise here.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -15,17 +29,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
-def quick_compile() -> Iterator[None]:
-    """Compiles without most optimisations: three times faster for tiny programs.
+def optimized() -> Iterator[None]:
+    """Compiles as outside of the tests, for a test of what the optimised program does.
 
-    For tests whose time is compilation and whose subject is what a function computes.
-    What the optimised program does (memory, speed) is tested without this fixture, and
-    so is equality with `jax.nn`.
+    That is its memory, its cost or its bits; what a function computes is tested without.
     """
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()  # they do not tell programs of either kind apart
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_of_other_files() -> Iterator[None]:
+    """Frees compiled programs after each file: no other would run them again."""
+    yield
+    jax.clear_caches()
 
 
 def _attention_by_loops(

@@ -1,0 +1,251 @@
+"""Training of labellers: cells, resuming, records, reports, command lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.common import labelling, sequence_tasks, sequences, train
+from experiments.common.config import Runtime
+from experiments.common.labelling import LabelCell, LabelRunner, Study, run_studies
+from experiments.common.loop import Interrupted, StopSignal
+from experiments.common.progress import Progress
+from experiments.common.store import ResultsStore
+from experiments.positions import __main__ as positions_main
+from experiments.positions import report as positions_report
+from experiments.positions import run as positions_run
+from experiments.positions.presets import PRESETS as POSITION_PRESETS
+from experiments.sequence_labelling import __main__ as labelling_main
+from experiments.sequence_labelling import report, run
+from experiments.sequence_labelling.presets import PRESETS, Experiment
+
+CELL = LabelCell(
+    task="toy_pos",
+    model="window",
+    window=1,
+    seed=0,
+    updates=6,
+    tokens=256,
+    dim=8,
+    depth=1,
+    mlp_dim=8,
+    learning_rate=1e-2,
+    id_dropout=0.2,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sequence_tasks.load_task("toy_pos")
+
+
+class StopAfter(StopSignal):
+    """A signal that comes after so many looks at it."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def signum(self):
+        self.looks -= 1
+        return signal.SIGTERM if self.looks < 0 else None
+
+
+def runner(data, folder, stop=None, **more):
+    runtime = Runtime(log_every=2, checkpoint_seconds=1e9)
+    return LabelRunner(
+        data,
+        ResultsStore(folder),
+        runtime,
+        Progress(1, live=False),
+        stop or StopSignal(),
+        **more,
+    )
+
+
+def test_an_interrupted_cell_ends_as_if_nothing_had_been(data, tmp_path, capsys):
+    whole = runner(data, tmp_path / "a", save_params=lambda cell: True)
+    assert whole.run(CELL)
+    one = whole.store.get(CELL.config())
+    with pytest.raises(Interrupted):
+        runner(data, tmp_path / "b", StopAfter(1)).run(CELL)
+    again = runner(data, tmp_path / "b")
+    assert not again.has(CELL)
+    assert again.run(CELL)
+    two = again.store.get(CELL.config())
+    assert two["curves"] == one["curves"]
+    for name, value in one["metrics"].items():
+        if name != "updates_per_s":
+            assert two["metrics"][name] == value, name
+    metrics = one["metrics"]
+    assert metrics["updates"] == 6 and metrics["n"] == len(data.train)
+    assert 0 < metrics["test_accuracy"] < 1
+    assert {"test_accuracy_ambiguous", "train_accuracy", "flops"} <= set(metrics)
+    assert one["curves"]["step"] == [2, 4, 6]
+    assert one["curves"]["loss"][-1] < one["curves"]["loss"][0]
+    # The parameters that were kept are those that were scored.
+    params = labelling.load_params(whole.store, CELL, data)
+    predicted, _ = whole.predict(CELL, params, data.test)
+    accuracy = labelling.scores(data.test, predicted)["accuracy"]
+    assert accuracy == metrics["test_accuracy"]
+    with pytest.raises(FileNotFoundError, match="parameters of this cell were not ke"):
+        labelling.load_params(again.store, CELL, data)
+    # A tuning cell never reads the test part.
+    tune = dataclasses.replace(CELL, phase="tune", updates=2)
+    whole.run(tune)
+    tuned = whole.store.get(tune.config())["metrics"]
+    assert "val_accuracy" in tuned and not any("test" in name for name in tuned)
+    # A study takes the better of a grid, and another one takes it over.
+    worse = dataclasses.replace(tune, learning_rate=1e-5)
+    study = Study("window", (worse, tune), updates=6, seeds=1)
+    taken = Study("like it", (worse, tune), updates=2, seeds=1, tuned_by=study)
+    run_studies({"window": study, "like it": taken}, whole)
+    assert study.best(whole.store) == taken.best(whole.store) == 1
+    assert study.done(whole.store) == study.total() == 3
+    assert taken.done(whole.store) == taken.total() == 1
+    text = report.write_report(whole.store.records(), tmp_path / "report")
+    assert "fully connected, window ±1" in text
+    assert f"{metrics['test_accuracy']:.4f}"[1:] in text
+
+
+def test_padding_and_other_rows_change_no_gradient():
+    apply = lambda params, x, real, rng: x * params["w"]  # noqa: E731
+    step = jax.jit(labelling.make_train_step(apply, hides=False))
+    hyper = labelling.Hyper(*(np.float32(x) for x in (1e-2, 0.0, 1, 10, 1e9, 0.0)))
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    labels = np.array([[1, 2, 0], [3, 3, 3]], np.int32)
+
+    def after(x, y):
+        state = train.init_state({"w": jnp.ones((4,), jnp.float32)}, hyper)
+        with jax.numpy_rank_promotion("allow"):
+            state, metrics = step(state, sequences.Batch(x, y), jax.random.key(0))
+        return np.asarray(state.params["w"]), float(metrics["loss"])
+
+    ignored = labels.copy()
+    ignored[1] = sequences.IGNORED
+    once, loss = after(logits, ignored)
+    other = logits.copy()
+    other[1] = 100.0
+    again, same = after(other, ignored)
+    assert (once == again).all() and loss == same
+    shifted = logits[0] - logits[0].max(-1, keepdims=True)
+    wanted = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(3), labels[0]]
+    assert abs(loss - wanted.mean()) < 1e-5
+    assert after(logits, labels)[1] != loss
+
+
+def test_smaller_training_parts_are_nested_and_short_enough(data):
+    parts = [
+        labelling.training_part(dataclasses.replace(CELL, n=n, train_length=10), data)
+        for n in (5, 20)
+    ]
+    assert [len(part) for part in parts] == [5, 20]
+    assert max(parts[1].lengths) <= 10
+    for small, large in zip(parts[0].inputs, parts[1].inputs, strict=False):
+        np.testing.assert_array_equal(small, large)
+    with pytest.raises(ValueError, match="n=100000 is larger than the training part"):
+        labelling.training_part(dataclasses.replace(CELL, n=100_000), data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(window=None), "window must be given for model 'window', got None"),
+        (dict(num_heads=2), "num_heads must be left out for model 'window', got 2"),
+        (dict(left=3), "left is for attention='truncated'"),
+        (dict(updates=0), "updates must be at least 1, got 0"),
+        (dict(learning_rate=float("nan")), "learning_rate must be above 0"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CELL, **change)
+
+
+def test_every_preset_plans_cells_that_models_can_be_built_of():
+    for name, preset in PRESETS.items():
+        studies = run.plan_studies(preset, preset.task)
+        assert list(studies)[: len(preset.models)] == list(preset.models), name
+        for study in studies.values():
+            assert len(study.final(0)) == preset.seeds
+    contexts = run.plan_studies(PRESETS["phones"], "phones")
+    cell = contexts["context 16+4"].final(0)[0]
+    assert (cell.attention, cell.left, cell.right) == ("truncated", 16, 4)
+    heads = run.plan_studies(PRESETS["pos"], "pos")
+    # What is varied is one thing; the base of a variation is shared by all.
+    assert heads["heads=4"].final(0) == heads["score=dot_product"].final(0)
+    with pytest.raises(ValueError, match="'heads=2' is a variation of 'transformer'"):
+        run.plan_studies(Experiment(models=("gru",), heads=(2,)), "pos")
+
+
+def record(config, **metrics):
+    return dict(config=config, status="done", metrics=metrics, curves={})
+
+
+def test_a_report_is_drawn_from_records_alone(tmp_path):
+    records = []
+    preset = PRESETS["pos"]
+    for study in run.plan_studies(preset, "pos").values():
+        for cell in study.final(0):
+            wide = cell.window or 0
+            value = 0.9 + 0.01 * cell.seed - 0.0001 * wide
+            records.append(
+                record(
+                    cell.config(),
+                    test_accuracy=value,
+                    test_accuracy_unknown=value - 0.1,
+                    train_accuracy=0.95,
+                    params=1000 + wide,
+                    input_params=10,
+                    flops=5.0,
+                    n=cell.n or 50_000,
+                )
+            )
+    text = report.write_report(records, tmp_path)
+    whole = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert ".9100 ± .0100" in text and "| unknown |" in text
+    assert "## The window: 5,000 training sequences" in whole
+    assert "additive, 4 heads, 2 layers, positions: sinusoidal" in whole
+    assert "| Transformer | " in whole and "N = 500" in whole
+    for name in ("window.png", "scaling.png"):
+        assert (tmp_path / name).stat().st_size > 5_000
+    with pytest.raises(ValueError, match="no finished cell"):
+        report.write_report([], tmp_path)
+
+
+def test_positions_are_reported_by_length(data, tmp_path):
+    experiment = POSITION_PRESETS["smoke"]
+    cut = positions_run.by_length(data, experiment)
+    names = set(cut.test.groups)
+    assert names == {"length_1_8", "length_9_64"}
+    records = []
+    for encoding in experiment.encodings:
+        cell = positions_run.cell_of(experiment, cut, encoding)
+        cell = dataclasses.replace(cell, phase="final")
+        metrics = {"test_accuracy_length_1_8": 0.9, "test_accuracy_length_9_64": 0.8}
+        records.append(record(cell.config(), position_params=7, **metrics))
+    (tmp_path / "overhead.json").write_text(
+        '{"turns": 3, "tokens": 64, "length": 8, "encodings": '
+        '{"rope": {"ratio": 1.25}, "floater, adjoint": {"ratio": 1.5}}}',
+        encoding="utf-8",
+    )
+    text = positions_report.write_report(records, tmp_path)
+    assert "-.100" in text and "+25 %" in text and "+50 %" in text
+    assert "✓ ✓ ✓" in text
+    assert (tmp_path / "lengths_toy_pos.png").is_file()
+
+
+@pytest.mark.parametrize("main", [labelling_main, positions_main])
+def test_the_command_line_names_what_is_wrong(main, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.parse(["--preset", "smoke", "--seeds", "0"])
+    assert ended.value.code == 2
+    assert "seeds must be at least 1, got 0" in capsys.readouterr().err
+    assert main.parse(["--preset", "smoke", "--seeds", "2"]).experiment.seeds == 2
