@@ -170,9 +170,8 @@ def _linear_rnn() -> Settings:
         yield f"parallel = recurrent, T = 300{name}", _away(recurrent, parallel), 1e-5
 
     def slopes(fn: Callable[..., jax.Array]) -> Any:
-        return jax.grad(lambda q, k, v: (fn(q, k, v) ** 2).sum(), (0, 1, 2))(
-            query, key, value
-        )
+        loss = jax.grad(lambda q, k, v: (fn(q, k, v) ** 2).sum(), (0, 1, 2))
+        return jax.jit(loss)(query, key, value)
 
     first = slopes(functools.partial(linear.linear_parallel, is_causal=True))
     for name, fn in (
@@ -269,9 +268,11 @@ def _graph() -> Settings:
 
 def _truncated() -> Settings:
     query, key, value = _inputs(97)
+    masked = jax.jit(dot_product)
     for left, right in ((0, 0), (5, 3), (20, 0), (96, 96)):
-        got = local.truncated(query, key, value, left=left, right=right)
-        want = dot_product(query, key, value, mask=masks.window(97, left, right))
+        banded = functools.partial(local.truncated, left=left, right=right)
+        got = jax.jit(banded)(query, key, value)
+        want = masked(query, key, value, mask=masks.window(97, left, right))
         yield (
             f"truncated = band mask, left {left}, right {right}",
             _away(got, want),
@@ -287,7 +288,7 @@ def _truncated() -> Settings:
                 x = x + local.truncated(x, x, x, left=left, right=right)
             return x[20]
 
-        grads = jax.jacrev(stack)(x)  # [8, 41, 8]
+        grads = jax.jit(jax.jacrev(stack))(x)  # [8, 41, 8]
         seen = np.flatnonzero(np.abs(np.asarray(grads)).sum(axis=(0, 2)))
         told = f"{layers} layers of ({left}, {right}): frames seen"
         ahead, behind = int(seen.max()) - 20, 20 - int(seen.min())
@@ -307,6 +308,7 @@ def _positions() -> Settings:
 
     def broken(attend: Callable[[jax.Array], jax.Array]) -> float:
         """How far permuting the tokens is from permuting the outputs."""
+        attend = jax.jit(attend)
         return _away(attend(x[order]), attend(x)[order])
 
     def plain(x: jax.Array, **given: Any) -> jax.Array:
@@ -400,8 +402,10 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
     def close(
         fn: Callable[..., jax.Array], params: Any = None, **options: Any
     ) -> jax.Array:
-        given = options if params is None else {"params": params, **options}
-        return fn(query, key, value, **given)
+        arrays = {} if params is None else {"params": params}
+        if "rng" in options:
+            arrays["rng"] = options.pop("rng")
+        return jax.jit(functools.partial(fn, **options))(query, key, value, **arrays)
 
     windows: Mapping[str, tuple[Callable[..., jax.Array], dict[str, Any]]] = {
         "truncated": (local.truncated, {"left": length, "right": length}),
@@ -556,6 +560,7 @@ def _patterns() -> Settings:
     length = 50
     query, key, value = _inputs(length)
     bias = _draw(length, length, seed=6)
+    masked = jax.jit(dot_product)
     t, s = np.indices((length, length))
     forms: dict[str, tuple[Callable[..., jax.Array], np.ndarray]] = {
         "truncated (7, 4)": (
@@ -586,15 +591,17 @@ def _patterns() -> Settings:
     for name, (fn, seen) in forms.items():
         for is_causal in (False, True):
             pairs = seen & (s <= t) if is_causal else seen
-            got = fn(query, key, value, bias, is_causal=is_causal)
-            want = dot_product(query, key, value, bias, mask=jnp.asarray(pairs))
+            attend = jax.jit(functools.partial(fn, is_causal=is_causal))
+            got = attend(query, key, value, bias)
+            want = masked(query, key, value, bias, mask=jnp.asarray(pairs))
             how = ", causal" if is_causal else ""
             yield f"{name}{how} = dot_product under its mask", _away(got, want), 1e-5
     grid = (t // 8 == s // 8) | (t % 8 == s % 8)
     for is_causal in (False, True):
         pairs = grid & (s <= t) if is_causal else grid
-        got = axial.axial(query, key, value, width=8, is_causal=is_causal)
-        want = dot_product(query, key, value, mask=jnp.asarray(pairs))
+        attend = jax.jit(functools.partial(axial.axial, width=8, is_causal=is_causal))
+        got = attend(query, key, value)
+        want = masked(query, key, value, mask=jnp.asarray(pairs))
         how = ", causal" if is_causal else ""
         yield f"axial, a grid 8 wide{how} = its mask", _away(got, want), 1e-5
     # Where the pattern is drawn or learned, it is read off: who has a gradient to whom.
@@ -608,10 +615,11 @@ def _patterns() -> Settings:
         ),
     }
     for name, fn in read_off.items():
-        jacobian = jax.jacrev(lambda v, fn=fn: fn(query, key, v)[:, 0])(value)
+        attend = jax.jit(fn)
+        jacobian = jax.jacrev(lambda v, at=attend: at(query, key, v)[:, 0])(value)
         sees = np.abs(np.asarray(jacobian)[:, :, 0]) > 0
-        got = fn(query, key, value, bias)
-        want = dot_product(query, key, value, bias, mask=jnp.asarray(sees))
+        got = attend(query, key, value, bias)
+        want = masked(query, key, value, bias, mask=jnp.asarray(sees))
         share = f"{sees.mean():.0%} of all pairs"
         yield f"{name} = the mask read off it, {share}", _away(got, want), 1e-5
 

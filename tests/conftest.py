@@ -32,7 +32,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def optimized() -> Iterator[None]:
     """Compiles as outside of the tests, for a test of what the optimised program does.
 
-    That is its memory, its cost or its bits; what a function computes is tested without.
+    That is its memory, its cost or its bits: tests of what it computes do without.
     """
     jax.clear_caches()  # they do not tell programs of either kind apart
     jax.config.update("jax_disable_most_optimizations", False)

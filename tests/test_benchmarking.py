@@ -12,8 +12,6 @@ import pytest
 from attn_jax import benchmarking
 from attn_jax.__main__ import main
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MINE = '''
 import jax, jax.numpy as jnp
 from attn_jax import Variant

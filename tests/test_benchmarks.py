@@ -123,7 +123,6 @@ def test_worst_of_several_settings():
     assert worst(tables, "ours", "torch") == (None, "")
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_growth_stops_where_memory_or_time_would_not_do(monkeypatch):
     blockwise = VARIANTS["blockwise"]
     monkeypatch.setattr(benchmarking, "available_memory", lambda: 10)
@@ -137,7 +136,6 @@ def test_growth_stops_where_memory_or_time_would_not_do(monkeypatch):
     assert second["skipped"].startswith("would take some")
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", ["additive", "linformer", "performer"])
 def test_growth_takes_plain_sized_and_random_variants(name):
     (row,) = growth.measure(VARIANTS[name], (8,), "forward + backward", QUICK)

@@ -18,8 +18,6 @@ import pytest
 from attn_jax.multihead import multi_head, multi_head_init
 from attn_jax.variants import CAPABILITIES, VARIANTS, Variant, variants_with
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, T, S, N, K, H, V = 2, 6, 9, 4, 2, 8, 5
 
 ALL = pytest.mark.parametrize("name", VARIANTS)

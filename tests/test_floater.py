@@ -10,8 +10,6 @@ import pytest
 
 from attn_jax.positions import floater, floater_init
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DIM, HIDDEN, LENGTH = 3, 4, 6
 SHAPES = {
     "state": (DIM, HIDDEN),

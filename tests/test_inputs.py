@@ -29,9 +29,6 @@ SETTINGS = {
 }
 CEPSTRUM = {"use_energy": True, "lifter": 0.0, "num_ceps": 23}
 
-# What is computed is the subject here, and compilation all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _sound(sample_rate: int, seconds: float = 0.2) -> np.ndarray:
     """A chirp from 100 Hz up, noise and an offset, in int16; an odd number of it."""

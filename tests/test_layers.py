@@ -624,7 +624,6 @@ def _noisy_layer(variant=_noisy, **settings):
     return _nnx_layer(fn, **settings)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_random_variant_draws_where_it_is_merged():
     graph, params, rest = nnx.split(_noisy_layer(), nnx.Param, ...)
 

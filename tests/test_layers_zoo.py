@@ -14,8 +14,6 @@ from attn_jax.layers import as_attention_fn, as_linen_attention_fn
 from attn_jax.multihead import multi_head
 from attn_jax.variants import VARIANTS, resolve
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BATCH, LENGTH, HEADS, DIM = 2, 11, 2, 16
 HEAD_DIM = DIM // HEADS
 X = np.random.default_rng(0).standard_normal((BATCH, LENGTH, DIM)).astype(np.float32)

@@ -17,8 +17,6 @@ from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
 from attn_jax.variants import resolve
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 B, T, S, N, K, H, V = 2, 5, 7, 4, 2, 8, 3
 
 
@@ -39,7 +37,6 @@ def mask():
     return np.random.default_rng(0).random((B, N, T, S)) < 0.6
 
 
-@QUICK
 @pytest.mark.parametrize("how", ["vmap", "loop"])
 def test_equals_a_python_loop_over_batch_and_heads(how, arrays, mask, by_loops):
     key_mask = np.arange(S)[None] < np.array([[S], [S - 2]])
@@ -61,7 +58,6 @@ def test_equals_a_python_loop_over_batch_and_heads(how, arrays, mask, by_loops):
             np.testing.assert_allclose(out[b, :, n], one, atol=2e-6)
 
 
-@QUICK
 @pytest.mark.parametrize("name", ["dot_product", "blockwise"])
 def test_gradients_do_not_depend_on_how_heads_are_mapped(name, arrays, mask):
     bias = jnp.asarray(arrays["bias"][:1])  # shared by the batch
@@ -105,7 +101,6 @@ def test_shared_axes_of_bias_are_not_copied(how, axes):
     assert extra < 4 * 2**20
 
 
-@QUICK
 def test_masks_reach_a_function_in_the_form_it_takes(arrays):
     x = {name: arrays[name] for name in ("query", "key", "value")}
     keys = np.arange(S)[None] < np.array([[S], [S - 2]])
@@ -134,7 +129,6 @@ def test_masks_reach_a_function_in_the_form_it_takes(arrays):
         multi_head(with_key_mask)(**x, mask=np.ones((1, 1, T, S), bool))
 
 
-@QUICK
 @pytest.mark.parametrize("name", ["relu_attention", "sigmoid_attention"])
 def test_a_mask_of_queries_counts_all_keys(name, arrays):
     x = {k: arrays[k] for k in ("query", "key", "value")}
@@ -144,7 +138,6 @@ def test_a_mask_of_queries_counts_all_keys(name, arrays):
     np.testing.assert_allclose(attend(**x, mask=mask), full, atol=1e-6)
 
 
-@QUICK
 def test_a_function_in_a_file_works(tmp_path, arrays):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -194,7 +187,6 @@ def test_a_function_in_a_file_works(tmp_path, arrays):
         attend(**x, params=params, rng=rng, key_mask=jnp.ones((B, S), bool))
 
 
-@QUICK
 def test_every_head_and_example_draws_its_own_numbers():
     # Equal inputs everywhere, so that only the random keys tell heads apart.
     x = jnp.ones((B, 1, N, 1))
@@ -210,7 +202,6 @@ def test_every_head_and_example_draws_its_own_numbers():
     np.testing.assert_allclose(outs["vmap"], outs["loop"], rtol=1e-6)
 
 
-@QUICK
 @pytest.mark.parametrize("implementation", [None, "reference", "blockwise", "xla"])
 def test_implementations_agree(implementation, arrays, mask):
     mask = mask.copy()
@@ -296,7 +287,6 @@ def standard_promotion():
         yield
 
 
-@QUICK
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("implementation", ["reference", "blockwise", "xla"])
@@ -365,7 +355,6 @@ def test_implementations_equal_float64_forward_and_gradient(
         assert error < tolerance * 3, name
 
 
-@QUICK
 @pytest.mark.parametrize("window", [0, 2, (3, 0), (0, 4), (30, 30)])
 def test_a_window_means_what_it_means_in_jax(window, draw):
     x = draw(dict.fromkeys(("query", "key", "value"), (1, 21, 2, 8)), seed=4)
@@ -383,7 +372,6 @@ def test_a_window_means_what_it_means_in_jax(window, draw):
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@QUICK
 @pytest.mark.parametrize("implementation", ["reference", "blockwise", "xla"])
 def test_nothing_outside_the_window_is_seen(implementation, draw):
     x = draw(dict.fromkeys(("query", "key", "value"), (1, 24, 2, 8)), seed=4)

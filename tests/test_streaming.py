@@ -18,8 +18,6 @@ from attn_jax.models.positional import make_positions
 from attn_jax.positions import sinusoidal, sinusoidal_1d
 from attn_jax.streaming import Streamer, look_ahead, stream, stream_init, stream_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DIM, LENGTH = 8, 53
 NEAR = functools.partial(truncated, left=4, right=2)
 

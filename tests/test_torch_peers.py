@@ -21,8 +21,6 @@ from attn_jax import models  # noqa: E402
 from benchmarks import torch_models, train_step  # noqa: E402
 from experiments.common import train  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CASES: dict[str, dict[str, Any]] = {
     "vit": dict(model="vit", size="mu", image_shape=(28, 28, 1)),
     "vit sincos2d": dict(

@@ -156,7 +156,7 @@ def curve(
     order = [line.label for line in (*networks, *(s for s in series if s.baseline))]
     pairs = sorted(zip(handles, labels, strict=True), key=lambda p: order.index(p[1]))
     _legend(axes, [h for h, _ in pairs], [label for _, label in pairs])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def gap(
@@ -240,7 +240,7 @@ def gap(
     stars = [line.crossing for line in series if line.crossing is not None]
     _finish(axes, sorted({n for line in series for n in line.n}), stars)
     _legend(axes, *axes.get_legend_handles_labels())
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _figure(
@@ -387,7 +387,8 @@ def _lengths(label: str, *columns: Sequence[object]) -> None:
         )
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Write a figure as PNG, whole or not at all; the same figure, the same bytes."""
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")

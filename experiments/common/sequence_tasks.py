@@ -59,6 +59,13 @@ def _digest(*parts: Any) -> str:
     return found.hexdigest()
 
 
+def vocabulary_of(corpus: text.Text) -> text.Vocabulary:
+    """The words that a tagging task's training part has at least three times."""
+    train = text.split_by_document(corpus, seed=0)[0]
+    words = [corpus.words[i] for i in train]
+    return text.Vocabulary(words, minimum_count=3, buckets=1024)
+
+
 def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
     """Part-of-speech tagging: three parts without a common document.
 
@@ -73,7 +80,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
     number = {tag: i for i, tag in enumerate(names)}
     splits = text.split_by_document(corpus, seed=0)
     train_words = [corpus.words[i] for i in splits[0]]
-    vocabulary = text.Vocabulary(train_words, minimum_count=3, buckets=1024)
+    vocabulary = vocabulary_of(corpus)
     ambiguous = text.ambiguous_words(train_words, [tags[i] for i in splits[0]])
     known = {word.lower() for sentence in train_words for word in sentence}
 

@@ -40,7 +40,7 @@ from experiments.common.store import Record, ResultsStore, provenance
 WIDTH = 4  # frames on either side that first and second differences reach
 
 
-def _encoder(model: Labeller) -> Encoder:
+def encoder_of(model: Labeller) -> Encoder:
     """The encoder of a labeller whose body is a transformer."""
     assert isinstance(model.body, TransformerBody)
     return model.body.encoder
@@ -96,7 +96,9 @@ def _step(
     features = (inputs.with_deltas(near, order=2)[at] - mean) / std
     exist = jnp.concatenate([state.real, real])
     x = model.input(features[None])[0]
-    encoder, out, valid = stream_step(_encoder(model), state.encoder, x, exist[:count])
+    encoder, out, valid = stream_step(
+        encoder_of(model), state.encoder, x, exist[:count]
+    )
     after = State(near[count:], exist[count:], encoder)
     return after, model.head(out), valid
 
@@ -120,14 +122,14 @@ class SoundLabeller:
         self.mean, self.std = jnp.asarray(mean), jnp.asarray(std)
         self.window, self.hop = inputs.frame_sizes(16_000)
         # An output waits for the encoder's look-ahead and for the differences'.
-        self.delay = look_ahead(_encoder(model)) + WIDTH
+        self.delay = look_ahead(encoder_of(model)) + WIDTH
 
     def first(self, mel: jax.Array) -> State:
         """The state before the first frame, whose beginning is repeated."""
         return State(
             jnp.repeat(mel[:1], 2 * WIDTH, axis=0),
             jnp.zeros(WIDTH, bool),
-            stream_init(_encoder(self.model), chunk=self.chunk),
+            stream_init(encoder_of(self.model), chunk=self.chunk),
         )
 
     def logits(self, signal: np.ndarray) -> Iterator[np.ndarray]:

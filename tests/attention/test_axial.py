@@ -13,8 +13,6 @@ import pytest
 from attn_jax.attention.axial import axial
 from attn_jax.attention.softmax import dot_product
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 H, V = 6, 5
 
 _axial = jax.jit(axial, static_argnames=("is_causal", "width", "axis"))
@@ -35,7 +33,6 @@ def _pairs(length, width, axis):
     return allowed
 
 
-@QUICK
 @pytest.mark.parametrize("axis", ["both", "row", "column"])
 @pytest.mark.parametrize(
     "length, width, causal, key_mask",
@@ -76,7 +73,6 @@ def test_equals_the_mask_of_row_and_column(
         np.testing.assert_allclose(grad, dense[name], atol=1e-5, err_msg=name)
 
 
-@QUICK
 def test_one_row_is_plain_attention(draw):
     arrays = _draw_arrays(draw, 9)
     plain = _dense(**arrays)
@@ -87,7 +83,6 @@ def test_one_row_is_plain_attention(draw):
     np.testing.assert_allclose(column, plain, atol=1e-6)
 
 
-@QUICK
 @pytest.mark.parametrize("length", [3, 13])
 def test_padding_is_invisible(length, draw):
     arrays = _draw_arrays(draw, 27)
@@ -105,7 +100,6 @@ def test_padding_is_invisible(length, draw):
         )
 
 
-@QUICK
 def test_two_layers_reach_everything():
     length, width = 20, 6
     x = jnp.eye(length)

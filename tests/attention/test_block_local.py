@@ -15,8 +15,6 @@ from attn_jax.attention.softmax import dot_product
 
 H, V = 4, 3
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _draw_arrays(draw, length, seed=0):
     return draw({"query": (length, H), "key": (length, H), "value": (length, V)}, seed)

@@ -13,8 +13,6 @@ import pytest
 from attn_jax.attention.blockwise import blockwise
 from attn_jax.attention.softmax import dot_product
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 T, S, H, V = 13, 17, 8, 5
 
 
@@ -128,7 +126,6 @@ def test_gradient_of_bias_is_made_only_if_asked_for():
     assert total_bytes(0) < 4 * length * length <= total_bytes((0, 1))
 
 
-@QUICK
 @pytest.mark.parametrize("shape", [(1, S), (T, 1), (1, 1)])
 def test_shared_axes_of_bias_and_mask(shape, arrays, draw):
     options = {"mask": np.random.default_rng(1).random((1, S)) < 0.5, "is_causal": True}
@@ -153,7 +150,6 @@ def test_wholly_masked_blocks_are_skipped(arrays):
     np.testing.assert_allclose(out[:10], clean[:10], atol=1e-5)
 
 
-@QUICK
 def test_under_vmap_and_loop_with_shared_bias(arrays, draw):
     many = draw({"query": (3, T, H), "key": (3, S, H), "value": (3, S, V)}, seed=7)
     bias = arrays["bias"]
@@ -185,7 +181,6 @@ def test_under_vmap_and_loop_with_shared_bias(arrays, draw):
     np.testing.assert_allclose(grads[2], grads[0], atol=2e-5)
 
 
-@QUICK
 def test_scale_may_be_learned(arrays):
     plain = [arrays[name] for name in ("query", "key", "value")]
 
@@ -224,7 +219,6 @@ def test_bad_options_are_named(arrays):
         blockwise(**arrays, mask=np.ones((T, S), np.float32))
 
 
-@QUICK
 @pytest.mark.parametrize("fn", [dot_product, blockwise])
 @pytest.mark.parametrize("block_size", [5, 64])
 def test_a_bias_of_minus_infinity_masks(fn, block_size, arrays):

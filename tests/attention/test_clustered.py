@@ -19,8 +19,6 @@ from attn_jax.attention.clustered import (
 )
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V, T = 6, 3, 26
 RNG = jax.random.key(2)
 

@@ -11,8 +11,6 @@ import pytest
 
 from attn_jax.attention import convolution
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 
 def _draw_arrays(draw, size, image, channels=(3, 4)):
     shapes = {"kernel": (*size, *channels), "image": (*image, channels[0])}
@@ -36,7 +34,6 @@ def _attention(kernel, image, bias, padding, alpha):
     return convolution.attention_convolution(params, image, padding)
 
 
-@QUICK
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(
     "size, image",
@@ -60,7 +57,6 @@ def test_equals_the_convolution_at_every_pixel(size, image, padding, draw):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@QUICK
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_error_falls_to_rounding_as_alpha_grows(padding, draw):
     arrays = _draw_arrays(draw, (3, 4), (7, 6))
@@ -78,7 +74,6 @@ def test_error_falls_to_rounding_as_alpha_grows(padding, draw):
     assert errors[0.25] > errors[1.0] > errors[4.0] > 1e-2 > errors[16.0]
 
 
-@QUICK
 def test_gradients_are_those_of_the_convolution(draw):
     arrays = _draw_arrays(draw, (3, 2), (4, 4))
 
@@ -93,7 +88,6 @@ def test_gradients_are_those_of_the_convolution(draw):
         np.testing.assert_allclose(grad, theirs[name], atol=2e-5, err_msg=name)
 
 
-@QUICK
 def test_each_head_is_at_its_own_offset(draw):
     """Moving the centre of one head moves what that head copies."""
     image = draw({"image": (5, 6, 2)})["image"]
@@ -108,7 +102,6 @@ def test_each_head_is_at_its_own_offset(draw):
     np.testing.assert_allclose(run(params, image), shifted, atol=1e-6)
 
 
-@QUICK
 def test_bfloat16_and_empty_output(draw):
     arrays = _draw_arrays(draw, (3, 3), (4, 5))
     half = {n: jnp.bfloat16(x) for n, x in arrays.items()}
@@ -123,7 +116,6 @@ def test_bfloat16_and_empty_output(draw):
     assert small.shape == _convolution(**arrays, padding="VALID").shape == (0, 3, 4)
 
 
-@QUICK
 @pytest.mark.parametrize("matrix", [False, True])
 def test_quadratic_is_the_equation(matrix, draw):
     arrays = draw({"query": (3, 2), "key": (4, 2), "centre": (2,), "root": (2, 2)})

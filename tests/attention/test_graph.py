@@ -19,7 +19,6 @@ SCORES = ["dot_product", "gat", "gatv2"]
 # Compiled, so that nodes are traced; where they are to be concrete it says so.
 _attend = jax.jit(graph.graph_attention, static_argnames="score")
 _dot_product = jax.jit(dot_product)
-QUICK = pytest.mark.usefixtures("quick_compile")
 
 
 def _leaky(x):
@@ -52,7 +51,6 @@ def _random_edges(nodes, edges, seed=0):
     return graph.unique_edges(*drawn, nodes)
 
 
-@QUICK
 @pytest.mark.parametrize("score", ["gat", "gatv2"])
 @pytest.mark.parametrize("queries, keys", [(1, 1), (6, 9), (9, 6)])
 def test_dense_forms_are_the_equations(score, queries, keys, draw, slope, by_loops):
@@ -104,7 +102,6 @@ def test_dense_forms_are_the_equations(score, queries, keys, draw, slope, by_loo
         )
 
 
-@QUICK
 def test_gat_ranks_keys_alike_and_gatv2_does_not(draw):
     """The difference that GATv2 is about: the best key of each of many queries."""
     arrays = _draw_arrays(draw, 40, 8)
@@ -121,7 +118,6 @@ def test_gat_ranks_keys_alike_and_gatv2_does_not(draw):
     assert best["gat"] == 1 < best["gatv2"]
 
 
-@QUICK
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("edges", [3, 40])
 def test_edge_list_equals_a_mask(score, edges, draw):
@@ -164,7 +160,6 @@ def test_edge_list_equals_a_mask(score, edges, draw):
     assert not found["listed"][0][isolated].any()
 
 
-@QUICK
 @pytest.mark.parametrize("score", SCORES)
 def test_complete_graph_is_plain_attention(score, draw):
     queries, keys = 5, 7
@@ -184,7 +179,6 @@ def test_complete_graph_is_plain_attention(score, draw):
     )
 
 
-@QUICK
 def test_a_repeated_edge_counts_each_time(draw):
     arrays = _draw_arrays(draw, 4, 4)
     senders, receivers = np.array([0, 1, 1, 2]), np.array([3, 3, 3, 0])
@@ -226,7 +220,6 @@ def test_unique_edges_lists_each_once_in_order():
     assert graph.unique_edges(none, none, 6)[0].shape == (0,)
 
 
-@QUICK
 @pytest.mark.parametrize("score", SCORES)
 def test_traced_edges_out_of_range_and_masked_edges_are_dropped(score, draw):
     arrays = _draw_arrays(draw, 6, 8)
@@ -268,7 +261,6 @@ def test_traced_edges_out_of_range_and_masked_edges_are_dropped(score, draw):
     assert not grads[0]["key"][4:].any() and not grads[1][2:].any()
 
 
-@QUICK
 def test_a_bias_of_minus_infinity_cuts_an_edge(draw):
     arrays = _draw_arrays(draw, 3, 3)
     senders, receivers = np.array([0, 1, 2]), np.array([0, 0, 1])
@@ -280,7 +272,6 @@ def test_a_bias_of_minus_infinity_cuts_an_edge(draw):
     np.testing.assert_array_equal(cut, kept)
 
 
-@QUICK
 @pytest.mark.parametrize("score", SCORES)
 def test_no_edges(score, draw):
     arrays = _draw_arrays(draw, 3, 4)
@@ -297,7 +288,6 @@ def test_no_edges(score, draw):
     assert not any(leaf.any() for leaf in jax.tree.leaves(grads))
 
 
-@QUICK
 def test_heads_and_graphs_by_vmap(draw):
     arrays = draw({n: (2, 3, 6, H) for n in ("query", "key", "value")})
     edges = [_random_edges(6, 9, seed) for seed in (0, 1)]
@@ -313,7 +303,6 @@ def test_heads_and_graphs_by_vmap(draw):
         np.testing.assert_allclose(out[i, h], _dot_product(**one, mask=mask), atol=1e-5)
 
 
-@QUICK
 def test_bfloat16_scores_in_float32(draw):
     senders, receivers = _random_edges(9, 60)
     half = {n: jnp.bfloat16(x) for n, x in _draw_arrays(draw, 9, 9).items()}

@@ -19,8 +19,6 @@ from attn_jax.attention.latent import (
 )
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V, M = 4, 3, 3
 RNG = jax.random.key(0)
 SOME = np.arange(11) % 4 != 0

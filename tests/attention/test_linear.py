@@ -21,8 +21,6 @@ from attn_jax.attention.linear import (
 )
 from attn_jax.attention.softmax import MASKED_LOGIT
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 H, V = 6, 3
 
 MAPS = {
@@ -77,7 +75,6 @@ def _value_and_grads(fn, arrays, cotangent):
     return jax.jit(run)(arrays)
 
 
-@QUICK
 @pytest.mark.parametrize("name", [*FEATURE_MAPS, "cosformer"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_equals_the_equation(name, is_causal, draw, slope):
@@ -106,7 +103,6 @@ def test_equals_the_equation(name, is_causal, draw, slope):
         np.testing.assert_allclose(ours_found, found, atol=2e-4, err_msg=array)
 
 
-@QUICK
 @pytest.mark.parametrize(
     "length, chunk_size, feature_map",
     [(1, 4, "elu"), (2, 1, "softplus"), (9, 4, "elu"), (8, 4, jnp.square)],
@@ -128,7 +124,6 @@ def test_three_forms_are_equal(length, chunk_size, feature_map, draw):
             np.testing.assert_allclose(found, theirs[name], atol=2e-5, err_msg=name)
 
 
-@QUICK
 def test_steps_continue_from_a_state(draw):
     arrays = _arrays(draw, 6)
     state = linear_state(H, V)
@@ -147,7 +142,6 @@ def test_steps_continue_from_a_state(draw):
     assert linear_state(H, V, jnp.bfloat16).memory.dtype == jnp.float32
 
 
-@QUICK
 @pytest.mark.parametrize("num_queries, num_keys", [(9, 5), (5, 9)])
 def test_causal_cross_is_aligned_at_the_top_left(num_queries, num_keys, draw):
     arrays = _arrays(draw, num_queries, num_keys)
@@ -177,7 +171,6 @@ def _product_by_pairs(query, key, value, log_scale, log_decay):
     return out
 
 
-@QUICK
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("decayed", [False, True])
 @pytest.mark.parametrize("spread", [1.0, 1e4])
@@ -210,7 +203,6 @@ def test_products_with_logarithms(scaled, decayed, spread, draw, slope):
         np.testing.assert_allclose(slope_found, expected, rtol=1e-3, err_msg=name)
 
 
-@QUICK
 def test_no_later_key_is_felt_even_in_its_chunk(draw):
     length, t = 8, 4
     drawn = draw({"a": (length, 4), "b": (length, 4), "v": (length, V), "l": (2, 8)})
@@ -225,7 +217,6 @@ def test_no_later_key_is_felt_even_in_its_chunk(draw):
     assert (clean[t + 1 :] != dirty[t + 1 :]).any()
 
 
-@QUICK
 def test_a_row_keeps_its_largest_key_whatever_the_scale():
     ones = jnp.ones((6, 1))
     log_scale = jnp.asarray([MASKED_LOGIT, -1e30, -1e4, 1e4, -1e4, 1e30])
@@ -234,7 +225,6 @@ def test_a_row_keeps_its_largest_key_whatever_the_scale():
     np.testing.assert_array_equal(out[:, 0], [0, 1, 1, 1, 1, 1])
 
 
-@QUICK
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_very_negative_inputs_keep_weights_and_gradients(is_causal, draw):
     arrays = _arrays(draw, 5)
@@ -250,7 +240,6 @@ def test_very_negative_inputs_keep_weights_and_gradients(is_causal, draw):
     assert all(np.isfinite(array).all() for array in found.values())
 
 
-@QUICK
 @pytest.mark.parametrize(
     "fn", [functools.partial(linear, feature_map="relu"), cosformer]
 )
@@ -262,7 +251,6 @@ def test_nothing_in_common_gives_zeros(fn, draw):
     assert all(np.isfinite(array).all() for array in found.values())
 
 
-@QUICK
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_padding_is_invisible_to_cosformer(is_causal, draw):
     arrays = _arrays(draw, 7)

@@ -17,8 +17,6 @@ from attn_jax.attention.softmax import dot_product
 from attn_jax.flops import count_flops
 from attn_jax.multihead import multi_head
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 H, V = 8, 5
 
 
@@ -86,7 +84,6 @@ def _cases():
                 yield length, length if left is None else left, right, next(others)
 
 
-@QUICK
 @pytest.mark.parametrize("length, left, right, options", list(_cases()))
 def test_equals_the_equation(length, left, right, options, draw):
     shapes = {
@@ -132,7 +129,6 @@ def test_equals_the_equation(length, left, right, options, draw):
     assert not ours["out"][empty].any() and not ours["query"][empty].any()
 
 
-@QUICK
 @pytest.mark.parametrize("map_blocks", ["loop", "vmap"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_bfloat16_equals_a_band_mask(map_blocks, bias, draw):
@@ -171,7 +167,6 @@ def test_a_window_of_the_whole_sequence_is_dot_product(length, window, draw):
         np.testing.assert_allclose(found, theirs[name], atol=1e-5, err_msg=name)
 
 
-@QUICK
 @pytest.mark.parametrize("map_blocks", ["loop", "vmap"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_no_gradient_beyond_the_window(map_blocks, causal, draw):
@@ -194,7 +189,6 @@ def test_no_gradient_beyond_the_window(map_blocks, causal, draw):
     assert np.flatnonzero(grads["query"].any(axis=1)).tolist() == [t]
 
 
-@QUICK
 @pytest.mark.parametrize("map_blocks", ["loop", "vmap"])
 def test_masked_keys_do_not_leak(map_blocks, draw):
     length = 130
@@ -224,7 +218,6 @@ def test_masked_keys_do_not_leak(map_blocks, draw):
     assert clean["out"][52].any() and clean["out"][55].any()
 
 
-@QUICK
 def test_a_bias_of_minus_infinity_masks(draw):
     length = 64
     mask = np.random.default_rng(3).random((length, length)) < 0.5
@@ -305,7 +298,6 @@ def test_gradient_of_bias_is_made_only_if_asked_for():
     assert total_bytes(0) < 4 * length * length <= total_bytes((0, 1))
 
 
-@QUICK
 def test_under_multi_head_with_a_shared_bias(draw):
     length, heads = 40, 4
     arrays = draw({n: (2, length, heads, H) for n in ("query", "key", "value")}, 7)
@@ -327,7 +319,6 @@ def test_under_multi_head_with_a_shared_bias(draw):
             np.testing.assert_allclose(found, theirs[name], atol=5e-5, err_msg=name)
 
 
-@QUICK
 def test_scale_may_be_learned(draw):
     arrays = _draw_arrays(draw, 30)
     band = masks.window(30, 64, 64)

@@ -14,8 +14,6 @@ from attn_jax.attention.softmax import dot_product
 
 H, V = 4, 3
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _draw_arrays(draw, length, rank=2, seed=0):
     arrays = draw(

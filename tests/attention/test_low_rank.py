@@ -20,8 +20,6 @@ from attn_jax.attention.low_rank import (
 )
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V = 4, 3
 RNG = jax.random.key(0)
 INPUTS = ("query", "key", "value")

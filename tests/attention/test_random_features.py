@@ -21,8 +21,6 @@ from attn_jax.attention.random_features import (
 )
 from attn_jax.attention.softmax import dot_product
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 H, V = 6, 3
 RNG = jax.random.key(7)
 
@@ -154,7 +152,6 @@ def test_directions_are_orthogonal_and_normal(num_features):
     np.testing.assert_allclose(lengths.var() / (2 * H), 1, atol=0.25)
 
 
-@QUICK
 @pytest.mark.parametrize("kernel", ["softmax", "relu"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_performer_equals_the_equation(kernel, is_causal, draw, slope):
@@ -183,7 +180,6 @@ def test_performer_equals_the_equation(kernel, is_causal, draw, slope):
     _agree(fn, by_equation, arrays, draw, slope)
 
 
-@QUICK
 def test_performer_relu_is_the_kernel_of_that_name(draw):
     arrays = _arrays(draw, 6)
     both = performer_relu, functools.partial(performer, kernel="relu")
@@ -206,7 +202,6 @@ def _mean_square_error(fn, exact, arrays, num_features, draws=32):
     return float(jnp.square(outs - exact[None]).mean())
 
 
-@QUICK
 @pytest.mark.parametrize(
     "fn, exact",
     [
@@ -227,7 +222,6 @@ def test_error_falls_with_the_root_of_the_number_of_features(fn, exact, draw):
     assert 8 < coarse / fine < 32
 
 
-@QUICK
 def test_orthogonal_directions_vary_less(draw):
     arrays = {name: 0.5 * array for name, array in _arrays(draw, 12).items()}
     exact = dot_product(**arrays)
@@ -238,7 +232,6 @@ def test_orthogonal_directions_vary_less(draw):
     assert errors[0] < 0.9 * errors[1]
 
 
-@QUICK
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("size", [30.0, 1e4])
 def test_performer_at_any_logits(is_causal, size, draw):
@@ -259,7 +252,6 @@ def test_performer_at_any_logits(is_causal, size, draw):
         np.testing.assert_allclose(found["out"][0], arrays["value"][0], rtol=1e-5)
 
 
-@QUICK
 def test_one_form_in_chunks_and_at_once_in_the_last_row(draw):
     arrays = _arrays(draw, 11)
     arrays["key"] *= 9
@@ -272,7 +264,6 @@ def test_one_form_in_chunks_and_at_once_in_the_last_row(draw):
         np.testing.assert_allclose(causal[-1], whole[-1], atol=1e-4)
 
 
-@QUICK
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_rfa_equals_the_equation(is_causal, draw, slope):
     num_queries, num_keys = (9, 7) if is_causal else (5, 9)
@@ -297,7 +288,6 @@ def test_rfa_equals_the_equation(is_causal, draw, slope):
     _agree(fn, by_equation, arrays, draw, slope)
 
 
-@QUICK
 def test_few_features_and_a_narrow_kernel_stay_bounded(draw):
     arrays = _arrays(draw, 40)
     for sigma, bound in ((1.0, np.exp(2.0)), (0.05, 1e6)):
@@ -307,7 +297,6 @@ def test_few_features_and_a_narrow_kernel_stay_bounded(draw):
         assert np.abs(found["out"]).max() <= bound * np.abs(arrays["value"]).max()
 
 
-@QUICK
 def test_rfa_exact_is_dot_product_on_unit_vectors(draw):
     arrays = _arrays(draw, 7)
     unit = {**arrays, "query": _unit(arrays["query"]), "key": _unit(arrays["key"])}
@@ -332,7 +321,6 @@ def _gate_arrays(draw, length, bias=0.0):
     return {**_arrays(draw, length), **gates}
 
 
-@QUICK
 @pytest.mark.parametrize("bias", [-1.0, 2.0])
 def test_gate_equals_the_recurrence(bias, draw, slope):
     arrays = _gate_arrays(draw, 11, bias)
@@ -343,7 +331,6 @@ def test_gate_equals_the_recurrence(bias, draw, slope):
     _agree(fn, by_equation, arrays, draw, slope)
 
 
-@QUICK
 def test_an_open_gate_is_rfa(draw):
     arrays = _arrays(draw, 9)
     whole = functools.partial(rfa, rng=RNG, is_causal=True, num_features=8)
@@ -362,7 +349,6 @@ def test_an_open_gate_is_rfa(draw):
     np.testing.assert_allclose(closed, last, atol=1e-4)
 
 
-@QUICK
 @pytest.mark.parametrize("size", [1.0, 1e4])
 def test_padding_is_as_if_it_were_not_there(size, draw):
     arrays = _gate_arrays(draw, 11)
@@ -383,7 +369,6 @@ def test_padding_is_as_if_it_were_not_there(size, draw):
         np.testing.assert_allclose(ours, expected[name], atol=1e-4, err_msg=name)
 
 
-@QUICK
 @pytest.mark.parametrize("fn", [performer, performer_relu, rfa])
 def test_the_key_decides_the_draw(fn, draw):
     arrays = _arrays(draw, 5)

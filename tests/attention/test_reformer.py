@@ -18,8 +18,6 @@ from attn_jax.attention.reformer import (
 )
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V = 6, 3
 
 

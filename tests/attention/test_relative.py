@@ -12,8 +12,6 @@ import pytest
 from attn_jax.attention import relative
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V = 6, 5
 
 CASES = [

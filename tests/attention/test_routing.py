@@ -17,8 +17,6 @@ from attn_jax.attention.routing import (
 )
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V, T = 6, 3, 26
 PARAMS = routing_init(jax.random.key(1), H, num_clusters=4)
 

@@ -14,8 +14,6 @@ from attn_jax.attention.softmax import dot_product
 
 normalize = jax.jit(sinkhorn_normalize, static_argnames=("iterations", "is_causal"))
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H, V, T, B = 6, 3, 22, 5
 # Large enough for a sort that is not uniform.
 PARAMS = jax.tree.map(

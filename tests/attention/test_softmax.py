@@ -12,8 +12,6 @@ import pytest
 from attn_jax.attention import softmax
 from attn_jax.multihead import multi_head
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 T, S, H, V = 5, 7, 4, 3
 
 
@@ -92,7 +90,6 @@ def _dot(query, key):
     return float(query.astype(np.float64) @ key.astype(np.float64)) / np.sqrt(H)
 
 
-@QUICK
 @pytest.mark.parametrize(
     "normalize, masked, causal",
     [("softmax", False, False), ("softmax", True, False), ("softmax", True, True)]
@@ -124,7 +121,6 @@ def test_dot_product_equals_loops_in_float64(
         ), name
 
 
-@QUICK
 def test_additive_equals_loops_and_its_concatenated_form(
     arrays, masks, by_loops, slope, draw
 ):
@@ -178,7 +174,6 @@ def test_additive_equals_loops_and_its_concatenated_form(
         ), name
 
 
-@QUICK
 def test_weights_are_those_that_mix_the_values(arrays, masks):
     plain = {name: arrays[name] for name in ("query", "key", "bias")}
     value = jnp.asarray(arrays["value"])
@@ -202,7 +197,6 @@ def test_softmax_runs_in_float32_for_bfloat16_inputs():
     assert softmax.dot_product(x, x, x, bias).dtype == jnp.bfloat16
 
 
-@QUICK
 @pytest.mark.parametrize("fn", [softmax.relu_attention, softmax.sigmoid_attention])
 def test_padding_does_not_change_count_normalised_attention(fn, arrays):
     keys = {name: arrays[name] for name in ("key", "value")}
@@ -211,7 +205,6 @@ def test_padding_does_not_change_count_normalised_attention(fn, arrays):
     np.testing.assert_allclose(padded, fn(arrays["query"], **short), atol=1e-6)
 
 
-@QUICK
 def test_limits(arrays):
     query, key, value = (arrays[name] for name in ("query", "key", "value"))
     mean = softmax.dot_product(query, key, value, scale=0.0)
@@ -226,7 +219,6 @@ def test_limits(arrays):
     )
 
 
-@QUICK
 def test_dropout_keeps_the_mean_and_follows_its_key():
     size, rate = 64, 0.25
     query = jnp.zeros((size, H))

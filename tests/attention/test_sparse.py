@@ -21,8 +21,6 @@ from attn_jax.attention.sparse import (
     sparse_strided,
 )
 
-QUICK = pytest.mark.usefixtures("quick_compile")
-
 H, V = 4, 3
 
 
@@ -76,7 +74,6 @@ PATTERNS = [
 ]
 
 
-@QUICK
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("fn, sees, options", [PATTERNS[i] for i in (1, 4, 7)])
 def test_equals_its_mask(fn, sees, options, causal, draw):
@@ -96,7 +93,6 @@ def test_equals_its_mask(fn, sees, options, causal, draw):
         np.testing.assert_allclose(found, theirs[name], atol=3e-6, err_msg=name)
 
 
-@QUICK
 @pytest.mark.parametrize("length", [2])
 def test_short_sequences(length, draw):
     arrays = _draw_arrays(draw, length)
@@ -115,7 +111,6 @@ def test_short_sequences(length, draw):
         np.testing.assert_allclose(found, theirs, atol=2e-6)
 
 
-@QUICK
 def test_strided_is_the_union_of_two_masks(draw):
     arrays = _draw_arrays(draw, 23)
     union = masks.any_of(masks.window(23, 4, 0), masks.strided(23, 4, is_causal=True))
@@ -126,7 +121,6 @@ def test_strided_is_the_union_of_two_masks(draw):
     )
 
 
-@QUICK
 def test_equals_the_equation(draw, by_loops, slope):
     arrays = _draw_arrays(draw, 11)
     options = {"window": 1, "dilation": 2, "num_global": 1}
@@ -148,7 +142,6 @@ def test_equals_the_equation(draw, by_loops, slope):
         )
 
 
-@QUICK
 def test_longformer_without_global_tokens_is_truncated(draw):
     arrays = _draw_arrays(draw, 19)
     np.testing.assert_allclose(
@@ -168,7 +161,6 @@ def _seen_pairs(rng, length, **options):
     return np.asarray(jax.jit(fn)(same, same, np.eye(length, dtype=np.float32))) > 0
 
 
-@QUICK
 @pytest.mark.parametrize("num_global, num_window", [(2, 5)])
 def test_bigbird_sees_window_global_and_random_blocks(num_global, num_window, draw):
     length, size, count = 31, 3, 11
@@ -207,7 +199,6 @@ def test_bigbird_sees_window_global_and_random_blocks(num_global, num_window, dr
         np.testing.assert_allclose(found, theirs[name], atol=3e-6, err_msg=name)
 
 
-@QUICK
 def test_bigbird_draws_are_those_of_the_rng_and_not_of_padding():
     options = {"block_size": 2, "num_window_blocks": 1, "num_random_blocks": 2}
     seen, same, other = (
@@ -219,7 +210,6 @@ def test_bigbird_draws_are_those_of_the_rng_and_not_of_padding():
     np.testing.assert_array_equal(longer[:30, :30], seen)
 
 
-@QUICK
 @pytest.mark.parametrize(
     "options", [{"num_window_blocks": 21}, {"num_global_blocks": 10}]
 )
@@ -256,7 +246,6 @@ def _etc_by_loops(query, key, value, label, global_label, *, radius, num_global,
     return out
 
 
-@QUICK
 @pytest.mark.parametrize(
     "length, radius, num_global, clip",
     [(13, 2, 3, 1), (9, 2, 0, 0), (5, 2, 16, 1)],
@@ -286,7 +275,6 @@ def test_etc_equals_the_equation(length, radius, num_global, clip, draw, slope):
         )
 
 
-@QUICK
 def test_etc_without_labels_is_longformer(draw):
     arrays = _draw_arrays(draw, 19) | draw({"bias": (19, 19)}, seed=4)
     params = jax.tree.map(jnp.zeros_like, etc_init(jax.random.key(0), H))

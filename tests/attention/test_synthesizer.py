@@ -12,8 +12,6 @@ import pytest
 from attn_jax.attention import synthesizer
 from attn_jax.attention.softmax import dot_product
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 T, S, H, V, D, L = 6, 9, 4, 3, 5, 11
 RNG = jax.random.key(0)
 KINDS = ("dense", "dense_factorized", "random", "random_factorized", "mixture")

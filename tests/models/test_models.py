@@ -87,7 +87,6 @@ def test_resnet_s_is_resnet_50():
     assert count(split(model)[1]) / 1e6 == pytest.approx(23.5, abs=0.1)
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("model", MODELS)
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters(model):
     size = dict(SIZES[model]["mu"])

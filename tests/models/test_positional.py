@@ -18,8 +18,6 @@ from attn_jax.models import (
 )
 from attn_jax.positions import alibi_slopes, t5_buckets
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PLAIN = as_attention_fn("dot_product")
 SIZES = dict(dim=8, num_heads=2, depth=1)
 LENGTH, SHORT = 6, 4

@@ -9,8 +9,6 @@ from flax import nnx
 from attn_jax.models import SIZES, GroupNorm, ResidualBlock, ResNet, StdConv, resnet
 from attn_jax.models.resnet import standardize_kernel
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def group_norm_float64(x, scale, bias, groups, epsilon):
     """From the equation, one example and one group at a time."""

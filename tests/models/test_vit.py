@@ -14,9 +14,6 @@ from attn_jax.models import (
     patchify,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
 TINY = dict(dim=8, depth=2, num_heads=2, mlp_dim=16)
 
 
