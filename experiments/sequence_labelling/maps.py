@@ -77,8 +77,8 @@ def _best_cell(store: ResultsStore) -> labelling.LabelCell:
     ]
     if not cells:
         raise FileNotFoundError(
-            f"{store.folder} holds no parameters of a transformer; first run `python -m "
-            f"experiments.sequence_labelling --preset pos --out {store.folder}`."
+            f"{store.folder} holds no parameters of a transformer; first run `python "
+            f"-m experiments.sequence_labelling --preset pos --out {store.folder}`."
         )
     return max(cells, key=lambda cell: (cell.updates, cell.n is None))
 
