@@ -77,13 +77,13 @@ class Experiment:
     """Heads of the transformer."""
     attention: str = "dot_product"
     """Attention variant of the transformer: a name or path/file.py:function."""
-    encoding: str = "sinusoidal"
+    encoding: str = "rope"
     """Position encoding of the transformer."""
     kernel: int = 5
     """Width of the convolutions."""
     id_dropout: float = 0.1
     """How often training hides which word it is, and leaves endings and shape."""
-    dropout_rate: float = 0.1
+    dropout_rate: float = 0.0
     """Dropout of every model."""
 
     def __post_init__(self) -> None:
@@ -141,7 +141,6 @@ SMOKE_PHONES = dataclasses.replace(
     models=("window:1", "transformer"),
     contexts=((4, 2),),
     tokens=1024,
-    dropout_rate=0.0,
 )
 
 QUICK = Experiment(
@@ -157,7 +156,7 @@ POS = Experiment(
     windows=(0, 1, 2, 4, 8, 16, 63),
     heads=(1, 2, 4, 8),
     scores=("dot_product", "additive"),
-    positions=("sinusoidal", "none"),
+    positions=("rope", "sinusoidal", "none"),
     ns=(500, 5_000),
     updates=900,
     sweep_n=5_000,
@@ -188,9 +187,7 @@ PHONES = Experiment(
     sweep_updates=300,
     tune_updates=100,
     depth=3,
-    encoding="rope",
     id_dropout=0.0,
-    dropout_rate=0.0,
 )
 
 PRESETS: Mapping[str, Experiment] = {

@@ -212,7 +212,7 @@ def test_a_report_is_drawn_from_records_alone(tmp_path):
     whole = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert ".9100 ± .0100" in text and "| unknown |" in text
     assert "## The window: 5,000 training sequences" in whole
-    assert "additive, 4 heads, 2 layers, positions: sinusoidal" in whole
+    assert "additive, 4 heads, 2 layers, positions: rope" in whole
     assert "| Transformer | " in whole and "N = 500" in whole
     for name in ("window.png", "scaling.png"):
         assert (tmp_path / name).stat().st_size > 5_000
