@@ -73,6 +73,15 @@ bench: install ## Install the peers and measure side by side with them
 
 figures: install ## Redraw report and figures from the committed results
 	$(BIN)/python -m experiments.data_scaling.report experiments/data_scaling/results
+	for task in pos pos_fine phones; do \
+		$(BIN)/python -m experiments.sequence_labelling.report \
+			experiments/sequence_labelling/results/$$task || exit 1; \
+	done
+	for task in pos phones; do \
+		$(BIN)/python -m experiments.sequence_labelling.maps --redraw \
+			experiments/sequence_labelling/results/$$task || exit 1; \
+	done
+	$(BIN)/python -m experiments.positions.report experiments/positions/results
 
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -79,7 +79,7 @@ def _useful_gflop(
 
 def exact(effort: Effort) -> Group:
     """Exact attention on whole arrays, against `jax.nn` and PyTorch."""
-    tokens, lengths = (256, (64,)) if effort.smoke else (4096, (256, 1024, 4096))
+    tokens, lengths = (32, (16,)) if effort.smoke else (4096, (256, 1024, 4096))
     cases = list(itertools.product(_causal(effort), DIRECTIONS, lengths))
     torch_peaks: list[int | None] = [None] * len(cases)
     if torch_attention.AVAILABLE:
@@ -198,7 +198,7 @@ def _exact_calls(shape: Sequence[int], causal: bool, backward: bool) -> dict[str
 
 def memory(effort: Effort) -> Group:
     """Temporary memory of long sequences; compiled, never run."""
-    length = 512 if effort.smoke else 16_384
+    length = 64 if effort.smoke else 16_384
     array = jax.ShapeDtypeStruct((1, length, HEADS, HEAD_DIM), jnp.float32)
     tables: list[dict[str, Any]] = []
     ratios: list[tuple[str, float]] = []
@@ -303,7 +303,7 @@ def _layer_program(module: nnx.Module, x: jax.Array, gradient: bool) -> Program:
 
 def truncated(effort: Effort) -> Group:
     """Windows of 128 keys in a long sequence, against exact attention to all."""
-    length, heads, window = (256, 2, 32) if effort.smoke else (8192, 4, 128)
+    length, heads, window = (64, 2, 8) if effort.smoke else (8192, 4, 128)
     around = (window // 2, window // 2)
     before = (window - 1, 0)
 

@@ -89,11 +89,11 @@ def group(effort: Effort, folder: pathlib.Path | None = None) -> dict[str, Any]:
       effort: how long to measure; it is shared out over many programs.
       folder: where the figure goes; None draws none.
     """
-    lengths = (16, 32, 64) if effort.smoke else LENGTHS
+    lengths = (16, 32) if effort.smoke else LENGTHS
     few = Effort(min(effort.rounds, 3), min(effort.seconds, 0.05), effort.smoke)
     variants: list[Variant | None] = [None, *VARIANTS.values()]
     if effort.smoke:
-        variants = variants[:3]
+        variants = variants[:2]
     directions: tuple[Direction, ...] = ("forward", "forward + backward")
     rows: list[dict[str, Any]] = []
     for variant in variants:

@@ -288,9 +288,11 @@ def standard_promotion():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("implementation", ["reference", "blockwise", "xla"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case, dtype",
+    [(case, "float32") for case in CASES] + [("everything", "bfloat16")],
+)
 def test_implementations_equal_float64_forward_and_gradient(
     case, implementation, dtype, draw, slope
 ):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +28,8 @@ from experiments.positions.presets import PRESETS as POSITION_PRESETS
 from experiments.sequence_labelling import __main__ as labelling_main
 from experiments.sequence_labelling import report, run
 from experiments.sequence_labelling.presets import PRESETS, Experiment
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 CELL = LabelCell(
     task="toy_pos",
@@ -176,8 +183,8 @@ def test_every_preset_plans_cells_that_models_can_be_built_of():
         for study in studies.values():
             assert len(study.final(0)) == preset.seeds
     contexts = run.plan_studies(PRESETS["phones"], "phones")
-    cell = contexts["context 16+4"].final(0)[0]
-    assert (cell.attention, cell.left, cell.right) == ("truncated", 16, 4)
+    cell = contexts["context 32+4"].final(0)[0]
+    assert (cell.attention, cell.left, cell.right) == ("truncated", 32, 4)
     heads = run.plan_studies(PRESETS["pos"], "pos")
     # What is varied is one thing; the base of a variation is shared by all.
     assert heads["heads=4"].final(0) == heads["score=dot_product"].final(0)
@@ -240,6 +247,69 @@ def test_positions_are_reported_by_length(data, tmp_path):
     assert "-.100" in text and "+25 %" in text and "+50 %" in text
     assert "✓ ✓ ✓" in text
     assert (tmp_path / "lengths_toy_pos.png").is_file()
+
+
+DEVICES = """
+import dataclasses, json, sys
+import jax
+from experiments.common import sequence_tasks
+from experiments.common.config import Runtime
+from experiments.common.labelling import LabelCell, LabelRunner
+from experiments.common.loop import StopSignal
+from experiments.common.progress import Progress
+from experiments.common.store import ResultsStore
+assert len(jax.devices()) == 8
+cell = LabelCell(**json.loads(sys.argv[2]) | {"position_options": ()})
+store, data = ResultsStore(sys.argv[1]), sequence_tasks.load_task("toy_pos")
+runtime, progress = Runtime(log_every=1), Progress(1, live=False)
+LabelRunner(data, store, runtime, progress, StopSignal()).run(cell)
+"""
+
+
+def test_eight_devices_give_the_curve_of_one(data, tmp_path):
+    cell = dataclasses.replace(CELL, updates=3)
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    )
+    folder = tmp_path / "eight"
+    subprocess.run(
+        [sys.executable, "-c", DEVICES, str(folder), json.dumps(cell.config())],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        check=True,
+        timeout=300,
+    )
+    alone = LabelRunner(
+        data,
+        ResultsStore(tmp_path / "one"),
+        Runtime(log_every=1),
+        Progress(1, live=False),
+        StopSignal(),
+    )
+    alone.run(cell)
+    one, eight = (
+        store.get(cell.config()) for store in (alone.store, ResultsStore(folder))
+    )
+    assert eight["provenance"]["device_count"] == 8
+    np.testing.assert_allclose(
+        eight["curves"]["loss"], one["curves"]["loss"], rtol=1e-4
+    )
+    assert eight["metrics"]["test_accuracy"] == pytest.approx(
+        one["metrics"]["test_accuracy"], abs=5e-3
+    )
+
+
+def test_a_step_lowers_for_cuda_and_tpu(data):
+    cell = run.base_cell(PRESETS["smoke"], "toy_pos", "transformer", dtype="bfloat16")
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms take bfloat16 so
+        program = labelling.programs(labelling.program_key(cell, data))
+        hyper = labelling.Hyper(*(np.float32(1) for _ in labelling.Hyper._fields))
+        state = train.init_state(program.initial_params(0), hyper)
+        batch = sequences.Batches(data.train, data.lengths, 256, seed=0)[0]
+        exported = jax.export.export(program.step, platforms=("cuda", "tpu"))(
+            state, batch, jax.random.key(0)
+        )
+    assert set(exported.platforms) == {"cuda", "tpu"}
 
 
 @pytest.mark.parametrize("main", [labelling_main, positions_main])
