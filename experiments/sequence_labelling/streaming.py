@@ -4,8 +4,8 @@
 `--preset phones` trained and kept in FOLDER, and writes streaming.json there:
 
 * accuracy on whole utterances for every window (left, right) and for full attention;
-* the largest difference between labelling sound frame by frame, as it comes, and
-  labelling the whole utterance at once;
+* the largest difference of a phone's probability, and of a logit over the largest one,
+  between labelling sound as it comes and labelling the whole utterance at once;
 * the real-time factor on one core (seconds of work for a second of sound), for
   concatenations of utterances up to 60 s, and how much memory each takes.
 """
@@ -183,6 +183,11 @@ def _whole(model: Labeller, batch: jax.Array, real: jax.Array) -> jax.Array:
     return model(batch, real)
 
 
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def cells_of(records: Sequence[Record]) -> list[LabelCell]:
     """The transformers with truncated or full attention of seed 0, final."""
     found = []
@@ -231,7 +236,7 @@ def measure(
         params = labelling.load_params(store, cell, data)
         model = labeller_of(cell, data, params, 100_000)
         hits = total = 0
-        difference, agree, labels = 0.0, 0, 0
+        difference, logit_difference, agree, labels = 0.0, 0.0, 0, 0
         for place, i in enumerate(test):
             signal = corpus.audio[i]
             whole = offline(model, signal, mean, std, length=longest)
@@ -241,7 +246,10 @@ def measure(
             if cell.attention == "truncated" and place < utterances:
                 sound = SoundLabeller(model, mean, std, chunk=10)
                 parts = np.concatenate(list(sound.logits(signal)))
-                difference = max(difference, float(np.abs(parts - whole).max()))
+                apart = np.abs(_softmax(parts) - _softmax(whole)).max()
+                difference = max(difference, float(apart))
+                apart = np.abs(parts - whole).max() / np.abs(whole).max()
+                logit_difference = max(logit_difference, float(apart))
                 agree += int((parts.argmax(-1) == whole.argmax(-1)).sum())
                 labels += len(whole)
         row: dict[str, Any] = dict(
@@ -262,7 +270,8 @@ def measure(
             sound = SoundLabeller(model, mean, std, chunk=1)
             row |= dict(
                 look_ahead_ms=10 * sound.delay,
-                largest_difference=difference,
+                probability_difference=difference,
+                relative_logit_difference=logit_difference,
                 agreeing_labels=agree / labels,
                 state_bytes=sound.state_bytes(),
                 stream=[],

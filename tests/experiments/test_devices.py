@@ -38,6 +38,7 @@ def start(npz, out, *more, devices=1):
         *more,
     ]  # fmt: skip
     flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *args],
         cwd=ROOT,
