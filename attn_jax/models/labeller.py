@@ -154,7 +154,7 @@ class WindowBody(nnx.Module):
 
     Args:
       dim: width D.
-      depth: number of layers: one over the window, then ``depth - 1`` residual blocks.
+      depth: number of residual blocks after the layer over the window.
       mlp_dim: hidden width of the blocks.
       window: w.
       dropout_rate: of hidden units while training.

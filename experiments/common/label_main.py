@@ -19,7 +19,10 @@ from experiments.common.loop import Interrupted, StopSignal
 from experiments.common.memory import keep_freed_memory
 from experiments.common.progress import Progress
 from experiments.common.sequences import SequenceData
-from experiments.common.store import ResultsStore, SchemaError, StoreError
+from experiments.common.store import ResultsStore, SchemaError, shard
+
+# What a message on one line is enough for.
+KNOWN_ERRORS = (DataError, ImportError, OSError, SchemaError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Plan:
     data: SequenceData
     studies: Mapping[str, Study]
     baselines: Mapping[str, Callable[[], dict[str, Any]]]
+
+    def part(self, which: str) -> Plan:
+        """The studies of one machine, "i/n"; baselines go with the first."""
+        mine = shard(list(self.studies.items()), which)
+        first = which.partition("/")[0] == "1"
+        baselines = self.baselines if first else {}
+        return dataclasses.replace(self, studies=dict(mine), baselines=baselines)
 
     def total(self) -> int:
         """Number of records when all is done."""
@@ -112,10 +122,16 @@ def drive(
     """
     worker = workers.pin_worker()
     keep_freed_memory()
-    if runtime.distributed or runtime.vmap_seeds or runtime.tensorboard:
+    idle = [
+        f"--{name.replace('_', '-')}"
+        for name in (
+            "distributed vmap_seeds tensorboard steps_per_dispatch device_data"
+        ).split()
+        if getattr(runtime, name) != getattr(Runtime(), name)
+    ]
+    if idle:
         print(
-            "error: --distributed, --vmap-seeds and --tensorboard are for "
-            "data_scaling; leave them out.",
+            f"error: nothing would read {', '.join(idle)} here, leave it out.",
             file=sys.stderr,
         )
         return 2
@@ -125,7 +141,7 @@ def drive(
         earlier = store.folder / "results.jsonl"
         if worker is None and earlier.is_file():
             store.import_jsonl(earlier)  # a checkout keeps this file alone
-        plans = make_plans()
+        plans = [plan.part(runtime.shard) for plan in make_plans()]
         total = sum(plan.total() for plan in plans)
         if worker is None:
             for plan in plans:
@@ -165,7 +181,7 @@ def drive(
                 flush=True,
             )
         return 128 + interrupted.signum
-    except (DataError, StoreError, SchemaError, ValueError, TypeError) as error:
+    except KNOWN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

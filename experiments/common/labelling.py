@@ -56,7 +56,8 @@ class LabelCell:
       window: neighbours on either side, of "window"; else None.
       kernel: width of a convolution, of "cnn"; else None.
       train_length: longest training sequence, others are left out; None = all.
-      id_dropout: probability that a token's first id (its word) is hidden in training.
+      id_dropout: probability that a token's first id (its word) is hidden in training,
+        where the task has an id for unknown words.
       dropout_rate: of the model.
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       dtype: dtype of the computation; parameters stay float32.
@@ -182,7 +183,7 @@ def program_key(cell: LabelCell, data: SequenceData) -> ProgramKey:
         data.inputs,
         len(data.class_names),
         data.max_length,
-        cell.id_dropout > 0,
+        cell.id_dropout > 0 and data.has_unknown,
     )
 
 
@@ -445,18 +446,16 @@ class LabelRunner:
         checkpoints = Checkpoints(self.store.checkpoint_dir(cell.config()))
         step, spent = 0, 0.0
         curves: dict[str, list[Any]] = {"step": [], "loss": [], "accuracy": []}
-        window: list[tuple[float, float]] = []
         restored = self._restored(checkpoints, state)
         if restored is not None:
             state, progress = restored
             step, spent, curves = (progress[k] for k in ("step", "spent", "curves"))
-            window = [(a, b) for a, b in progress["window"]]
             state = jax.tree.map(jnp.copy, state)  # donation needs memory of our own
         self.progress.begin(cell.label, cell.updates, step)
         began = saved = time.monotonic()
         waiting: list[dict[str, jax.Array]] = []
-        rates: list[tuple[int, float, int]] = []
-        seen, diverged = 0, None
+        times: list[tuple[int, float]] = []
+        diverged = None
         while step < cell.updates:
             batch = batches[step]
             state, metrics = program.step(
@@ -464,14 +463,12 @@ class LabelRunner:
             )
             waiting.append(metrics)
             step += 1
-            seen += int((batch.labels != sequences.IGNORED).sum())
             if step % self.runtime.log_every and step < cell.updates:
                 continue
-            window += [(float(m["loss"]), float(m["accuracy"])) for m in waiting]
+            pairs = [(float(m["loss"]), float(m["accuracy"])) for m in waiting]
+            loss, accuracy = np.mean(pairs, axis=0)
             waiting = []
-            loss, accuracy = np.mean(window, axis=0)
-            window = []
-            rates.append((step, time.monotonic(), seen))
+            times.append((step, time.monotonic()))
             curves["step"].append(step)
             curves["loss"].append(float(loss))
             curves["accuracy"].append(float(accuracy))
@@ -489,7 +486,6 @@ class LabelRunner:
                         step=step,
                         spent=spent + time.monotonic() - began,
                         curves=curves,
-                        window=[],
                     ),
                     signum,
                 )
@@ -498,8 +494,8 @@ class LabelRunner:
                 raise Interrupted(signum)
         result = self._result(cell, part, state, key, diverged)
         result["updates"] = step
-        if len(rates) > 1:
-            (first, start, _), (last, end, _) = rates[0], rates[-1]
+        if len(times) > 1:
+            (first, start), (last, end) = times[0], times[-1]
             result["updates_per_s"] = (last - first) / max(end - start, 1e-9)
         self.progress.finish(
             cell.label,
@@ -533,7 +529,8 @@ class LabelRunner:
         )
         if diverged is not None:
             return result | {"diverged_at": diverged}
-        seen = part.take(range(min(TRAIN_EVAL, len(part))))
+        count = min(TRAIN_EVAL, len(part))
+        seen = part.take(np.linspace(0, len(part) - 1, count).astype(int))
         predicted, loss = self.predict(cell, state.params, seen)
         result |= {"train_accuracy": scores(seen, predicted)["accuracy"]}
         result |= {"train_loss": loss}
@@ -541,6 +538,8 @@ class LabelRunner:
         prefix, held_out = (
             ("val", self.data.validation) if tune else ("test", self.data.test)
         )
+        if self._knows_less(cell):
+            held_out = sequences.known_from(held_out, part)
         predicted, loss = self.predict(cell, state.params, held_out)
         found = scores(held_out, predicted)
         result |= {f"{prefix}_{name}": value for name, value in found.items()}
@@ -551,6 +550,10 @@ class LabelRunner:
             leaves = jax.tree.leaves(state.params)
             np.savez(path, *[np.asarray(leaf) for leaf in leaves])
         return result
+
+    def _knows_less(self, cell: LabelCell) -> bool:
+        """Whether the vocabulary has words that the cell's training part has not."""
+        return self.data.has_unknown and cell.n is not None
 
     def _save(
         self,
@@ -599,11 +602,19 @@ def load_params(store: ResultsStore, cell: LabelCell, data: SequenceData) -> Any
     path = params_file(store, cell)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: the parameters of this cell were not kept; run it again."
+            f"{path}: the parameters of this cell were not kept; run it anew."
         )
+    if cell.task != data.name:
+        raise ValueError(f"cell: its task is {cell.task!r}, but data is {data.name!r}.")
     params = programs(program_key(cell, data)).initial_params(cell.seed)
     with np.load(path) as file:
         leaves = [file[name] for name in file.files]
+    wanted = [leaf.shape for leaf in jax.tree.leaves(params)]
+    if [leaf.shape for leaf in leaves] != wanted:
+        raise ValueError(
+            f"{path} holds parameters of other shapes than the cell's model has: "
+            "another version made it; run the cell again in a new folder."
+        )
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 

@@ -71,7 +71,8 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
 
     Each word is nine ids: itself where training has it at least three times, hashed
     endings and beginnings, and its shape. All models get the same. Groups of the
-    scored parts: words that were ambiguous in training, and words not seen in it.
+    scored parts: words that were ambiguous in the whole training part, and words not
+    seen in it.
     Sentences of more than 64 words are cut into pieces.
     """
     simplify = text.strip_suffixes if fine else text.universal
@@ -108,6 +109,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
         validation=validation,
         test=test,
         lengths=SENTENCE_LENGTHS,
+        has_unknown=True,
     )
 
 
@@ -174,8 +176,10 @@ def speech_features(corpus: speech.Speech) -> list[np.ndarray]:
 def phones(name: str, corpus: speech.Speech) -> SequenceData:
     """Framewise phones: every utterance cut into pieces of 2.56 s.
 
-    Features are normalised by the mean and deviation of the training part. Frames that
-    are no pause are scored by themselves too.
+    Features are normalised by the mean and deviation of the training part. Their
+    differences reach four frames to either side, so even a model that labels each
+    vector by itself has seen 105 ms. Frames that are no pause are scored by themselves
+    too.
     """
     features = speech_features(corpus)
     splits = speech.split_by_utterance(len(features), seed=0)
@@ -212,8 +216,8 @@ def phones(name: str, corpus: speech.Speech) -> SequenceData:
 def order(name: str = "order", *, seed: int = 0) -> SequenceData:
     """Each label is the symbol two places before; what is there is all that counts.
 
-    Symbols are drawn evenly, so a model that does not know the order cannot do better
-    than by guessing, .125 and a little for the first two labels, which are "none".
+    Symbols are drawn evenly, so a model that does not know the order can only guess: a
+    symbol that is frequent in the sequence, or "none", the label of the first two.
     Training sequences have 8 to 32 symbols, those that are scored 8 to 128, in groups
     by length.
     """

@@ -92,6 +92,7 @@ class SequenceData:
       class_names: one name a label.
       train, validation, test: the parts.
       lengths: padded lengths that batches of this task have, ascending.
+      has_unknown: whether the first id of a vector is a word, and 1 an unknown one.
     """
 
     name: str
@@ -103,6 +104,7 @@ class SequenceData:
     validation: Part
     test: Part
     lengths: tuple[int, ...]
+    has_unknown: bool = False
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -133,6 +135,28 @@ class SequenceData:
             f"{self.name}: {counts}, {len(self.class_names)} classes, sha256 "
             f"{self.sha256[:16]}, from {self.source}"
         )
+
+
+def known_from(part: Part, training: Part) -> Part:
+    """The part as one who has seen a training part alone knows it.
+
+    Words, the first ids, that do not occur in the training part become 1, unknown.
+
+    >>> one, two = (Part([np.array([[i]])], [np.zeros(1, int)]) for i in (5, 6))
+    >>> known_from(one, two).inputs[0].tolist(), known_from(two, two).inputs[0].tolist()
+    ([[1]], [[6]])
+    """
+    seen = np.unique(np.concatenate([x[:, 0] for x in training.inputs]))
+    ids = np.concatenate([x[:, 0] for x in part.inputs])
+    ids = np.where(np.isin(ids, seen), ids, 1)
+    inputs = []
+    for x, first in zip(
+        part.inputs, np.split(ids, np.cumsum(part.lengths)[:-1]), strict=True
+    ):
+        changed = x.copy()
+        changed[:, 0] = first
+        inputs.append(changed)
+    return dataclasses.replace(part, inputs=inputs)
 
 
 class Batch(NamedTuple):

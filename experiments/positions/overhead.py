@@ -23,6 +23,7 @@ import numpy as np
 
 from attn_jax.models import POSITIONS
 from experiments.common import labelling, sequence_tasks, train
+from experiments.common.data import DataError
 from experiments.common.sequences import SequenceData, padded
 from experiments.common.store import provenance
 from experiments.positions.presets import PRESETS
@@ -116,7 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=2048, help="vectors a batch")
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args(argv)
-    data = sequence_tasks.load_task(options.task)
+    try:
+        data = sequence_tasks.load_task(options.task)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     names = [name for name in POSITIONS if name != "none"] + [ADJOINT]
     found = measure(
         data, names, length=options.length, tokens=options.tokens, turns=options.turns

@@ -68,13 +68,14 @@ class Experiment:
                 "two ascending numbers or more",
             ),
             ("seeds", self.seeds >= 1, "at least 1"),
+            ("num_heads", self.num_heads >= 1, "at least 1"),
             ("updates", self.updates >= 1, "at least 1"),
             ("order_updates", self.order_updates >= 1, "at least 1"),
             ("tune_updates", self.tune_updates >= 1, "at least 1"),
             ("learning_rates", bool(self.learning_rates), "at least one number"),
             (
                 "dim",
-                self.dim % self.num_heads == 0,
+                self.dim % max(1, self.num_heads) == 0,
                 f"a multiple of num_heads={self.num_heads}",
             ),
         ):

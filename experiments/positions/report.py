@@ -66,7 +66,10 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "Encoders that differ in their position encoding alone, trained on short "
         "sequences. Accuracy on the test part by length, mean ± standard deviation "
         "over seeds. Inductive: what is kept on the longest sequences, which training "
-        "has not seen. Data-driven: position parameters that are learned. The paper's "
+        'has not seen; "not learnt" where the order was not learnt on trained lengths. '
+        "All encodings have one learning rate, "
+        f"{', '.join(sorted({format(r.config['learning_rate'], 'g') for r in rows}))}. "
+        "Data-driven: position parameters that are learned. The paper's "
         "marks are for inductive, data-driven and parameter-efficient "
         f"(arXiv:2003.09229, Table 1). {measured}",
         "",
@@ -90,10 +93,28 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 )
             )
 
-        def kept(row: Row, bins: list[tuple[int, int]] = bins) -> str:
+        shortest = [_in_bin(row, *bins[0]) or 0.0 for row in group] if bins else [0.0]
+        blind = next(
+            (
+                _in_bin(row, *bins[0]) or 0.0
+                for row in group
+                if bins and row.config["positions"] == "none"
+            ),
+            0.0,
+        )
+        # Who has not learnt the order keeps what it has, and that says nothing.
+        learnt = (blind + max(shortest)) / 2 if max(shortest) - blind > 0.1 else 0.0
+
+        def kept(
+            row: Row, bins: list[tuple[int, int]] = bins, learnt: float = learnt
+        ) -> str:
+            if not bins:
+                return "–"
             short, long = _in_bin(row, *bins[0]), _in_bin(row, *bins[-1])
             if short is None or long is None:
                 return "–"
+            if short < learnt:
+                return "not learnt"
             return f"{long - short:+.3f}".replace("0.", ".", 1)
 
         def time(row: Row) -> str:

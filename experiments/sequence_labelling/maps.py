@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from attn_jax.models import Encoder
 from experiments.common import labelling, sequence_tasks, speech, text
+from experiments.common.label_main import KNOWN_ERRORS
 from experiments.common.plots import save_figure
 from experiments.common.store import ResultsStore, provenance
 from experiments.sequence_labelling.streaming import cells_of, encoder_of, labeller_of
@@ -181,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.redraw:
             store = ResultsStore(options.folder)
             cell = _best_cell(store)
+            if cell.task not in ("phones", "pos", "pos_fine"):
+                raise ValueError(f"folder: there are no maps for task {cell.task!r}.")
             spoken = cell.task == "phones"
             maps = _utterance(store, cell) if spoken else _sentences(store, cell)
             found = dict(cell=cell.config(), maps=maps, provenance=provenance())
@@ -188,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = json.loads(path.read_text(encoding="utf-8"))
         for file in draw(found["maps"], options.folder):
             print(f"-> {file}")
-    except (OSError, ValueError) as error:
+    except KNOWN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

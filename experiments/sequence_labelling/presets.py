@@ -54,7 +54,8 @@ class Experiment:
     contexts: tuple[tuple[int, int], ...] = ()
     """(left, right) windows of truncated self-attention, in vectors a layer."""
     ns: tuple[int, ...] = ()
-    """Numbers of training sequences that every model is trained on besides."""
+    """Numbers of training sequences that every model is trained on besides, and all of
+    them, with SWEEP-UPDATES each."""
     seeds: int = 3
     """Seeds of each: initial parameters, order, and which sequences a smaller N has."""
     updates: int = 2_000
@@ -96,6 +97,7 @@ class Experiment:
             ),
             ("models", len(set(self.models)) == len(self.models), "names once each"),
             ("seeds", self.seeds >= 1, "at least 1"),
+            ("num_heads", self.num_heads >= 1, "at least 1"),
             ("updates", self.updates >= 1, "at least 1"),
             ("sweep_updates", self.sweep_updates >= 1, "at least 1"),
             ("tune_updates", self.tune_updates >= 1, "at least 1"),
@@ -155,6 +157,7 @@ POS = Experiment(
     models=("transformer", "gru", "window:2", "window:0"),
     windows=(0, 1, 2, 4, 8, 16, 63),
     heads=(1, 2, 4, 8),
+    depths=(1, 2),
     scores=("dot_product", "additive"),
     positions=("rope", "sinusoidal", "none"),
     ns=(500, 5_000),
@@ -170,6 +173,7 @@ POS_FINE = dataclasses.replace(
     models=("transformer", "gru", "window:2", "window:0"),
     windows=(),
     heads=(),
+    depths=(),
     scores=(),
     positions=(),
     ns=(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from experiments.common.stats import Summary, summarize
 from experiments.common.store import Record, read_jsonl
 
 # What two cells of one row may differ in.
-_FREE = ("seed", "learning_rate")
+_FREE = ("seed",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Row:
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups final cells that differ in their seed (and learning rate) alone."""
+    """Groups final cells that differ in their seed alone."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record["config"].get("phase") != "final":
@@ -202,6 +203,124 @@ def _drawn(
     return found
 
 
+def _tuning(records: Sequence[Record]) -> str:
+    """How the learning rates came about."""
+    rates = sorted(
+        {
+            record["config"]["learning_rate"]
+            for record in records
+            if record["config"].get("phase") == "tune"
+        }
+    )
+    if not rates:
+        return "The learning rate was given, not chosen."
+    tried = ", ".join(f"{rate:g}" for rate in rates)
+    return (
+        f"Each model's learning rate was chosen of {tried} on the validation "
+        "part, with one seed and few updates."
+    )
+
+
+def _window_costs(
+    points: Sequence[tuple[int, Row]], task: str, folder: pathlib.Path
+) -> list[str]:
+    """Two more curves over the window: overfitting, and parameters."""
+    measures: dict[str, tuple[str, Callable[[Any], float]]] = {
+        "gap": (
+            "accuracy on training data − test",
+            lambda m: m["train_accuracy"] - m["test_accuracy"],
+        ),
+        "parameters": (
+            "parameters without input tables",
+            lambda m: m["params"] - m["input_params"],
+        ),
+    }
+    for name, (ylabel, show) in measures.items():
+        found = [
+            (n, summarize([float(show(r["metrics"])) for r in row.records]))
+            for n, row in points
+            if row.records
+        ]
+        if not found:
+            return []
+        line = Series(
+            "window",
+            [n for n, _ in found],
+            [s.mean for _, s in found],
+            [s.std for _, s in found],
+            [s.count for _, s in found],
+        )
+        curve(
+            [line],
+            folder / f"window_{name}.png",
+            title=f"{task}: {ylabel}",
+            ylabel=ylabel,
+            xlabel="vectors that one label sees (log scale)",
+        )
+    return ["![gap](window_gap.png)", "", "![parameters](window_parameters.png)", ""]
+
+
+def _streaming(folder: pathlib.Path) -> list[str]:
+    """What streaming.json of the folder says, if there is one."""
+    file = folder / "streaming.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    lines = [
+        "## Speech as it comes",
+        "",
+        f"Seed 0 of each, on {found['test_utterances']} whole test utterances; sound "
+        f"taken as it comes is compared with the whole on "
+        f"{found['utterances_compared']} of them; times on {found['cores']} core. "
+        "Real-time factor: seconds of work for a second of sound.",
+        "",
+        "| self-attention | accuracy, whole utterances | late by | largest difference "
+        "in probability (logit) | remembered | real-time factor by 1 and by 10 frames "
+        "| the whole at once: real-time factor, temporary memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(
+        found["rows"],
+        key=lambda r: (r["left"] is None, r["left"] or 0, r["right"] or 0),
+    ):
+        name = "full" if row["left"] is None else f"{row['left']} + {row['right']}"
+        name += f", positions: {row['positions']}, {row['updates']} updates"
+        accuracy = f"{row['whole_utterance_accuracy']:.4f}".replace("0.", ".", 1)
+        last = row["whole"][-1]
+        cells = [name, accuracy, "–", "–", "–", "–"]
+        if "stream" in row:
+            longest = max(s["seconds"] for s in row["stream"])
+            factors = [
+                f"{s['real_time_factor']:.3f}"
+                for s in row["stream"]
+                if s["seconds"] == longest
+            ]
+            cells[2:] = [
+                f"{row['look_ahead_ms']} ms",
+                f"{row['probability_difference']:.0e} ({row['logit_difference']:.0e})",
+                f"{row['state_bytes']:,} bytes",
+                f"{', '.join(factors)} at {longest:g} s",
+            ]
+        cells.append(
+            f"{last['real_time_factor']:.3f}, {last['temporary_bytes'] / 2**20:,.0f} "
+            f"MiB at {last['seconds']:g} s"
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _maps(folder: pathlib.Path) -> list[str]:
+    """The attention maps of the folder, if there are any."""
+    file = folder / "maps.json"
+    if not file.is_file():
+        return []
+    maps = json.loads(file.read_text(encoding="utf-8"))["maps"]
+    lines = ["## Who attends to whom", ""]
+    for number, entry in enumerate(maps, start=1):
+        lines += [f"![{entry['title']}](maps_{number}.png)", ""]
+    return lines
+
+
 def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
     """Writes report.md and the figures; returns the text for the terminal."""
     rows = rows_of(records)
@@ -215,10 +334,20 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
     models.sort(key=lambda row: -(s.mean if (s := row.of("test_accuracy")) else 0.0))
     text = [f"# Sequence labelling: {task}", ""]
     text += [
-        "Test accuracy, mean ± standard deviation over seeds. Learning rates were "
-        "chosen on the validation part with one seed; the test part was read once a "
-        "cell.",
+        "Test accuracy, mean ± standard deviation over seeds; the test part was read "
+        f"once a cell. {_tuning(records)} FLOPs are those of a sequence of "
+        f"{32 if 'pos' in task else 256} vectors, for each of them. Accuracy on "
+        "training data is that of 2,000 training sequences without dropout.",
         "",
+        *(
+            [
+                "A vector of speech holds differences that reach 4 frames to either "
+                "side: a model that labels each by itself has seen 105 ms.",
+                "",
+            ]
+            if "phones" in task
+            else []
+        ),
         "## Models on the whole training part",
         "",
         *table(
@@ -298,6 +427,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 note="A fully connected network over the window; mean over seeds.",
             )
             text += ["![window](window.png)", ""]
+            text += _window_costs(points, task, folder)
 
     varied = [row for row in rest if row.config["model"] == "transformer"]
     groups: dict[tuple[Any, Any], list[Row]] = {}
@@ -324,8 +454,11 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
 
     scaling: dict[str, list[tuple[int, Row]]] = {}
     wanted = {(row.name, row.config["depth"]) for row in models}
+    sweep = min(row.config["updates"] for row in rows)
     for row in rows:
         size = row.first("n")
+        if row.config["updates"] != sweep:
+            continue  # as many updates for every N
         plain = row.config["model"] != "transformer" or (
             base is not None and _is_default(row.config, base)
         )
@@ -338,9 +471,10 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
             folder / "scaling.png",
             title=f"{task}: accuracy and the number of training sequences",
             xlabel="number of training sequences N (log scale)",
-            note="Smaller N were trained with fewer updates, see the tables.",
+            note=f"{sweep:,} updates for every N; mean and deviation over seeds.",
         )
-        text += ["## Training data", "", "![scaling](scaling.png)", ""]
+        text += [f"## Training data: {sweep:,} updates for every N", ""]
+        text += ["![scaling](scaling.png)", ""]
         sizes = sorted({n for points in scaling.values() for n, _ in points})
         text += [
             "| model | " + " | ".join(f"N = {n:,}" for n in sizes) + " |",
@@ -356,6 +490,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
             text.append(f"| {name} | " + " | ".join(cells) + " |")
         text.append("")
 
+    text += _streaming(folder) + _maps(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
     return "\n".join([*summary, f"Report and figures: {folder}/report.md"])

@@ -49,8 +49,8 @@ def base_cell(
 def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
     """All studies by name, in the order of their importance.
 
-    The models first; what is varied about one of them takes over the learning rate
-    that was chosen for it.
+    The models first; what is varied about one of them, and a smaller N, takes over the
+    learning rate that was chosen for it on the whole training part.
     """
 
     def grid(model: str, **traits: Any) -> tuple[LabelCell, ...]:
@@ -81,7 +81,8 @@ def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
 
     windows = [name for name in experiment.models if name.startswith("window:")]
     for window in experiment.windows:
-        like = windows[-1] if windows else "window:W"
+        # The rate of the widest of those that were tuned.
+        like = max(windows, key=lambda name: body_of(name)[1] or 0, default="window:W")
         vary(f"sweep window={window}", f"window:{window}", like)
     for left, right in experiment.contexts:
         vary(
@@ -102,9 +103,9 @@ def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
         vary(f"positions={encoding}", "transformer", "transformer", positions=encoding)
     for depth in experiment.depths:
         vary(f"depth={depth}", "transformer", "transformer", depth=depth)
-    for n in experiment.ns:
+    for n in (*experiment.ns, None) if experiment.ns else ():
         for model in experiment.models:
-            vary(f"n={n} {model}", model, model, n=n)
+            vary(f"n={n or 'all'} {model}", model, model, n=n)
     return studies
 
 

@@ -4,7 +4,7 @@
 `--preset phones` trained and kept in FOLDER, and writes streaming.json there:
 
 * accuracy on whole utterances for every window (left, right) and for full attention;
-* the largest difference of a phone's probability, and of a logit over the largest one,
+* the largest difference of a phone's probability, and of a logit,
   between labelling sound as it comes and labelling the whole utterance at once;
 * the real-time factor on one core (seconds of work for a second of sound), for
   concatenations of utterances up to 60 s, and how much memory each takes.
@@ -33,9 +33,11 @@ from attn_jax.models import Encoder, Labeller
 from attn_jax.models.labeller import TransformerBody
 from attn_jax.streaming import StreamState, look_ahead, stream_init, stream_step
 from experiments.common import labelling, sequence_tasks, speech
+from experiments.common.label_main import KNOWN_ERRORS
 from experiments.common.labelling import LabelCell
 from experiments.common.sequences import SequenceData
 from experiments.common.store import Record, ResultsStore, provenance
+from experiments.common.workers import available_cores
 
 WIDTH = 4  # frames on either side that first and second differences reach
 
@@ -138,6 +140,11 @@ class SoundLabeller:
         The sound is read chunk by chunk, and nothing of it is kept but the state.
         """
         total = inputs.num_frames(len(signal), self.window, self.hop)
+        if not total:
+            raise ValueError(
+                f"signal must have at least {self.window} samples, one frame, got "
+                f"{len(signal)}."
+            )
         chunk, state = self.chunk, None
         last: Any = None
         for start in range(0, total + self.delay, chunk):
@@ -221,6 +228,17 @@ def measure(
     store: ResultsStore, *, utterances: int, seconds: Sequence[float]
 ) -> dict[str, Any]:
     """Everything that streaming.json holds but its provenance."""
+    cells = [
+        cell
+        for cell in cells_of(store.records())
+        if cell.task == "phones" and labelling.params_file(store, cell).is_file()
+    ]
+    if not cells:
+        raise FileNotFoundError(
+            f"{store.folder} holds no parameters of encoders of speech; first run "
+            "`python -m experiments.sequence_labelling --preset phones --out FOLDER` "
+            "with a new FOLDER."
+        )
     corpus = speech.load_festvox_ru()
     data = sequence_tasks.phones("phones", corpus)
     splits = speech.split_by_utterance(len(corpus.audio), seed=0)
@@ -230,13 +248,11 @@ def measure(
     test = [int(i) for i in splits[2]]
     longest = max(len(features[i]) for i in test)
     rows = []
-    for cell in cells_of(store.records()):
-        if not labelling.params_file(store, cell).is_file():
-            continue
+    for cell in cells:
         params = labelling.load_params(store, cell, data)
         model = labeller_of(cell, data, params, 100_000)
         hits = total = 0
-        difference, logit_difference, agree, labels = 0.0, 0.0, 0, 0
+        difference, logit_difference, largest, agree, labels = 0.0, 0.0, 0.0, 0, 0
         for place, i in enumerate(test):
             signal = corpus.audio[i]
             whole = offline(model, signal, mean, std, length=longest)
@@ -248,8 +264,9 @@ def measure(
                 parts = np.concatenate(list(sound.logits(signal)))
                 apart = np.abs(_softmax(parts) - _softmax(whole)).max()
                 difference = max(difference, float(apart))
-                apart = np.abs(parts - whole).max() / np.abs(whole).max()
+                apart = np.abs(parts - whole).max()
                 logit_difference = max(logit_difference, float(apart))
+                largest = max(largest, float(np.abs(whole).max()))
                 agree += int((parts.argmax(-1) == whole.argmax(-1)).sum())
                 labels += len(whole)
         row: dict[str, Any] = dict(
@@ -271,7 +288,8 @@ def measure(
             row |= dict(
                 look_ahead_ms=10 * sound.delay,
                 probability_difference=difference,
-                relative_logit_difference=logit_difference,
+                logit_difference=logit_difference,
+                largest_logit=largest,
                 agreeing_labels=agree / labels,
                 state_bytes=sound.state_bytes(),
                 stream=[],
@@ -319,7 +337,7 @@ def measure(
     return dict(
         utterances_compared=min(utterances, len(test)),
         test_utterances=len(test),
-        cores=1,
+        cores=len(available_cores()),
         rows=rows,
     )
 
@@ -333,23 +351,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    store = ResultsStore(options.folder)
-    if not any(
-        labelling.params_file(store, cell).is_file()
-        for cell in cells_of(store.records())
-    ):
-        print(
-            f"error: {options.folder} holds no parameters; first run `python -m "
-            f"experiments.sequence_labelling --preset phones --out {options.folder}`.",
-            file=sys.stderr,
-        )
+    try:
+        store = ResultsStore(options.folder)
+        found = measure(store, utterances=options.utterances, seconds=options.seconds)
+        path = options.folder / "streaming.json"
+        text = json.dumps(found | dict(provenance=provenance()), indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+    except KNOWN_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    found = measure(store, utterances=options.utterances, seconds=options.seconds)
-    path = options.folder / "streaming.json"
-    path.write_text(
-        json.dumps(found | dict(provenance=provenance()), indent=1) + "\n",
-        encoding="utf-8",
-    )
     print(f"-> {path}")
     return 0
 

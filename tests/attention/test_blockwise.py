@@ -92,6 +92,7 @@ def _temporary_bytes(fn, length, *, grad):
     return _compiled(fn, length, grad=grad).memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("grad", [False, True])
 def test_temporary_memory_grows_linearly(grad):
     def blocks(*arrays):
@@ -109,6 +110,7 @@ def test_temporary_memory_grows_linearly(grad):
     assert _temporary_bytes(dot_product, 2048, grad=grad) >= 4 * 2048 * 2048
 
 
+@pytest.mark.usefixtures("optimized")
 def test_gradient_of_bias_is_made_only_if_asked_for():
     length = 1024
     x = jax.ShapeDtypeStruct((length, 16), jnp.float32)

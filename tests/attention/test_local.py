@@ -247,6 +247,7 @@ def _compiled(fn, length, *, grad):
     return jax.jit(fn).lower(shape, shape, shape).compile()
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("map_blocks", ["loop", "vmap"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_cost_is_linear_in_length(grad, map_blocks):
@@ -281,6 +282,7 @@ def test_a_loop_costs_in_proportion_to_the_length(gradient):
     assert many.total < 2.2 * few.total and many.total < dense / 2
 
 
+@pytest.mark.usefixtures("optimized")
 def test_gradient_of_bias_is_made_only_if_asked_for():
     length = 1024
     x = jax.ShapeDtypeStruct((length, 16), jnp.float32)

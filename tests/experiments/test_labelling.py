@@ -101,7 +101,9 @@ def test_an_interrupted_cell_ends_as_if_nothing_had_been(data, tmp_path, capsys)
     predicted, _ = whole.predict(CELL, params, data.test)
     accuracy = labelling.scores(data.test, predicted)["accuracy"]
     assert accuracy == metrics["test_accuracy"]
-    with pytest.raises(FileNotFoundError, match="parameters of this cell were not ke"):
+    with pytest.raises(
+        FileNotFoundError, match="parameters of this cell were not kept"
+    ):
         labelling.load_params(again.store, CELL, data)
     # A tuning cell never reads the test part.
     tune = dataclasses.replace(CELL, phase="tune", updates=2)
