@@ -155,9 +155,8 @@ QUICK = Experiment(
 
 POS = Experiment(
     models=("transformer", "gru", "window:2", "window:0"),
-    windows=(0, 1, 2, 4, 8, 16, 63),
+    windows=(0, 1, 2, 4, 16, 63),
     heads=(1, 2, 4, 8),
-    depths=(1, 2),
     scores=("dot_product", "additive"),
     positions=("rope", "sinusoidal", "none"),
     ns=(500, 5_000),
@@ -170,10 +169,9 @@ POS = Experiment(
 POS_FINE = dataclasses.replace(
     POS,
     task="pos_fine",
-    models=("transformer", "gru", "window:2", "window:0"),
+    models=("transformer", "gru", "window:2"),
     windows=(),
     heads=(),
-    depths=(),
     scores=(),
     positions=(),
     ns=(),

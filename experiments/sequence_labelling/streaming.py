@@ -95,7 +95,7 @@ def _step(
     count = mel.shape[0]
     near = jnp.concatenate([state.mel, mel])  # the c frames of `at`, 4 on either side
     at = slice(WIDTH, WIDTH + count)
-    features = (inputs.with_deltas(near, order=2)[at] - mean) / std
+    features = (inputs.with_deltas(near, order=2)[at] - mean[None]) / std[None]
     exist = jnp.concatenate([state.real, real])
     x = model.input(features[None])[0]
     encoder, out, valid = stream_step(

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import labelling, sequence_tasks, sequences, train
+from attn_jax import inputs
+from experiments.common import labelling, sequence_tasks, sequences, speech, train
 from experiments.common.config import Runtime
 from experiments.common.labelling import LabelCell, LabelRunner, Study, run_studies
 from experiments.common.loop import Interrupted, StopSignal
@@ -26,7 +27,7 @@ from experiments.positions import report as positions_report
 from experiments.positions import run as positions_run
 from experiments.positions.presets import PRESETS as POSITION_PRESETS
 from experiments.sequence_labelling import __main__ as labelling_main
-from experiments.sequence_labelling import report, run
+from experiments.sequence_labelling import report, run, streaming
 from experiments.sequence_labelling.presets import PRESETS, Experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -249,6 +250,36 @@ def test_positions_are_reported_by_length(data, tmp_path):
     assert "-.100" in text and "+25 %" in text and "+50 %" in text
     assert "✓ ✓ ✓" in text
     assert (tmp_path / "lengths_toy_pos.png").is_file()
+
+
+def test_sound_is_labelled_as_it_comes_as_it_is_as_a_whole():
+    data = sequence_tasks.load_task("toy_phones")
+    signal = speech.toy_speech(1, seed=3).audio[0]
+    cell = run.base_cell(
+        PRESETS["smoke_phones"],
+        "toy_phones",
+        "transformer",
+        attention="truncated",
+        left=4,
+        right=2,
+    )
+    params = labelling.programs(labelling.program_key(cell, data)).initial_params(0)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), params
+    )
+    model = streaming.labeller_of(cell, data, params, 10_000)
+    mean, std = np.zeros(120, np.float32), np.ones(120, np.float32)
+    sound = streaming.SoundLabeller(model, mean, std, chunk=4)
+    assert sound.delay == 2 + 4  # one layer, and the differences of the features
+    parts = list(sound.logits(signal))
+    assert not len(parts[0])  # nothing is known before its look-ahead has come
+    count = inputs.num_frames(len(signal), sound.window, sound.hop)
+    whole = streaming.offline(model, signal, mean, std, length=count + 3)
+    assert np.concatenate(parts).shape == whole.shape
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="signal must have at least 400 samples"):
+        next(sound.logits(signal[:399]))
 
 
 DEVICES = """
