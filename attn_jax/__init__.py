@@ -384,8 +384,8 @@ else:
             "t5_buckets",
         ),
         "streaming": (
-            "StreamState",
             "Streamer",
+            "StreamState",
             "stream",
             "stream_init",
             "stream_step",

@@ -78,8 +78,8 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
 def number(summary: Summary | None, digits: int = 4) -> str:
     """A mean ± deviation, as ".970 ± .001".
 
-    >>> number(summarize([0.5, 0.6]), 2)
-    '.55 ± .07'
+    >>> number(summarize([0.5, 0.55, 0.6]), 2)
+    '.55 ± .05'
     """
     if summary is None:
         return "–"

@@ -122,7 +122,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, whole, stops):
 
 def test_scans_and_batches_from_the_host_change_nothing(run, whole):
     (record,), _ = run(CELL, "host", device_data=False)
-    assert numbers(record) == numbers(whole[CELL])
+    # Another program of the same sums: the last bit of a loss may differ.
+    ours, wanted = numbers(record), numbers(whole[CELL])
+    for name in "test_loss", "train_loss":
+        if name in wanted:
+            assert ours.pop(name) == pytest.approx(wanted.pop(name), rel=1e-5)
+    assert ours == wanted
     assert run(RANDOM, "scan", stop=1, steps_per_dispatch=4)[0] is None
     (record,), told = run(RANDOM, "scan", steps_per_dispatch=4)
     assert told.begins == [5]  # in fours, but points of the curve cut them
