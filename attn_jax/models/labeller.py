@@ -11,6 +11,7 @@ Letters: B batch, T length, K ids a token, F size of an input vector, D width.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -509,16 +510,13 @@ class Labeller(nnx.Module):
             options["cell"] = body
         if body == "transformer":
             options["max_length"] = max_length
-        try:
-            self.body = BODIES[body](
-                dim, dropout_rate=dropout_rate, **options, **common
-            )
-        except TypeError as error:
-            if "argument" not in str(error):
-                raise
-            raise ValueError(
-                f"options: the body {body!r} does not take {sorted(options)}: {error}."
-            ) from error
+        make = BODIES[body]
+        # Of the class itself: that of its metaclass is (*args, **kwargs).
+        names = inspect.signature(vars(make)["__init__"]).parameters
+        unknown = sorted(set(options) - set(names))
+        if unknown:
+            raise ValueError(f"options: the body {body!r} does not take {unknown}.")
+        self.body = make(dim, dropout_rate=dropout_rate, **options, **common)
         self.dropout = nnx.Dropout(dropout_rate)
         self.head = nnx.Linear(
             dim,

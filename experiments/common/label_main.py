@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -10,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import tyro
 
 from experiments.common import workers
 from experiments.common.config import Runtime
@@ -60,6 +63,44 @@ class Plan:
     def baseline_config(self, name: str) -> dict[str, Any]:
         """What names the record of a baseline."""
         return dict(task=self.data.name, model=name, phase="baseline", seed=0)
+
+
+def parse(
+    arguments: type[Any],
+    presets: Mapping[str, Any],
+    argv: Sequence[str],
+    *,
+    module: str,
+    description: str | None,
+) -> Any:
+    """Reads a command line; the preset gives the defaults of everything else.
+
+    Args:
+      arguments: dataclass of (experiment, runtime, preset).
+      presets: experiments by name, "quick" among them.
+      argv: the command line.
+      module: as after ``python -m``.
+      description: what ``--help`` says first.
+
+    Raises:
+      SystemExit: for --help, and for unknown or bad values, which are named.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="quick")
+    preset = first.parse_known_args(argv)[0].preset
+    if preset not in presets:
+        preset = "quick"
+    try:
+        return tyro.cli(
+            arguments,
+            args=list(argv),
+            default=arguments(presets[preset], Runtime(), preset),
+            description=description,
+            prog=f"python -m {module}",
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def _work(

@@ -113,24 +113,27 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
     )
 
 
-def tagging_baselines(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
+def tagging_baselines(data: SequenceData) -> dict[str, Callable[[], dict[str, Any]]]:
     """The most frequent tag, of all words and of each word, for a tagging task."""
-    corpus = text.toy_text(400, seed=0) if name == "toy_pos" else text.load_brown()
-    data = tagging(name, corpus, fine=name == "pos_fine")
-    splits = text.split_by_document(corpus, seed=0)
-    longest = SENTENCE_LENGTHS[-1]
-    words = [
-        [
-            corpus.words[i][start : start + longest]
-            for i in split
-            for start in range(0, len(corpus.words[i]), longest)
-        ]
-        for split in splits
-    ]
 
     def score(by_suffix: bool) -> dict[str, Any]:
+        toy = data.name == "toy_pos"
+        corpus = text.toy_text(400, seed=0) if toy else text.load_brown()
+        train, _, test = text.split_by_document(corpus, seed=0)
+        longest = data.max_length
+
+        def words(split: np.ndarray) -> list[tuple[str, ...]]:
+            """Cut as the sentences of the task are."""
+            return [
+                corpus.words[i][start : start + longest]
+                for i in split
+                for start in range(0, len(corpus.words[i]), longest)
+            ]
+
         tags = [tuple(y.tolist()) for y in data.train.labels]
-        found = text.most_frequent_tag(words[0], tags, words[2], by_suffix=by_suffix)
+        found = text.most_frequent_tag(
+            words(train), tags, words(test), by_suffix=by_suffix
+        )
         return _accuracies(data.test, [np.array(row) for row in found])
 
     return {
@@ -173,6 +176,16 @@ def speech_features(corpus: speech.Speech) -> list[np.ndarray]:
     return found
 
 
+def normalised(
+    corpus: speech.Speech,
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Features of every utterance, and mean and deviation of the training part."""
+    features = speech_features(corpus)
+    train = speech.split_by_utterance(len(features), seed=0)[0]
+    seen = np.concatenate([features[i] for i in train])
+    return features, seen.mean(axis=0), seen.std(axis=0) + 1e-5
+
+
 def phones(name: str, corpus: speech.Speech) -> SequenceData:
     """Framewise phones: every utterance cut into pieces of 2.56 s.
 
@@ -181,10 +194,8 @@ def phones(name: str, corpus: speech.Speech) -> SequenceData:
     vector by itself has seen 105 ms. Frames that are no pause are scored by themselves
     too.
     """
-    features = speech_features(corpus)
+    features, mean, std = normalised(corpus)
     splits = speech.split_by_utterance(len(features), seed=0)
-    seen = np.concatenate([features[i] for i in splits[0]])
-    mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-5
     pauses = [i for i, p in enumerate(corpus.phone_names) if p in ("pau", "sil", "#")]
 
     def part(indices: Sequence[int] | np.ndarray) -> Part:

@@ -6,16 +6,15 @@ folder that holds results.jsonl and, if it was measured, overhead.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
 from attn_jax.models import POSITIONS
+from experiments.common.label_report import Row, number, redraw, rows_of, table
 from experiments.common.plots import Series, curve
-from experiments.common.store import Record, read_jsonl
-from experiments.sequence_labelling.report import Row, number, rows_of, table
+from experiments.common.store import Record
 
 # What the paper says of each: inductive, data-driven, parameter-efficient.
 PAPER = {
@@ -179,15 +178,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Redraws the report of a folder; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=pathlib.Path)
-    folder = parser.parse_args(argv).folder
-    try:
-        print(write_report(read_jsonl(folder / "results.jsonl"), folder))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return redraw(__doc__, write_report, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ goes on where it was when started again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -18,6 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.common import label_main
 from experiments.common.config import Runtime
 from experiments.sequence_labelling.presets import PRESETS, Experiment
 
@@ -39,27 +39,10 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line; the preset gives the defaults of everything else.
-
-    Raises:
-      SystemExit: for --help, and for unknown or bad values, which are named.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="quick")
-    preset = first.parse_known_args(argv)[0].preset
-    if preset not in PRESETS:
-        preset = "quick"
-    try:
-        return tyro.cli(
-            Arguments,
-            args=list(argv),
-            default=Arguments(PRESETS[preset], Runtime(), preset),
-            description=__doc__,
-            prog=f"python -m {MODULE}",
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    """Reads the command line; see `experiments.common.label_main.parse`."""
+    return label_main.parse(
+        Arguments, PRESETS, argv, module=MODULE, description=__doc__
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,11 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse(arguments)
 
-    from experiments.common.label_main import drive
     from experiments.sequence_labelling.report import write_report
     from experiments.sequence_labelling.run import make_plans
 
-    return drive(
+    return label_main.drive(
         MODULE,
         arguments,
         out=options.runtime.out

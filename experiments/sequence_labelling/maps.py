@@ -36,7 +36,7 @@ SENTENCES = (
 )
 
 # Frames of an utterance that are drawn, and how many are averaged to one.
-FRAMES, POOL = 240, 4
+FRAMES, POOL = 240, 6
 
 
 def weights_of(encoder: Encoder, x: jax.Array) -> list[np.ndarray]:
@@ -103,7 +103,7 @@ def _sentences(store: ResultsStore, cell: labelling.LabelCell) -> list[dict[str,
                     f"{word}/{data.class_names[int(tag)]}"
                     for word, tag in zip(words, tags, strict=True)
                 ],
-                weights=[np.round(w, 3).tolist() for w in weights],
+                weights=[np.round(w.astype(np.float64), 3).tolist() for w in weights],
             )
         )
     return maps
@@ -132,7 +132,7 @@ def _utterance(store: ResultsStore, cell: labelling.LabelCell) -> list[dict[str,
         dict(
             title=f"utterance, {10 * POOL} ms a cell",
             ticks=ticks,
-            weights=[np.round(w, 3).tolist() for w in pooled],
+            weights=[np.round(w.astype(np.float64), 3).tolist() for w in pooled],
         )
     ]
 

@@ -6,106 +6,20 @@ figures of a folder that holds results.jsonl.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.common.label_report import Row, number, redraw, rows_of, table
 from experiments.common.plots import Series, curve
-from experiments.common.stats import Summary, summarize
-from experiments.common.store import Record, read_jsonl
-
-# What two cells of one row may differ in.
-_FREE = ("seed",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """All seeds of one model.
-
-    Attributes:
-      config: of the first seed.
-      records: one a seed that was trained to its end.
-      diverged: how many were not.
-    """
-
-    config: dict[str, Any]
-    records: tuple[Record, ...]
-    diverged: int
-
-    def of(self, metric: str) -> Summary | None:
-        """Mean and deviation of a metric over the seeds."""
-        values = [r["metrics"].get(metric) for r in self.records]
-        found = [float(v) for v in values if v is not None]
-        return summarize(found) if found else None
-
-    def first(self, metric: str) -> Any:
-        """A metric that is the same for every seed."""
-        return self.records[0]["metrics"].get(metric) if self.records else None
-
-    @property
-    def name(self) -> str:
-        """What the model is, in words."""
-        config = self.config
-        if config["model"] == "window":
-            if config["window"] == 0:
-                return "fully connected, each vector"
-            return f"fully connected, window ±{config['window']}"
-        names = {"cnn": "1-D CNN", "gru": "bidirectional GRU"}
-        names |= {"lstm": "bidirectional LSTM", "transformer": "Transformer"}
-        return names[config["model"]]
-
-
-def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups final cells that differ in their seed alone."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        if record["config"].get("phase") != "final":
-            continue
-        key = {k: v for k, v in record["config"].items() if k not in _FREE}
-        groups.setdefault(repr(sorted(key.items())), []).append(record)
-    found = []
-    for group in groups.values():
-        group.sort(key=lambda record: record["config"]["seed"])
-        done = tuple(r for r in group if r["status"] == "done")
-        found.append(Row(dict(group[0]["config"]), done, len(group) - len(done)))
-    return found
-
-
-def number(summary: Summary | None, digits: int = 4) -> str:
-    """A mean ± deviation, as ".970 ± .001".
-
-    >>> number(summarize([0.5, 0.55, 0.6]), 2)
-    '.55 ± .05'
-    """
-    if summary is None:
-        return "–"
-
-    def short(value: float) -> str:
-        return f"{value:.{digits}f}".replace("0.", ".", 1)
-
-    if summary.std is None:
-        return f"{short(summary.mean)} (1 seed)"
-    seeds = "" if summary.enough else f" ({summary.count} seeds)"
-    return f"{short(summary.mean)} ± {short(summary.std)}{seeds}"
+from experiments.common.stats import summarize
+from experiments.common.store import Record
 
 
 def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
-
-
-def table(
-    rows: Sequence[Row], columns: Sequence[tuple[str, Callable[[Row], str]]]
-) -> list[str]:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(title for title, _ in columns) + " |"]
-    lines.append("|" + "---|" * len(columns))
-    for row in rows:
-        lines.append("| " + " | ".join(show(row) for _, show in columns) + " |")
-    return lines
 
 
 def _shows(metric: str) -> Callable[[Row], str]:
@@ -316,8 +230,8 @@ def _maps(folder: pathlib.Path) -> list[str]:
         return []
     maps = json.loads(file.read_text(encoding="utf-8"))["maps"]
     lines = ["## Who attends to whom", ""]
-    for number, entry in enumerate(maps, start=1):
-        lines += [f"![{entry['title']}](maps_{number}.png)", ""]
+    for place, entry in enumerate(maps, start=1):
+        lines += [f"![{entry['title']}](maps_{place}.png)", ""]
     return lines
 
 
@@ -498,15 +412,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Redraws the report of a folder; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=pathlib.Path)
-    folder = parser.parse_args(argv).folder
-    try:
-        print(write_report(read_jsonl(folder / "results.jsonl"), folder))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return redraw(__doc__, write_report, argv)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
 def baselines(task: str, data: SequenceData) -> dict[str, Callable[[], dict[str, Any]]]:
     """What needs no training, by name."""
     if "pos" in task:
-        return sequence_tasks.tagging_baselines(task)
+        return sequence_tasks.tagging_baselines(data)
     return {"majority": functools.partial(sequence_tasks.majority, data)}
 
 

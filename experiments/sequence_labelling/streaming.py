@@ -242,9 +242,7 @@ def measure(
     corpus = speech.load_festvox_ru()
     data = sequence_tasks.phones("phones", corpus)
     splits = speech.split_by_utterance(len(corpus.audio), seed=0)
-    features = sequence_tasks.speech_features(corpus)
-    seen = np.concatenate([features[i] for i in splits[0]])
-    mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-5
+    features, mean, std = sequence_tasks.normalised(corpus)
     test = [int(i) for i in splits[2]]
     longest = max(len(features[i]) for i in test)
     rows = []
