@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import pathlib
-import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,13 +19,10 @@ from flax import nnx
 
 from attn_jax.models import Labeller, labeller_cost
 from attn_jax.variants import resolve
-from experiments.common import sequences, train
-from experiments.common.checkpoint import CheckpointError, Checkpoints
-from experiments.common.config import Runtime, attention_digest
-from experiments.common.loop import Interrupted, StopSignal
-from experiments.common.progress import Progress
+from experiments.common import sequences, train, trial
+from experiments.common.config import attention_digest
 from experiments.common.sequences import Batch, Batches, Part, SequenceData
-from experiments.common.store import ResultsStore, StoreError
+from experiments.common.store import ResultsStore
 
 # Training sequences that the accuracy on seen data is read from.
 TRAIN_EVAL = 2000
@@ -92,18 +85,12 @@ class LabelCell:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        trial.check_recipe(self)
         for name, ok, expected in (
             ("n", self.n is None or self.n >= 1, "at least 1, or none for all"),
-            ("seed", self.seed >= 0, "0 or more"),
-            ("updates", self.updates >= 1, "at least 1"),
             ("tokens", self.tokens >= 1, "at least 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0, finite"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more, finite"),
-            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
-            ("clip_norm", self.clip_norm > 0, "above 0"),
             ("id_dropout", 0 <= self.id_dropout < 1, "in [0, 1)"),
             ("dropout_rate", 0 <= self.dropout_rate < 1, "in [0, 1)"),
-            ("phase", self.phase in ("tune", "final"), "'tune' or 'final'"),
         ):
             if not ok:
                 raise ValueError(
@@ -259,42 +246,26 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.where(real, loss, 0.0), real
 
 
-def make_train_step(
-    apply: Callable[..., jax.Array], *, hides: bool
-) -> Callable[..., tuple[train.TrainState, dict[str, jax.Array]]]:
+def make_train_step(apply: Callable[..., jax.Array], *, hides: bool) -> trial.Step:
     """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``."""
 
-    def train_step(
-        state: train.TrainState, batch: Batch, rng: jax.Array
-    ) -> tuple[train.TrainState, dict[str, jax.Array]]:
-        hyper: Any = state.hyper
-        hide_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, state.step))
+    def loss_fn(
+        params: Any, batch: Batch, rng: jax.Array, hyper: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        hide_rng, dropout_rng = jax.random.split(rng)
         inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
         if hides:  # id 1 of a table is the unknown word
             hidden = jax.random.bernoulli(hide_rng, hyper.id_dropout, labels.shape)
             first = jnp.where(hidden, jnp.ones((), inputs.dtype), inputs[..., 0])
             inputs = inputs.at[..., 0].set(first)
+        real = labels != sequences.IGNORED
+        logits = apply(params, inputs, real, dropout_rng)
+        losses, real = _losses(logits, labels)
+        count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
+        hits = ((jnp.argmax(logits, -1) == labels) & real).sum()
+        return losses.sum() / count, {"accuracy": hits.astype(jnp.float32) / count}
 
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            real = labels != sequences.IGNORED
-            logits = apply(params, inputs, real, dropout_rng)
-            losses, real = _losses(logits, labels)
-            count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
-            hits = (jnp.argmax(logits, -1) == labels) & real
-            return losses.sum() / count, hits.sum().astype(jnp.float32) / count
-
-        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
-        with jax.numpy_dtype_promotion("standard"):  # Optax: float ** int
-            updates, opt_state = train.optimizer(hyper).update(
-                grads, state.opt_state, state.params
-            )
-        params = optax.apply_updates(state.params, updates)
-        state = train.TrainState(state.step + 1, params, opt_state, hyper)
-        return state, {"loss": loss, "accuracy": accuracy}
-
-    return train_step
+    return trial.make_step(loss_fn)
 
 
 class Programs(NamedTuple):
@@ -353,57 +324,22 @@ def scores(part: Part, predicted: list[np.ndarray]) -> dict[str, float]:
     return found
 
 
-class LabelRunner:
-    """Trains cells of one task.
+class LabelRunner(trial.Runner):
+    """Trains cells of one task; parameters are kept for attention maps of them.
 
     Args:
       data: the task.
-      store: where the records go.
-      runtime: how to run.
-      progress: who is told.
-      stop: asked between steps whether to save and end.
-      save_params: whether the final parameters are kept, in ``params/HASH.npz`` of the
-        store's folder, for those who draw attention maps of them.
+      store, runtime, progress, stop, save_params: as of `trial.Runner`.
     """
 
-    def __init__(
-        self,
-        data: SequenceData,
-        store: ResultsStore,
-        runtime: Runtime,
-        progress: Progress,
-        stop: StopSignal,
-        save_params: Callable[[LabelCell], bool] = lambda cell: False,
-    ):
-        self.data, self.store, self.runtime = data, store, runtime
-        self.progress, self.stop, self.save_params = progress, stop, save_params
-        self.mesh = train.data_mesh()
+    def __init__(self, data: SequenceData, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.data = data
         if sequences.ROWS % self.mesh.size:
             raise ValueError(
                 f"a batch has a multiple of {sequences.ROWS} rows, which "
                 f"{self.mesh.size} devices cannot share evenly: use 1, 2, 4 or 8."
             )
-
-    def has(self, cell: LabelCell) -> bool:
-        """Whether a cell has a record."""
-        return self.store.get(cell.config()) is not None
-
-    def run(self, cell: LabelCell) -> bool:
-        """Runs a cell that has no record.
-
-        Returns:
-          True when its record is in the store; False when another process is at work
-          on it.
-
-        Raises:
-          Interrupted: a signal came; what was done is saved.
-        """
-        with self.store.claim(cell.config()) as claimed:
-            if not claimed:
-                return False
-            if not self.has(cell):
-                self._run(cell)
-        return True
 
     def predict(
         self, cell: LabelCell, params: Any, part: Part
@@ -421,104 +357,20 @@ class LabelRunner:
                 found[index] = rows[row, : len(part.labels[index])]
         return found, total / max(1, int(part.lengths.sum()))
 
-    def _run(self, cell: LabelCell) -> None:
+    def start(self, cell: LabelCell) -> trial.Job:
+        """How a cell is trained."""
         part = training_part(cell, self.data)
         batches = Batches(part, self.data.lengths, cell.tokens, cell.seed)
-        key = program_key(cell, self.data)
-        program = programs(key)
-        hyper = Hyper(
-            *(
-                np.asarray(value, np.float32)
-                for value in (
-                    cell.learning_rate,
-                    cell.weight_decay,
-                    max(1.0, cell.warmup * cell.updates),
-                    cell.updates,
-                    cell.clip_norm,
-                    cell.id_dropout,
-                )
-            )
-        )
-        state = train.put(
-            train.init_state(program.initial_params(cell.seed), hyper), self.mesh
-        )
-        rng = train.put(jax.random.key(cell.seed), self.mesh)
-        checkpoints = Checkpoints(self.store.checkpoint_dir(cell.config()))
-        step, spent = 0, 0.0
-        curves: dict[str, list[Any]] = {"step": [], "loss": [], "accuracy": []}
-        restored = self._restored(checkpoints, state)
-        if restored is not None:
-            state, progress = restored
-            step, spent, curves = (progress[k] for k in ("step", "spent", "curves"))
-            state = jax.tree.map(jnp.copy, state)  # donation needs memory of our own
-        self.progress.begin(cell.label, cell.updates, step)
-        began = saved = time.monotonic()
-        waiting: list[dict[str, jax.Array]] = []
-        times: list[tuple[int, float]] = []
-        diverged = None
-        while step < cell.updates:
-            batch = batches[step]
-            state, metrics = program.step(
-                state, train.put(batch, self.mesh, "data"), rng
-            )
-            waiting.append(metrics)
-            step += 1
-            if step % self.runtime.log_every and step < cell.updates:
-                continue
-            pairs = [(float(m["loss"]), float(m["accuracy"])) for m in waiting]
-            loss, accuracy = np.mean(pairs, axis=0)
-            waiting = []
-            times.append((step, time.monotonic()))
-            curves["step"].append(step)
-            curves["loss"].append(float(loss))
-            curves["accuracy"].append(float(accuracy))
-            self.progress.update(step, float(loss))
-            if not math.isfinite(loss):
-                diverged = step
-                break
-            signum = self.stop.signum or 0
-            due = time.monotonic() - saved >= self.runtime.checkpoint_seconds
-            if step < cell.updates and (signum or due):
-                self._save(
-                    checkpoints,
-                    state,
-                    dict(
-                        step=step,
-                        spent=spent + time.monotonic() - began,
-                        curves=curves,
-                    ),
-                    signum,
-                )
-                saved = time.monotonic()
-            if signum and step < cell.updates:
-                raise Interrupted(signum)
-        result = self._result(cell, part, state, key, diverged)
-        result["updates"] = step
-        if len(times) > 1:
-            (first, start), (last, end) = times[0], times[-1]
-            result["updates_per_s"] = (last - first) / max(end - start, 1e-9)
-        self.progress.finish(
-            cell.label,
-            self.store.put(
-                cell.config(),
-                status="done" if diverged is None else "diverged",
-                metrics=result,
-                curves=curves,
-                wall_time_s=spent + time.monotonic() - began,
-            ),
-        )
-        checkpoints.clear()
+        program = programs(program_key(cell, self.data))
+        hyper = Hyper(*trial.hyper_of(cell), np.asarray(cell.id_dropout, np.float32))
+        params = program.initial_params(cell.seed)
+        return trial.Job(params, program.step, batches.__getitem__, hyper=hyper)
 
-    def _result(
-        self,
-        cell: LabelCell,
-        part: Part,
-        state: train.TrainState,
-        key: ProgramKey,
-        diverged: int | None,
-    ) -> dict[str, Any]:
-        cost = model_cost(key)
-        result: dict[str, Any] = dict(
+    def costs(self, cell: LabelCell) -> dict[str, Any]:
+        """Parameters and FLOPs of the model, and what it learns from."""
+        cost = model_cost(program_key(cell, self.data))
+        part = training_part(cell, self.data)
+        return dict(
             params=cost.params,
             input_params=cost.input_params,
             position_params=cost.position_params,
@@ -527,95 +379,44 @@ class LabelRunner:
             train_labels=int(part.lengths.sum()),
             data_sha256=self.data.sha256,
         )
-        if diverged is not None:
-            return result | {"diverged_at": diverged}
+
+    def result(self, cell: LabelCell, params: Any) -> dict[str, Any]:
+        """Accuracy and loss, of training sequences and of those held out."""
+        part = training_part(cell, self.data)
         count = min(TRAIN_EVAL, len(part))
         seen = part.take(np.linspace(0, len(part) - 1, count).astype(int))
-        predicted, loss = self.predict(cell, state.params, seen)
-        result |= {"train_accuracy": scores(seen, predicted)["accuracy"]}
-        result |= {"train_loss": loss}
+        predicted, loss = self.predict(cell, params, seen)
+        result: dict[str, Any] = {
+            "train_accuracy": scores(seen, predicted)["accuracy"],
+            "train_loss": loss,
+        }
         tune = cell.phase == "tune"
         prefix, held_out = (
             ("val", self.data.validation) if tune else ("test", self.data.test)
         )
         if self._knows_less(cell):
             held_out = sequences.known_from(held_out, part)
-        predicted, loss = self.predict(cell, state.params, held_out)
+        predicted, loss = self.predict(cell, params, held_out)
         found = scores(held_out, predicted)
         result |= {f"{prefix}_{name}": value for name, value in found.items()}
         result[f"{prefix}_loss"] = loss
-        if not tune and self.save_params(cell):
-            path = params_file(self.store, cell)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            leaves = jax.tree.leaves(state.params)
-            np.savez(path, *[np.asarray(leaf) for leaf in leaves])
         return result
 
     def _knows_less(self, cell: LabelCell) -> bool:
         """Whether the vocabulary has words that the cell's training part has not."""
         return self.data.has_unknown and cell.n is not None
 
-    def _save(
-        self,
-        checkpoints: Checkpoints,
-        state: train.TrainState,
-        progress: dict[str, Any],
-        signum: int,
-    ) -> None:
-        try:
-            checkpoints.save(progress["step"], state, progress)
-        except CheckpointError as error:
-            if signum:
-                raise StoreError(
-                    f"stopped by {signal.Signals(signum).name}, and what this cell has "
-                    f"done is lost: {error}. Free some space and run the same command "
-                    "again."
-                ) from error
-            self.progress.say(f"warning: {error}; the run goes on without it")
-
-    def _restored(
-        self, checkpoints: Checkpoints, state: train.TrainState
-    ) -> tuple[train.TrainState, dict[str, Any]] | None:
-        if not checkpoints.folder.is_dir():
-            return None
-        try:
-            return checkpoints.restore(state)
-        except CheckpointError as error:
-            kept = checkpoints.set_aside()
-            self.progress.say(
-                f"warning: {error}; it is kept as {kept.name}, the cell starts anew"
-            )
-            return None
-
-
-def params_file(store: ResultsStore, cell: LabelCell) -> pathlib.Path:
-    """Where the final parameters of a cell are kept."""
-    return store.folder / "params" / f"{store.path(cell.config()).stem}.npz"
-
 
 def load_params(store: ResultsStore, cell: LabelCell, data: SequenceData) -> Any:
     """The final parameters of a cell, as its program takes them.
 
     Raises:
-      FileNotFoundError: they were not kept, or the cell has not been run here.
+      FileNotFoundError, ValueError: as `trial.load_params`, or another task's cell.
     """
-    path = params_file(store, cell)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: the parameters of this cell were not kept; run it anew."
-        )
     if cell.task != data.name:
         raise ValueError(f"cell: its task is {cell.task!r}, but data is {data.name!r}.")
-    params = programs(program_key(cell, data)).initial_params(cell.seed)
-    with np.load(path) as file:
-        leaves = [file[name] for name in file.files]
-    wanted = [leaf.shape for leaf in jax.tree.leaves(params)]
-    if [leaf.shape for leaf in leaves] != wanted:
-        raise ValueError(
-            f"{path} holds parameters of other shapes than the cell's model has: "
-            "another version made it; run the cell again in a new folder."
-        )
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    like = programs(program_key(cell, data)).initial_params(cell.seed)
+    return trial.load_params(store, cell, like)
 
 
 class ModelCost(NamedTuple):
@@ -638,90 +439,3 @@ def model_cost(key: ProgramKey) -> ModelCost:
     length = min(COST_LENGTH[isinstance(key.inputs, int)], key.max_length)
     cost = labeller_cost(model, key.inputs, length)
     return ModelCost(*cost)
-
-
-# ----------------------------------------------------------------- studies
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """One row of a table: cells to choose from on validation data, then the seeds.
-
-    Attributes:
-      name: the row, unique in its experiment.
-      grid: what is tried, in the phase "tune"; a single one is not tried.
-      updates: of the final cells.
-      seeds: how many final cells.
-      tuned_by: another study whose choice is taken over, index by index, in place of
-        trying this one's grid.
-    """
-
-    name: str
-    grid: tuple[LabelCell, ...]
-    updates: int
-    seeds: int
-    tuned_by: Study | None = None
-
-    def best(self, store: ResultsStore) -> int:
-        """Index of the grid cell of best validation accuracy; of equals, the first."""
-        if self.tuned_by is not None:
-            return self.tuned_by.best(store)
-        if len(self.grid) == 1:
-            return 0
-        found = [store.get(cell.config()) for cell in self.grid]
-        values = [(r and r["metrics"].get("val_accuracy")) or 0.0 for r in found]
-        return values.index(max(values))
-
-    def tuning(self) -> tuple[LabelCell, ...]:
-        """The cells to try, none where there is nothing to choose."""
-        if self.tuned_by is not None:
-            return self.tuned_by.tuning()
-        return self.grid if len(self.grid) > 1 else ()
-
-    def final(self, best: int) -> tuple[LabelCell, ...]:
-        """The cells of all seeds, with what the validation part chose."""
-        return tuple(
-            dataclasses.replace(
-                self.grid[best], phase="final", updates=self.updates, seed=seed
-            )
-            for seed in range(self.seeds)
-        )
-
-    def total(self) -> int:
-        """Number of records of a finished study, without those of another."""
-        return self.seeds + (0 if self.tuned_by else len(self.tuning()))
-
-    def done(self, store: ResultsStore) -> int:
-        """Number of its cells that have a record."""
-        tuned = sum(store.get(c.config()) is not None for c in self.tuning())
-        count = 0 if self.tuned_by else tuned
-        if tuned == len(self.tuning()):
-            cells = self.final(self.best(store))
-            count += sum(store.get(c.config()) is not None for c in cells)
-        return count
-
-
-def run_studies(studies: Mapping[str, Study], runner: LabelRunner) -> None:
-    """Works until every cell of every study has a record.
-
-    Cells that another process has in hand are left to it and asked for again.
-
-    Raises:
-      Interrupted: a signal came.
-    """
-    while True:
-        acted = waits = False
-        for study in studies.values():
-            cells = [c for c in study.tuning() if not runner.has(c)]
-            if not cells:
-                best = study.best(runner.store)
-                cells = [c for c in study.final(best) if not runner.has(c)]
-            for cell in cells:
-                if runner.stop.signum is not None:
-                    raise Interrupted(runner.stop.signum)
-                ran = runner.run(cell)
-                acted, waits = acted or ran, waits or not ran
-        if not any(s.done(runner.store) < s.total() for s in studies.values()):
-            return
-        if waits and not acted:
-            time.sleep(0.5)

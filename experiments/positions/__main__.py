@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.common import label_main
+from experiments.common import driver
 from experiments.common.config import Runtime
 from experiments.positions.presets import PRESETS, Experiment
 
@@ -36,10 +36,8 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line; see `experiments.common.label_main.parse`."""
-    return label_main.parse(
-        Arguments, PRESETS, argv, module=MODULE, description=__doc__
-    )
+    """Reads the command line; see `experiments.common.driver.parse`."""
+    return driver.parse(Arguments, PRESETS, argv, module=MODULE, description=__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.positions.report import write_report
     from experiments.positions.run import make_plans
 
-    return label_main.drive(
+    return driver.drive(
         MODULE,
         arguments,
         out=options.runtime.out or pathlib.Path("runs/positions") / options.preset,

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attn_jax.models import POSITIONS
-from experiments.common.label_report import Row, number, redraw, rows_of, table
 from experiments.common.plots import Series, curve
 from experiments.common.store import Record
+from experiments.common.tables import Row, number, redraw, rows_of, table
 
 # What the paper says of each: inductive, data-driven, parameter-efficient.
 PAPER = {

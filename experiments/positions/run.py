@@ -6,9 +6,10 @@ import dataclasses
 import functools
 
 from experiments.common import sequence_tasks
-from experiments.common.label_main import Plan
-from experiments.common.labelling import LabelCell, Study
+from experiments.common.driver import Plan
+from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.sequences import Part, SequenceData
+from experiments.common.studies import Study
 from experiments.positions.presets import Experiment
 
 
@@ -74,9 +75,11 @@ def make_plans(experiment: Experiment) -> list[Plan]:
             )
         plans.append(
             Plan(
-                data,
+                data.name,
+                data.describe(),
                 studies,
                 {"majority": functools.partial(sequence_tasks.majority, data)},
+                functools.partial(LabelRunner, data),
             )
         )
     return plans

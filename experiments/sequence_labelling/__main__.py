@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.common import label_main
+from experiments.common import driver
 from experiments.common.config import Runtime
 from experiments.sequence_labelling.presets import PRESETS, Experiment
 
@@ -39,10 +39,8 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line; see `experiments.common.label_main.parse`."""
-    return label_main.parse(
-        Arguments, PRESETS, argv, module=MODULE, description=__doc__
-    )
+    """Reads the command line; see `experiments.common.driver.parse`."""
+    return driver.parse(Arguments, PRESETS, argv, module=MODULE, description=__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.sequence_labelling.report import write_report
     from experiments.sequence_labelling.run import make_plans
 
-    return label_main.drive(
+    return driver.drive(
         MODULE,
         arguments,
         out=options.runtime.out
@@ -61,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         runtime=options.runtime,
         make_plans=lambda: make_plans(options.experiment),
         report=lambda store: write_report(store.records(), store.folder),
-        save_params=lambda cell: cell.model == "transformer" and cell.seed == 0,
     )
 
 

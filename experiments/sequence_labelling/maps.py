@@ -23,8 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from attn_jax.models import Encoder
-from experiments.common import labelling, sequence_tasks, speech, text
-from experiments.common.label_main import KNOWN_ERRORS
+from experiments.common import labelling, sequence_tasks, speech, text, trial
+from experiments.common.driver import KNOWN_ERRORS
 from experiments.common.plots import save_figure
 from experiments.common.store import ResultsStore, provenance
 from experiments.sequence_labelling.streaming import cells_of, encoder_of, labeller_of
@@ -73,8 +73,7 @@ def _best_cell(store: ResultsStore) -> labelling.LabelCell:
     cells = [
         cell
         for cell in cells_of(store.records())
-        if cell.attention == "dot_product"
-        and labelling.params_file(store, cell).is_file()
+        if cell.attention == "dot_product" and trial.params_file(store, cell).is_file()
     ]
     if not cells:
         raise FileNotFoundError(

@@ -12,10 +12,22 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.common.label_report import Row, number, redraw, rows_of, table
 from experiments.common.plots import Series, curve
 from experiments.common.stats import summarize
 from experiments.common.store import Record
+from experiments.common.tables import Row, number, redraw, rows_of, table
+
+
+def model_name(row: Row) -> str:
+    """What a row's model is, in words."""
+    config = row.config
+    if config["model"] == "window":
+        if config["window"] == 0:
+            return "fully connected, each vector"
+        return f"fully connected, window ±{config['window']}"
+    names = {"cnn": "1-D CNN", "gru": "bidirectional GRU"}
+    names |= {"lstm": "bidirectional LSTM", "transformer": "Transformer"}
+    return names[config["model"]]
 
 
 def _count(value: float | None) -> str:
@@ -264,9 +276,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         ),
         "## Models on the whole training part",
         "",
-        *table(
-            models, [("model", lambda row: row.name), *_accuracies(models), *_costs()]
-        ),
+        *table(models, [("model", model_name), *_accuracies(models), *_costs()]),
         "",
         "Without training:",
         "",
@@ -367,7 +377,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         ]
 
     scaling: dict[str, list[tuple[int, Row]]] = {}
-    wanted = {(row.name, row.config["depth"]) for row in models}
+    wanted = {(model_name(row), row.config["depth"]) for row in models}
     sweep = min(row.config["updates"] for row in rows)
     for row in rows:
         size = row.first("n")
@@ -376,8 +386,8 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         plain = row.config["model"] != "transformer" or (
             base is not None and _is_default(row.config, base)
         )
-        if size and plain and (row.name, row.config["depth"]) in wanted:
-            scaling.setdefault(row.name, []).append((size, row))
+        if size and plain and (model_name(row), row.config["depth"]) in wanted:
+            scaling.setdefault(model_name(row), []).append((size, row))
     if any(len(points) > 1 for points in scaling.values()):
         lines = _drawn({k: v for k, v in scaling.items() if len(v) > 1})
         curve(

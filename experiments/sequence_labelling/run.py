@@ -9,9 +9,10 @@ from typing import Any
 
 from experiments.common import sequence_tasks
 from experiments.common.config import attention_digest
-from experiments.common.label_main import Plan
-from experiments.common.labelling import LabelCell, Study
+from experiments.common.driver import Plan
+from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.sequences import SequenceData
+from experiments.common.studies import Study
 from experiments.sequence_labelling.presets import Experiment, body_of
 
 
@@ -130,4 +131,17 @@ def make_plans(experiment: Experiment) -> list[Plan]:
                 f"which has {len(data.train)} sequences."
             )
     studies = plan_studies(experiment, data.name)
-    return [Plan(data, studies, baselines(data.name, data))]
+    return [
+        Plan(
+            data.name,
+            data.describe(),
+            studies,
+            baselines(data.name, data),
+            functools.partial(LabelRunner, data, save_params=_is_first_transformer),
+        )
+    ]
+
+
+def _is_first_transformer(cell: LabelCell) -> bool:
+    """Whether attention maps may be drawn of a cell."""
+    return cell.model == "transformer" and cell.seed == 0

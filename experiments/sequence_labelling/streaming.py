@@ -32,8 +32,8 @@ from attn_jax import inputs
 from attn_jax.models import Encoder, Labeller
 from attn_jax.models.labeller import TransformerBody
 from attn_jax.streaming import StreamState, look_ahead, stream_init, stream_step
-from experiments.common import labelling, sequence_tasks, speech
-from experiments.common.label_main import KNOWN_ERRORS
+from experiments.common import labelling, sequence_tasks, speech, trial
+from experiments.common.driver import KNOWN_ERRORS
 from experiments.common.labelling import LabelCell
 from experiments.common.sequences import SequenceData
 from experiments.common.store import Record, ResultsStore, provenance
@@ -231,7 +231,7 @@ def measure(
     cells = [
         cell
         for cell in cells_of(store.records())
-        if cell.task == "phones" and labelling.params_file(store, cell).is_file()
+        if cell.task == "phones" and trial.params_file(store, cell).is_file()
     ]
     if not cells:
         raise FileNotFoundError(

@@ -18,10 +18,11 @@ import pytest
 from attn_jax import inputs
 from experiments.common import labelling, sequence_tasks, sequences, speech, train
 from experiments.common.config import Runtime
-from experiments.common.labelling import LabelCell, LabelRunner, Study, run_studies
+from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.loop import Interrupted, StopSignal
 from experiments.common.progress import Progress
 from experiments.common.store import ResultsStore
+from experiments.common.studies import Study, run_studies
 from experiments.positions import __main__ as positions_main
 from experiments.positions import report as positions_report
 from experiments.positions import run as positions_run

@@ -1,4 +1,4 @@
-"""What the programs that train sequence labellers have in common: plan, run, report."""
+"""What the programs of most experiments have in common: plan, run, report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import tyro
 from experiments.common import workers
 from experiments.common.config import Runtime
 from experiments.common.data import DataError
-from experiments.common.labelling import LabelCell, LabelRunner, Study, run_studies
 from experiments.common.loop import Interrupted, StopSignal
 from experiments.common.memory import keep_freed_memory
 from experiments.common.progress import Progress
-from experiments.common.sequences import SequenceData
 from experiments.common.store import ResultsStore, SchemaError, shard
+from experiments.common.studies import Study, run_studies
+from experiments.common.trial import Runner
 
 # What a message on one line is enough for.
 KNOWN_ERRORS = (DataError, ImportError, OSError, SchemaError, TypeError, ValueError)
@@ -33,14 +33,18 @@ class Plan:
     """All there is to run on one task.
 
     Attributes:
-      data: the task.
+      name: of the task.
+      description: of its data, one line.
       studies: by name.
       baselines: name -> what gives its metrics; one record each.
+      runner: makes what trains the cells, of (store, runtime, progress, stop).
     """
 
-    data: SequenceData
+    name: str
+    description: str
     studies: Mapping[str, Study]
     baselines: Mapping[str, Callable[[], dict[str, Any]]]
+    runner: Callable[[ResultsStore, Runtime, Progress, StopSignal], Runner]
 
     def part(self, which: str) -> Plan:
         """The studies of one machine, "i/n"; baselines go with the first."""
@@ -62,7 +66,7 @@ class Plan:
 
     def baseline_config(self, name: str) -> dict[str, Any]:
         """What names the record of a baseline."""
-        return dict(task=self.data.name, model=name, phase="baseline", seed=0)
+        return dict(task=self.name, model=name, phase="baseline", seed=0)
 
 
 def parse(
@@ -108,7 +112,6 @@ def _work(
     runtime: Runtime,
     store: ResultsStore,
     worker: tuple[int, int] | None,
-    save_params: Callable[[LabelCell], bool],
 ) -> None:
     total = sum(plan.total() for plan in plans)
     done = sum(plan.done(store) for plan in plans)
@@ -132,9 +135,8 @@ def _work(
                         metrics=measure(),
                         wall_time_s=time.monotonic() - began,
                     )
-                    progress.finish(f"{plan.data.name} {name}", record)
-            runner = LabelRunner(plan.data, store, runtime, progress, stop, save_params)
-            run_studies(plan.studies, runner)
+                    progress.finish(f"{plan.name} {name}", record)
+            run_studies(plan.studies, plan.runner(store, runtime, progress, stop))
 
 
 def drive(
@@ -145,7 +147,6 @@ def drive(
     runtime: Runtime,
     make_plans: Callable[[], list[Plan]],
     report: Callable[[ResultsStore], str],
-    save_params: Callable[[LabelCell], bool] = lambda cell: False,
 ) -> int:
     """Runs an experiment to its end, by workers where the machine has cores for them.
 
@@ -156,7 +157,6 @@ def drive(
       runtime: how to run.
       make_plans: loads the data and plans the cells.
       report: writes report and figures, returns what to print.
-      save_params: which cells' parameters are kept.
 
     Returns:
       The exit status: 0, 1 or 2 after an error, 128 + signal after an interruption.
@@ -186,7 +186,7 @@ def drive(
         total = sum(plan.total() for plan in plans)
         if worker is None:
             for plan in plans:
-                print(plan.data.describe())
+                print(plan.description)
             print(f"{total} cells -> {store.folder}", flush=True)
         count = 1 if worker else workers.worker_count(runtime)
         if count > 1:
@@ -210,7 +210,7 @@ def drive(
                 )
                 return 2 if status == 2 else 1
         else:
-            _work(plans, runtime, store, worker, save_params)
+            _work(plans, runtime, store, worker)
         if worker is None:
             store.export_jsonl(store.folder / "results.jsonl")
             print(report(store))

@@ -1,4 +1,4 @@
-"""What the reports of labelling experiments share: rows, numbers, tables."""
+"""What reports share: rows of seeds, numbers, tables."""
 
 from __future__ import annotations
 
@@ -39,18 +39,6 @@ class Row:
     def first(self, metric: str) -> Any:
         """A metric that is the same for every seed."""
         return self.records[0]["metrics"].get(metric) if self.records else None
-
-    @property
-    def name(self) -> str:
-        """What the model is, in words."""
-        config = self.config
-        if config["model"] == "window":
-            if config["window"] == 0:
-                return "fully connected, each vector"
-            return f"fully connected, window ±{config['window']}"
-        names = {"cnn": "1-D CNN", "gru": "bidirectional GRU"}
-        names |= {"lstm": "bidirectional LSTM", "transformer": "Transformer"}
-        return names[config["model"]]
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
