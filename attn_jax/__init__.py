@@ -163,6 +163,7 @@ __all__ = [
     "AttentionFn",
     "CAPABILITIES",
     "FEATURE_MAPS",
+    "KeyValueCache",
     "LearnedPositions",
     "LinearState",
     "LinenAttentionFn",
@@ -189,6 +190,8 @@ __all__ = [
     "block_local",
     "blockwise",
     "bucketed",
+    "cache_state",
+    "cache_step",
     "causal_product",
     "clustered",
     "clusterformer",
@@ -211,6 +214,9 @@ __all__ = [
     "gatv2",
     "gatv2_init",
     "gaussian_2d",
+    "generate",
+    "generate_uncached",
+    "generation",
     "graph_attention",
     "graph_nodes",
     "improved_clustered",
@@ -267,6 +273,7 @@ __all__ = [
     "routing_exact",
     "routing_init",
     "routing_update",
+    "sample_symbols",
     "shaw",
     "shaw_init",
     "sigmoid_attention",
@@ -305,7 +312,15 @@ __all__ = [
 # The same names twice: here for type checkers and editors, below for Python, which
 # imports the module that has the name when it is asked for. A test compares them.
 if TYPE_CHECKING:
-    from attn_jax import inputs, layers, positions, streaming
+    from attn_jax import generation, inputs, layers, positions, streaming
+    from attn_jax.generation import (
+        KeyValueCache,
+        cache_state,
+        cache_step,
+        generate,
+        generate_uncached,
+        sample_symbols,
+    )
     from attn_jax.inputs import (
         deltas,
         embed,
@@ -349,6 +364,14 @@ if TYPE_CHECKING:
     )
 else:
     _LAZY = {
+        "generation": (
+            "KeyValueCache",
+            "cache_state",
+            "cache_step",
+            "generate",
+            "generate_uncached",
+            "sample_symbols",
+        ),
         "inputs": (
             "deltas",
             "embed",

@@ -17,9 +17,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attn_jax.models.attention_image import AttentionImage, PositionalAttention
+from attn_jax.models.decoder import (
+    MIXERS,
+    Decoder,
+    DecoderFunctions,
+    DecoderState,
+    decoder_functions,
+)
 from attn_jax.models.encoder import Encoder, EncoderBlock, MlpBlock
 from attn_jax.models.hybrid import Hybrid
 from attn_jax.models.labeller import BODIES, Labeller, labeller_cost
+from attn_jax.models.logistic_mixture import (
+    logistic_mixture_init,
+    logistic_mixture_log_prob,
+    logistic_mixture_mode,
+    logistic_mixture_sample,
+)
 from attn_jax.models.mlp import Mlp
 from attn_jax.models.positional import (
     POSITIONS,
@@ -33,10 +47,15 @@ from attn_jax.variants import Variant
 
 __all__ = [
     "BODIES",
+    "MIXERS",
     "MODELS",
     "POSITIONS",
     "SIZES",
+    "AttentionImage",
     "Cost",
+    "Decoder",
+    "DecoderFunctions",
+    "DecoderState",
     "Encoder",
     "EncoderBlock",
     "GroupNorm",
@@ -44,6 +63,7 @@ __all__ = [
     "Labeller",
     "Mlp",
     "MlpBlock",
+    "PositionalAttention",
     "Positions",
     "ResNet",
     "ResidualBlock",
@@ -51,8 +71,13 @@ __all__ = [
     "ViT",
     "build",
     "cost",
+    "decoder_functions",
     "default_patch",
     "labeller_cost",
+    "logistic_mixture_init",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_mode",
+    "logistic_mixture_sample",
     "make_positions",
     "num_parameters",
     "patchify",

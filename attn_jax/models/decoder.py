@@ -1,0 +1,545 @@
+"""A causal decoder: in parallel over a sequence, or token by token with a state.
+
+`Decoder` predicts the next symbol of a sequence. What mixes tokens over time is softmax
+attention, linear attention, Reformer, or an LSTM; the rest is the same pre-norm
+Transformer. Each has two forms that share all parameters: ``decoder(tokens)`` over a
+whole sequence, for training, and ``decoder.step(state, token)`` for one token, which
+`attn_jax.generate` runs.
+
+Letters: B batch, T length, D width, N heads, H size of a head, O size of an output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attn_jax import generation
+from attn_jax.attention.linear import linear_state, linear_step
+from attn_jax.models.encoder import MlpBlock
+from attn_jax.multihead import multi_head
+from attn_jax.positions import learned_init, sinusoidal_1d
+from attn_jax.variants import VARIANTS
+
+__all__ = [
+    "MIXERS",
+    "CausalAttention",
+    "Decoder",
+    "DecoderFunctions",
+    "DecoderState",
+    "LstmLayer",
+    "decoder_functions",
+]
+
+MIXERS = ("dot_product", "blockwise", "linear", "reformer", "lstm")
+"""What may mix tokens over time: softmax attention (twice, equal in what it computes),
+linear attention, Reformer, a recurrent layer."""
+
+
+class CausalAttention(nnx.Module):
+    """Causal multi-head self-attention with a parallel and a recurrent form.
+
+    Args:
+      dim: width D.
+      num_heads: N; D must be a multiple of it.
+      kind: "dot_product", "blockwise", "linear" or "reformer".
+      options: static options of the variant, such as ``{"num_buckets": 8}``.
+      rngs: source of initialisation randomness.
+
+    >>> layer = CausalAttention(8, num_heads=2, kind="linear", rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 5, 8)), jax.random.key(0)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        kind: str,
+        options: Mapping[str, Any] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if dim % num_heads:
+            raise ValueError(
+                f"dim must be a multiple of num_heads, got dim={dim} and "
+                f"num_heads={num_heads}."
+            )
+        self.num_heads, self.head_dim, self.kind = num_heads, dim // num_heads, kind
+        self.options = tuple(sorted((options or {}).items()))
+        # One product for all three, over two axes, is what XLA:CPU is fast at.
+        self.project = nnx.Linear(dim, 3 * dim, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, rngs=rngs)
+
+    def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key and value, each [..., N, H], of [..., D]."""
+        flat = self.project(x.reshape(-1, x.shape[-1]))
+        query, key, value = (
+            part.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+            for part in jnp.split(flat, 3, axis=-1)
+        )
+        return query, key, value
+
+    def _merge(self, out: jax.Array) -> jax.Array:
+        flat = out.reshape(-1, self.num_heads * self.head_dim)
+        return self.out(flat).reshape(*out.shape[:-2], flat.shape[-1])
+
+    def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; ``rng`` is the key of Reformer's rotations."""
+        query, key, value = self._heads(x)
+        variant, options = VARIANTS[self.kind], dict(self.options)
+        if variant.stochastic:
+            # The same rotations in every example and head, as in the step.
+            fn = functools.partial(variant.fn, rng=rng, **options)
+            variant = dataclasses.replace(variant, fn=fn, stochastic=False)
+            options = {}
+        attend = multi_head(variant)
+        return self._merge(attend(query, key, value, is_causal=True, **options))
+
+    def init_state(self, batch: int, length: int) -> Any:
+        """The state before the first token, with room for ``length`` of them."""
+        heads, size = (batch, self.num_heads), self.head_dim
+        if self.kind == "linear":
+            state = linear_state(size, size)
+            return jax.tree.map(lambda x: jnp.zeros((*heads, *x.shape), x.dtype), state)
+        if self.kind == "reformer":
+            known = {"num_buckets", "num_rounds"}
+            options = {name: n for name, n in self.options if name in known}
+            return generation.hash_state(length, size, size, batch=heads, **options)
+        return generation.cache_state(length, size, size, batch=heads)
+
+    def step(
+        self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Maps the token [B, D] at a position to (state, [B, D])."""
+        query, key, value = self._heads(x)
+        options: Any = dict(self.options)
+        if self.kind == "linear":
+            options.pop("chunk_size", None)
+            one = functools.partial(linear_step, **options)
+            state, out = jax.vmap(jax.vmap(one))(state, query, key, value)
+        elif self.kind == "reformer":
+            for name in ("num_buckets", "num_rounds"):  # the state has them
+                options.pop(name, None)
+            state, out = generation.hash_step(
+                state, position, query, key, value, rng=rng, **options
+            )
+        else:
+            options.pop("block_size", None)
+            state, out = generation.cache_step(
+                state, position, query, key, value, **options
+            )
+        return state, self._merge(out)
+
+
+class LstmState(NamedTuple):
+    """The carry of an LSTM layer: output and memory cell, each [B, hidden units]."""
+
+    hidden: jax.Array
+    cell: jax.Array
+
+
+class LstmLayer(nnx.Module):
+    """A layer of long short-term memory, with a map back to the width of its input.
+
+    i, f, g, o = W x_t + U h_{t−1} + b,  c_t = σ(f) c_{t−1} + σ(i) tanh(g),
+    h_t = σ(o) tanh(c_t),  output = V h_t
+
+    W x is one product for the whole sequence; only U h waits for the token before.
+    The forget gate begins open, with a bias of one.
+
+    Args:
+      dim: width D of input and output.
+      hidden_dim: number of hidden units.
+      rngs: source of initialisation randomness.
+
+    Reference: Hochreiter and Schmidhuber, 1997, long short-term memory; the bias as in
+    Jozefowicz et al., 2015, an empirical exploration of recurrent networks.
+
+    >>> layer = LstmLayer(8, 10, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 5, 8))).shape
+    (2, 5, 8)
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
+        bias = np.repeat(np.array([0, 1, 0, 0], np.float32), hidden_dim)
+        self.hidden_dim = hidden_dim
+        self.into = nnx.Linear(
+            dim, 4 * hidden_dim, bias_init=lambda *_: jnp.asarray(bias), rngs=rngs
+        )
+        self.recur = nnx.Linear(
+            hidden_dim,
+            4 * hidden_dim,
+            use_bias=False,
+            kernel_init=nnx.initializers.orthogonal(),
+            rngs=rngs,
+        )
+        self.out = nnx.Linear(hidden_dim, dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D], from the beginning of the sequence."""
+        batch, length, dim = x.shape
+        gates = self.into(jnp.swapaxes(x, 0, 1).reshape(-1, dim))
+        _, hidden = jax.lax.scan(
+            self._advance,
+            self.init_state(batch, length),
+            gates.reshape(length, batch, -1),
+        )
+        out = self.out(hidden.reshape(length * batch, -1))
+        return jnp.swapaxes(out.reshape(length, batch, dim), 0, 1)
+
+    def _advance(
+        self, state: LstmState, gates: jax.Array
+    ) -> tuple[LstmState, jax.Array]:
+        gates = gates + self.recur(state.hidden)
+        write, keep, new, show = jnp.split(gates, 4, axis=-1)
+        cell = jax.nn.sigmoid(keep) * state.cell
+        cell = cell + jax.nn.sigmoid(write) * jnp.tanh(new)
+        hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
+        return LstmState(hidden, cell), hidden
+
+    def init_state(self, batch: int, length: int) -> LstmState:
+        """The state before the first token, zeros; it has room for any length."""
+        del length
+        zeros = jnp.zeros((batch, self.hidden_dim), self.recur.kernel.dtype)
+        return LstmState(zeros, zeros)
+
+    def step(self, state: LstmState, x: jax.Array) -> tuple[LstmState, jax.Array]:
+        """Maps the next token [B, D] to (state, [B, D])."""
+        state, hidden = self._advance(state, self.into(x))
+        return state, self.out(hidden)
+
+
+class DecoderBlock(nnx.Module):
+    """Pre-norm block: ``x ← x + mix(norm(x))``, then ``x ← x + mlp(norm(x))``.
+
+    A recurrent block has no ``mlp``: it is the LSTM of the textbook, with the norm and
+    the residual connection that let several be trained.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mixer: str,
+        num_heads: int,
+        mlp_dim: int,
+        hidden_dim: int,
+        options: Mapping[str, Any] | None,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = nnx.LayerNorm(dim, rngs=rngs)
+        self.recurrent = mixer == "lstm"
+        self.mix: nnx.Module
+        if self.recurrent:
+            self.mix = LstmLayer(dim, hidden_dim, rngs=rngs)
+        else:
+            self.mix = CausalAttention(
+                dim, num_heads=num_heads, kind=mixer, options=options, rngs=rngs
+            )
+            self.mlp_norm = nnx.LayerNorm(dim, rngs=rngs)
+            self.mlp = MlpBlock(dim, mlp_dim, rngs=rngs)
+
+    def _finish(self, x: jax.Array) -> jax.Array:
+        return x if self.recurrent else x + self.mlp(self.mlp_norm(x))
+
+    def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        mix: Any = self.mix
+        h = self.norm(x)
+        return self._finish(x + (mix(h) if self.recurrent else mix(h, rng)))
+
+    def step(
+        self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Maps the token [B, D] at a position to (state, [B, D])."""
+        mix: Any = self.mix
+        if self.recurrent:
+            state, h = mix.step(state, self.norm(x))
+        else:
+            state, h = mix.step(state, position, self.norm(x), rng)
+        return state, self._finish(x + h)
+
+
+class DecoderState(NamedTuple):
+    """What `Decoder.step` remembers of the tokens so far.
+
+    Attributes:
+      position: int32 [], how many there were.
+      layers: the state of each block.
+    """
+
+    position: jax.Array
+    layers: tuple[Any, ...]
+
+
+class Decoder(nnx.Module):
+    """Causal decoder: output t says what symbol comes after symbols 0 … t.
+
+    Args:
+      num_symbols: number of symbols of the input, a start symbol among them.
+      num_outputs: size O of an output, such as one logit a symbol.
+      mixer: one of `MIXERS`.
+      dim: width D.
+      depth: number of blocks.
+      max_length: the longest sequence.
+      num_heads: heads N of attention.
+      mlp_dim: hidden width of the feed-forward network beside attention; None = 4D.
+      hidden_dim: hidden units of an LSTM; None = 5D/4, with which a block has about
+        the parameters of an attention block.
+      options: static options of the attention variant.
+      positions: "sinusoidal", "learned", or a fixed table [max_length, D].
+      head_bias: first bias [O] of the output layer; None = zeros.
+      rngs: source of initialisation randomness.
+
+    Raises:
+      ValueError: for an unknown mixer or positions, or shapes that do not fit.
+
+    Reference: Katharopoulos et al., 2020, arXiv:2006.16236.
+
+    >>> decoder = Decoder(10, 10, mixer="linear", dim=8, depth=1, num_heads=2,
+    ...                   max_length=5, rngs=nnx.Rngs(0))
+    >>> decoder(jnp.zeros((2, 5), jnp.int32)).shape
+    (2, 5, 10)
+    >>> state = decoder.init_state(2, 5)
+    >>> state, output = decoder.step(state, jnp.zeros(2, jnp.int32))
+    >>> int(state.position), output.shape
+    (1, (2, 10))
+    """
+
+    def __init__(
+        self,
+        num_symbols: int,
+        num_outputs: int,
+        *,
+        mixer: str,
+        dim: int,
+        depth: int,
+        max_length: int,
+        num_heads: int = 1,
+        mlp_dim: int | None = None,
+        hidden_dim: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        positions: Literal["sinusoidal", "learned"] | np.ndarray = "sinusoidal",
+        head_bias: np.ndarray | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if mixer not in MIXERS:
+            raise ValueError(
+                f"mixer must be one of {', '.join(MIXERS)}, got {mixer!r}."
+            )
+        self.mixer, self.max_length = mixer, max_length
+        self.embed = nnx.Embed(
+            num_symbols,
+            dim,
+            embedding_init=nnx.initializers.normal(1.0),
+            rngs=rngs,
+        )
+        self.positions: nnx.Variable
+        if isinstance(positions, str):
+            if positions == "learned":
+                table = learned_init(rngs.params(), max_length, dim)
+                self.positions = nnx.Param(table)
+            elif positions == "sinusoidal":
+                self.positions = nnx.Variable(sinusoidal_1d(max_length, dim))
+            else:
+                raise ValueError(
+                    "positions must be 'sinusoidal', 'learned' or a table "
+                    f"[max_length, D], got {positions!r}."
+                )
+        else:
+            if positions.shape != (max_length, dim):
+                raise ValueError(
+                    f"positions must be [max_length, D] = {(max_length, dim)}, got "
+                    f"shape {positions.shape}."
+                )
+            self.positions = nnx.Variable(jnp.asarray(positions, jnp.float32))
+        self.blocks = nnx.List(
+            [
+                DecoderBlock(
+                    dim,
+                    mixer=mixer,
+                    num_heads=num_heads,
+                    mlp_dim=4 * dim if mlp_dim is None else mlp_dim,
+                    hidden_dim=5 * dim // 4 if hidden_dim is None else hidden_dim,
+                    options=options,
+                    rngs=rngs,
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.norm = nnx.LayerNorm(dim, rngs=rngs)
+        bias = np.zeros(num_outputs, np.float32) if head_bias is None else head_bias
+        if bias.shape != (num_outputs,):
+            raise ValueError(
+                f"head_bias must be [O] = {(num_outputs,)}, got shape {bias.shape}."
+            )
+        self.head = nnx.Linear(
+            dim,
+            num_outputs,
+            kernel_init=nnx.initializers.normal(0.1 / math.sqrt(dim)),
+            bias_init=lambda *_: jnp.asarray(bias, jnp.float32),
+            rngs=rngs,
+        )
+
+    def _rngs(self, rng: jax.Array | None) -> list[jax.Array]:
+        """A key of random attention for every block."""
+        rng = jax.random.key(0) if rng is None else rng
+        return [jax.random.fold_in(rng, index) for index in range(len(self.blocks))]
+
+    def __call__(self, tokens: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
+        """Outputs of all positions at once.
+
+        Args:
+          tokens: integers [B, T], T ≤ max_length.
+          rng: key of Reformer's rotations; None = the ones that `step` uses.
+
+        Returns:
+          [B, T, O]; output t depends on tokens 0 … t alone.
+
+        Raises:
+          ValueError: on another shape, or a sequence that is too long.
+        """
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
+            raise ValueError(
+                f"tokens must be [B, T] with 1 ≤ T ≤ max_length={self.max_length}, "
+                f"got shape {tuple(tokens.shape)}."
+            )
+        x = self.embed(tokens) + self.positions[...][None, : tokens.shape[1]]
+        for block, key in zip(self.blocks, self._rngs(rng), strict=True):
+            x = block(x, key)
+        x = self.norm(x)
+        out = self.head(x.reshape(-1, x.shape[-1]))
+        return out.reshape(*x.shape[:-1], -1)
+
+    def init_state(self, batch: int, length: int | None = None) -> DecoderState:
+        """The state before the first token.
+
+        Args:
+          batch: B.
+          length: tokens there must be room for; None = max_length. The state of
+            softmax attention and of Reformer grows with it, the others' does not.
+
+        Raises:
+          ValueError: if it is more than max_length.
+        """
+        length = self.max_length if length is None else length
+        if not 1 <= length <= self.max_length:
+            raise ValueError(
+                f"length must be 1 to max_length={self.max_length}, got {length}."
+            )
+        layers = tuple(block.mix.init_state(batch, length) for block in self.blocks)
+        return DecoderState(jnp.zeros((), jnp.int32), layers)
+
+    def step(
+        self, state: DecoderState, token: jax.Array
+    ) -> tuple[DecoderState, jax.Array]:
+        """One token: the new state, and the output for what comes after.
+
+        Equal to row t of the parallel form, t being the number of tokens before.
+
+        Args:
+          state: of `init_state`, or of the step before.
+          token: integers [B].
+
+        Returns:
+          The state, and the output [B, O].
+        """
+        position = state.position
+        code = jax.lax.dynamic_index_in_dim(
+            self.positions[...], position, keepdims=True
+        )
+        x = self.embed(token) + code
+        layers = []
+        for block, layer, key in zip(
+            self.blocks, state.layers, self._rngs(None), strict=True
+        ):
+            layer, x = block.step(layer, position, x, key)
+            layers.append(layer)
+        return DecoderState(position + 1, tuple(layers)), self.head(self.norm(x))
+
+
+class DecoderFunctions(NamedTuple):
+    """A decoder as pure functions of its parameters.
+
+    Attributes:
+      apply: ``(params, tokens [B, T], rng=None) -> outputs [B, T, O]``.
+      step: ``(params, state, token [B]) -> (state, output [B, O])``.
+      init: ``(B, L) -> state``, with room for L tokens.
+    """
+
+    apply: Callable[..., jax.Array]
+    step: Callable[[Any, DecoderState, jax.Array], tuple[DecoderState, jax.Array]]
+    init: Callable[[int, int], DecoderState]
+
+    def generate(
+        self,
+        params: Any,
+        prompt: jax.Array,
+        steps: int,
+        rng: jax.Array,
+        sample: generation.Sample = generation.sample_symbols,
+    ) -> jax.Array:
+        """`attn_jax.generate` with this decoder's step: new tokens [B, steps]."""
+        return generation.generate(
+            params, prompt, steps, rng, step=self.step, init=self.init, sample=sample
+        )
+
+    def generate_uncached(
+        self,
+        params: Any,
+        prompt: jax.Array,
+        steps: int,
+        rng: jax.Array,
+        sample: generation.Sample = generation.sample_symbols,
+    ) -> jax.Array:
+        """The same tokens, by a whole forward pass for each of them."""
+        return generation.generate_uncached(
+            params, prompt, steps, rng, apply=self.apply, sample=sample
+        )
+
+
+def decoder_functions(decoder: Decoder) -> tuple[DecoderFunctions, Any]:
+    """Splits a decoder, once, into pure functions and parameters.
+
+    Args:
+      decoder: a module; it is not changed.
+
+    Returns:
+      The functions, and the parameters as nested dictionaries of arrays.
+
+    >>> decoder = Decoder(10, 10, mixer="lstm", dim=8, depth=1, max_length=7,
+    ...                   rngs=nnx.Rngs(0))
+    >>> functions, params = decoder_functions(decoder)
+    >>> prompt, rng = jnp.zeros((2, 3), jnp.int32), jax.random.key(0)
+    >>> functions.generate(params, prompt, 4, rng).shape
+    (2, 4)
+    """
+    graphdef, *states = nnx.split(decoder, nnx.Param, ...)
+    variables, rest = states
+    treedef = jax.tree.structure(variables)
+
+    def merge(params: Any) -> Decoder:
+        params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
+        return cast(Decoder, nnx.merge(graphdef, params, rest))
+
+    def apply(
+        params: Any, tokens: jax.Array, rng: jax.Array | None = None
+    ) -> jax.Array:
+        return merge(params)(tokens, rng=rng)
+
+    def step(
+        params: Any, state: DecoderState, token: jax.Array
+    ) -> tuple[DecoderState, jax.Array]:
+        return merge(params).step(state, token)
+
+    functions = DecoderFunctions(apply, step, decoder.init_state)
+    return functions, nnx.to_pure_dict(variables)

@@ -1,0 +1,1 @@
+"""Attention against recurrent networks: what they learn, and how fast they generate."""

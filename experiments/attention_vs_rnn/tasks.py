@@ -1,0 +1,172 @@
+"""The two tasks: sequences to copy, and images as sequences of pixels."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.common.data import Dataset, train_validation_split
+
+SYMBOLS = 10
+"""Symbols of a word to copy, 1 … 10; 0 separates and pads."""
+
+START = 256
+"""What stands before the first pixel."""
+
+# How many training images validation takes, and random streams of the copy task.
+VALIDATION = 500
+STREAMS = {"train": 0, "val": 1, "test": 2}
+
+
+class CopyBatch(NamedTuple):
+    """Sequences int32 [B, T], and bool [B, T], which symbols are to be known."""
+
+    tokens: Any
+    counted: Any
+
+
+def copy_batch(
+    part: str, seed: int, index: int, *, batch_size: int, length: int
+) -> CopyBatch:
+    """Sequences "0 w 0 w 0 …": a random word twice, the second time counts.
+
+    |w| is drawn from [T/4, T/2 − 1), which is [32, 63) for T = 128.
+
+    Args:
+      part: "train", "val" or "test", which have nothing in common.
+      seed: of the run; validation and test do not depend on it.
+      index: number of the batch, of which it is a pure function.
+      batch_size: B.
+      length: T.
+
+    Reference: Katharopoulos et al., 2020, arXiv:2006.16236, section 4.1.
+
+    >>> batch = copy_batch("train", 0, 0, batch_size=1, length=8)
+    >>> word = batch.tokens[0, 1:3]
+    >>> bool((word == batch.tokens[0, 4:6]).all()), batch.counted[0].sum().tolist()
+    (True, 2)
+    """
+    seed = seed if part == "train" else 0
+    rng = np.random.Generator(np.random.PCG64([STREAMS[part], seed, index]))
+    size = rng.integers(length // 4, (length - 2) // 2, (batch_size, 1))
+    words = rng.integers(1, SYMBOLS + 1, (batch_size, length))
+    place = np.arange(length)[None]
+    first = (place >= 1) & (place <= size)
+    second = (place >= size + 2) & (place <= 2 * size + 1)
+    row = np.arange(batch_size)[:, None]
+    source = np.where(second, place - size - 1, place)
+    tokens = np.where(first | second, words[row, source], 0).astype(np.int32)
+    return CopyBatch(tokens, second)
+
+
+def flat_images(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, height, width, 1] as rows of pixels int32 [n, T]."""
+    return images.reshape(len(images), -1).astype(np.int32)
+
+
+def image_parts(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images that are trained on, and of those for validation."""
+    count = len(dataset.train_labels)
+    return train_validation_split(
+        dataset.train_labels,
+        np.arange(count),
+        fraction=min(0.5, VALIDATION / count),
+        seed=0,
+    )
+
+
+def pack(images: np.ndarray) -> str:
+    """Images uint8 [n, T] as a text that a record holds; `unpack` reads it.
+
+    >>> unpack(pack(np.zeros((2, 3), np.uint8)), 3).shape
+    (2, 3)
+    """
+    return base64.b64encode(
+        zlib.compress(images.astype(np.uint8).tobytes(), 9)
+    ).decode()
+
+
+def unpack(text: str, length: int) -> np.ndarray:
+    """What `pack` was given: uint8 [n, T]."""
+    found = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return found.reshape(-1, length)
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def copy_baselines() -> dict[str, Callable[[], dict[str, Any]]]:
+    """Guessing one of ten symbols."""
+
+    def guess() -> dict[str, Any]:
+        return dict(test_accuracy=1 / SYMBOLS, test_loss=float(np.log(SYMBOLS)))
+
+    return {"uniform guess": guess}
+
+
+def image_baselines(
+    dataset: Dataset, test: int
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Bits a pixel of the test images under distributions that anyone could count."""
+    parts = image_parts(dataset)
+
+    def images(which: str) -> np.ndarray:
+        if which == "test":
+            return flat_images(dataset.test_images[:test])
+        return flat_images(dataset.train_images[parts[which == "val"]])
+
+    def uniform() -> dict[str, Any]:
+        return dict(test_bits=8.0, val_bits=8.0)
+
+    def histogram() -> dict[str, Any]:
+        return _counted(lambda x: np.zeros_like(x), 1, images)
+
+    def by_position() -> dict[str, Any]:
+        return _counted(
+            lambda x: np.broadcast_to(np.arange(x.shape[1]), x.shape),
+            images("test").shape[1],
+            images,
+        )
+
+    def by_neighbour() -> dict[str, Any]:
+        def before(x: np.ndarray) -> np.ndarray:
+            return np.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+
+        return _counted(before, START + 1, images)
+
+    return {
+        "uniform": uniform,
+        "histogram of all pixels": histogram,
+        "histogram at each position": by_position,
+        "histogram given the pixel before": by_neighbour,
+    }
+
+
+def _counted(
+    context: Callable[[np.ndarray], np.ndarray],
+    contexts: int,
+    images: Callable[[str], np.ndarray],
+    smoothing: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
+) -> dict[str, Any]:
+    """Bits under the counts of each context; validation chooses what is added."""
+    train = images("train")
+    counts = np.zeros(contexts * 256)
+    for begin in range(0, len(train), 2_000):  # small enough for the caches
+        some = train[begin : begin + 2_000]
+        codes = context(some) * 256 + some
+        counts += np.bincount(codes.ravel(), minlength=contexts * 256)
+    counts = counts.reshape(contexts, 256)
+
+    def bits(which: str, added: float) -> float:
+        x = images(which)
+        smooth = counts + added / 256
+        log_probs = np.log2(smooth / smooth.sum(axis=1, keepdims=True))
+        return float(-log_probs[context(x), x].mean())
+
+    found = {added: bits("val", added) for added in smoothing}
+    best = min(found, key=lambda added: found[added])
+    return dict(test_bits=bits("test", best), val_bits=found[best], smoothing=best)
