@@ -154,12 +154,12 @@ def _counted(
 ) -> dict[str, Any]:
     """Bits under the counts of each context; validation chooses what is added."""
     train = images("train")
-    counts = np.zeros(contexts * 256)
+    flat = np.zeros(contexts * 256)
     for begin in range(0, len(train), 2_000):  # small enough for the caches
         some = train[begin : begin + 2_000]
         codes = context(some) * 256 + some
-        counts += np.bincount(codes.ravel(), minlength=contexts * 256)
-    counts = counts.reshape(contexts, 256)
+        flat += np.bincount(codes.ravel(), minlength=contexts * 256)
+    counts = flat.reshape(contexts, 256)
 
     def bits(which: str, added: float) -> float:
         x = images(which)

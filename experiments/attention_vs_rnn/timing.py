@@ -1,0 +1,309 @@
+"""How fast decoders generate and train: `python -m experiments.attention_vs_rnn.timing`.
+
+Writes timing.json, which the report reads: images a second without a state, with a
+key-value cache and with recurrent states; the time of a token by its position; time and
+memory of attention on long sequences, forward and backward; and the time of a train
+step over the length. Weights are untrained: no time depends on them. Times are medians
+on this machine, with all cores it may use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attn_jax import VARIANTS, benchmarking
+from attn_jax.benchmarking import size_text
+from attn_jax.models import logistic_mixture_sample
+from experiments.attention_vs_rnn import run
+from experiments.attention_vs_rnn.run import Shape
+from experiments.attention_vs_rnn.tasks import START
+from experiments.common import train, trial
+from experiments.common.store import provenance
+
+FILE = "timing.json"
+
+# The paper's model of MNIST: 8 layers, 8 heads of 32, 784 pixels, 10 logistics.
+PAPER_MODEL = dict(length=784, dim=256, depth=8, num_heads=8, components=10, height=28)
+SMALL_MODEL = dict(length=16, dim=16, depth=1, num_heads=2, components=2, height=4)
+
+# Above these a program of the scaling figure is not run.
+MOST_BYTES = 8 * 2**30
+MOST_SECONDS = 20.0
+
+SCALING = ("dot_product", "blockwise", "linear", "reformer")
+
+
+def shape_of(model: str, sizes: Mapping[str, int]) -> Shape:
+    """The shape of a model with these sizes."""
+    reformer = model == "reformer"
+    return Shape(
+        model=model,
+        chunk_size=32 if reformer else None,
+        num_rounds=1 if reformer else None,
+        **sizes,
+    )
+
+
+def seconds_of(call: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of some calls, each waited for, after one that does not count."""
+    jax.block_until_ready(call())
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - began)
+    return found
+
+
+# --------------------------------------------------------------- generation
+
+
+def whole_images(
+    model: str, sizes: Mapping[str, int], batch: int, repeats: int
+) -> dict[str, Any]:
+    """Images a second with a state, all pixels drawn."""
+    shape = shape_of(model, sizes)
+    functions = run.programs(shape).functions
+    params = run.programs(shape).initial_params(0)
+    start = jnp.full((batch, 1), START, jnp.int32)
+
+    def draw() -> jax.Array:
+        return functions.generate(
+            params, start, shape.length, jax.random.key(0), logistic_mixture_sample
+        )
+
+    found = seconds_of(draw, repeats)
+    return dict(
+        model=model,
+        batch=batch,
+        seconds=found,
+        images_per_s=batch / statistics.median(found),
+    )
+
+
+def uncached_images(
+    sizes: Mapping[str, int], batch: int, lengths: Sequence[int], repeats: int
+) -> dict[str, Any]:
+    """Images a second where every pixel needs a forward pass over all before it.
+
+    The pass is timed at some lengths; between them time is taken to be linear, and
+    below the first in proportion to the length.
+    """
+    shape = shape_of("softmax", sizes)
+    functions = run.programs(shape).functions
+    params = run.programs(shape).initial_params(0)
+
+    def one(params: Any, tokens: jax.Array) -> jax.Array:
+        outputs = functions.apply(params, tokens)
+        return logistic_mixture_sample(jax.random.key(0), outputs[:, -1])
+
+    points = []
+    compiled = jax.jit(one)
+    for length in lengths:
+        tokens = jnp.full((batch, length), START, jnp.int32)
+        call = lambda tokens=tokens: compiled(params, tokens)  # noqa: E731
+        points.append(statistics.median(seconds_of(call, repeats)))
+    places = np.arange(1, shape.length + 1)
+    total = float(np.interp(places, [0, *lengths], [0.0, *points]).sum())
+    return dict(
+        model="softmax, uncached",
+        batch=batch,
+        lengths=list(lengths),
+        seconds_at=points,
+        seconds=[total],
+        images_per_s=batch / total,
+    )
+
+
+def by_position(
+    model: str,
+    sizes: Mapping[str, int],
+    batch: int,
+    positions: Sequence[int],
+    repeats: int,
+) -> list[float]:
+    """Median seconds of a step at some positions of a sequence."""
+    shape = shape_of(model, sizes)
+    functions = run.programs(shape).functions
+    params = run.programs(shape).initial_params(0)
+
+    def one(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+        state, output = functions.step(params, state, token)
+        return state, logistic_mixture_sample(jax.random.key(0), output)
+
+    step = jax.jit(one, donate_argnums=1)
+    state = jax.jit(lambda: functions.init(batch, shape.length))()
+    token = jnp.full((batch,), START, jnp.int32)
+    seconds: dict[int, list[float]] = {position: [] for position in positions}
+    for turn in range(repeats + 1):
+        for position in positions:
+            state = state._replace(position=jnp.asarray(position, jnp.int32))
+            jax.block_until_ready(state)
+            began = time.perf_counter()
+            state, drawn = step(params, state, token)
+            jax.block_until_ready((state, drawn))
+            if turn:
+                seconds[position].append(time.perf_counter() - began)
+    return [statistics.median(found) for found in seconds.values()]
+
+
+# ------------------------------------------------------------------ scaling
+
+
+def scaling(lengths: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Time and memory of causal attention, forward and backward, 8 heads of 32."""
+    rows = []
+    for name in SCALING:
+        slowest: tuple[float, int] | None = None
+        for length in lengths:
+            setting = benchmarking.Setting(
+                (length,), heads=8, head_dim=32, batch=1, causal=True
+            )
+            abstract = setting.inputs(length, abstract=True)
+            attend = setting.of_variant(VARIANTS[name])
+            costed = benchmarking.attention(attend, *abstract, backward=True)
+            row: dict[str, Any] = dict(
+                name=name,
+                length=length,
+                flops=costed.flops.total,
+                temp_bytes=costed.temp_bytes,
+            )
+            rows.append(row)
+            if costed.temp_bytes and costed.temp_bytes > MOST_BYTES:
+                row["skipped"] = f"needs {size_text(costed.temp_bytes)}"
+                break
+            if slowest and slowest[1]:
+                expected = slowest[0] * costed.flops.total / slowest[1]
+                if expected > MOST_SECONDS:
+                    row["skipped"] = f"would take some {expected:.0f} s"
+                    break
+            made = benchmarking.attention(
+                attend, *setting.inputs(length), backward=True
+            )
+            few = 1 if slowest and slowest[0] > 1.0 else repeats
+            row["seconds"] = statistics.median(seconds_of(made.call, few))
+            slowest = row["seconds"], costed.flops.total
+            print(f"{name} N={length:,}: {row['seconds']:.3f} s", flush=True)
+    return rows
+
+
+def train_steps(
+    lengths: Sequence[int], sizes: Mapping[str, int], batch: int, repeats: int
+) -> list[dict[str, Any]]:
+    """Seconds of one train step over the length."""
+    rows = []
+    for model in ("softmax", "linear", "lstm"):
+        for length in lengths:
+            shape = shape_of(
+                model,
+                dict(sizes, length=length, components=None, height=None),  # type: ignore[arg-type]
+            )
+            program = run.programs.__wrapped__(shape)
+            hyper = trial.Hyper(
+                *(np.asarray(x, np.float32) for x in (1e-3, 0.01, 10, 100, 1))
+            )
+            holder = [train.init_state(program.initial_params(0), hyper)]
+            tokens = np.ones((batch, length), np.int32)
+            data = run.CopyBatch(tokens, tokens > 0)
+            rng = jax.random.key(0)
+
+            def step(
+                holder: list[Any] = holder,
+                program: Any = program,
+                data: Any = data,
+                rng: Any = rng,
+            ) -> Any:
+                holder[0], metrics = program.step(holder[0], data, rng)
+                return holder[0], metrics
+
+            rows.append(
+                dict(
+                    model=model,
+                    length=length,
+                    batch=batch,
+                    seconds=statistics.median(seconds_of(step, repeats)),
+                )
+            )
+            print(f"{model} T={length}: {rows[-1]['seconds']:.3f} s", flush=True)
+    return rows
+
+
+# --------------------------------------------------------------------- main
+
+
+def measure(*, smoke: bool) -> dict[str, Any]:
+    """All of it, or tiny sizes as a test of the program."""
+    sizes: dict[str, int] = dict(SMALL_MODEL if smoke else PAPER_MODEL)
+    length = sizes["length"]
+    batches = (1, 2) if smoke else (1, 16)
+    repeats = 1 if smoke else 3
+    eighths = [max(1, length * i // 7) for i in range(1, 8)]
+    images = []
+    for batch in batches:
+        for model in ("softmax", "linear", "lstm"):
+            images.append(whole_images(model, sizes, batch, repeats))
+            print(f"{model} x {batch}: {images[-1]['images_per_s']:.3f} images/s")
+        lengths = eighths[::3]
+        images.append(uncached_images(sizes, batch, lengths, repeats))
+        print(f"uncached x {batch}: {images[-1]['images_per_s']:.4f} images/s")
+    positions = [0, *(n - 1 for n in eighths)]
+    tokens = {
+        model: by_position(model, sizes, batches[-1], positions, 2 if smoke else 15)
+        for model in ("softmax", "linear", "lstm")
+    }
+    powers = range(3, 5) if smoke else range(9, 17)
+    small = dict(dim=16 if smoke else 64, depth=1 if smoke else 2, num_heads=2)
+    small["num_heads"] = 2 if smoke else 4
+    steps = (8, 16) if smoke else (32, 64, 128, 256, 512, 1024, 2048)
+    return dict(
+        sizes=sizes,
+        images=images,
+        tokens=dict(positions=positions, batch=batches[-1], seconds=tokens),
+        scaling=scaling([2**power for power in powers], repeats),
+        train_steps=train_steps(steps, small, 2 if smoke else 8, repeats),
+        train_sizes=small,
+        cores=len(train_cores()),
+        provenance=provenance(),
+    )
+
+
+def train_cores() -> list[int]:
+    """Cores that this process may use."""
+    from experiments.common.workers import available_cores
+
+    return available_cores()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and writes timing.json; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.attention_vs_rnn.timing", description=__doc__
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, default="runs/attention_vs_rnn/cpu"
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, a test")
+    options = parser.parse_args(argv)
+    began = time.monotonic()
+    found = measure(smoke=options.smoke)
+    found["wall_time_s"] = time.monotonic() - began
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / FILE
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{found['wall_time_s']:.0f} s -> {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
