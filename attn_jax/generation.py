@@ -243,8 +243,8 @@ def _generate_uncached(
             apply(params, tokens),
         )
         token = _drawn(draw, jax.random.fold_in(rng, index), output, token)
-        where = (jnp.zeros((), last.dtype), last + 1)
-        where += (jnp.zeros((), last.dtype),) * (tokens.ndim - 2)
+        zero = jnp.zeros((), last.dtype)
+        where = (zero, last + 1, *(zero,) * (tokens.ndim - 2))
         # The very last token has no place; nobody reads it.
         kept = jax.lax.dynamic_update_slice(tokens, token[:, None], where)
         tokens = jnp.where(index < steps - 1, kept, tokens)
@@ -420,14 +420,14 @@ class HashCache(NamedTuple):
       value: [..., L, V].
       bucket: int32 [R, ..., L], −1 where there is no token yet.
       tile: int32 [R, ..., L], which tile of its bucket a token is in.
-      count: int32 [R, ..., n], tokens of each bucket.
+      counts: int32 [R, ..., n], tokens of each bucket.
     """
 
     key: jax.Array
     value: jax.Array
     bucket: jax.Array
     tile: jax.Array
-    count: jax.Array
+    counts: jax.Array
 
 
 def hash_state(
@@ -503,7 +503,7 @@ def hash_step(
     [3.0]
     """
     batch, (length, head_dim) = cache.key.shape[:-2], cache.key.shape[-2:]
-    rounds, num_buckets = cache.count.shape[0], cache.count.shape[-1]
+    rounds, num_buckets = cache.counts.shape[0], cache.counts.shape[-1]
     tile_size, back = _tiling(chunk_size, chunk_size, True)
     dtype = score_dtype(query.dtype)
     scale = 1.0 if scale is None else scale
@@ -514,7 +514,7 @@ def hash_step(
         x.reshape(-1, head_dim), rng, num_buckets=num_buckets, num_rounds=rounds
     ).reshape(rounds, *batch)
     own = jax.nn.one_hot(bucket, num_buckets, dtype=jnp.int32)
-    tile = (own * cache.count).sum(axis=-1) // tile_size
+    tile = (own * cache.counts).sum(axis=-1) // tile_size
     past = (jnp.arange(length) < position)[(None,) * (len(batch) + 1)]
     apart = tile[..., None] - cache.tile
     visible = (cache.bucket == bucket[..., None]) & (apart >= 0) & (apart <= back)
@@ -541,6 +541,6 @@ def hash_step(
         put(cache.value, value, -2),
         put(cache.bucket, bucket, -1),
         put(cache.tile, tile, -1),
-        cache.count + own,
+        cache.counts + own,
     )
     return cache, out

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ class CausalAttention(nnx.Module):
         options: Any = dict(self.options)
         if self.kind == "linear":
             options.pop("chunk_size", None)
-            one = functools.partial(linear_step, **options)
+            one: Callable[..., Any] = functools.partial(linear_step, **options)
             state, out = jax.vmap(jax.vmap(one))(state, query, key, value)
         elif self.kind == "reformer":
             for name in ("num_buckets", "num_rounds"):  # the state has them
@@ -256,6 +256,11 @@ class DecoderBlock(nnx.Module):
         mix: Any = self.mix
         h = self.norm(x)
         return self._finish(x + (mix(h) if self.recurrent else mix(h, rng)))
+
+    def init_state(self, batch: int, length: int) -> Any:
+        """The state before the first token, with room for ``length`` of them."""
+        mix: Any = self.mix
+        return mix.init_state(batch, length)
 
     def step(
         self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
@@ -436,7 +441,7 @@ class Decoder(nnx.Module):
             raise ValueError(
                 f"length must be 1 to max_length={self.max_length}, got {length}."
             )
-        layers = tuple(block.mix.init_state(batch, length) for block in self.blocks)
+        layers = tuple(block.init_state(batch, length) for block in self.blocks)
         return DecoderState(jnp.zeros((), jnp.int32), layers)
 
     def step(
@@ -529,7 +534,7 @@ def decoder_functions(decoder: Decoder) -> tuple[DecoderFunctions, Any]:
 
     def merge(params: Any) -> Decoder:
         params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
-        return cast(Decoder, nnx.merge(graphdef, params, rest))
+        return nnx.merge(graphdef, params, rest)
 
     def apply(
         params: Any, tokens: jax.Array, rng: jax.Array | None = None

@@ -42,7 +42,7 @@ class _Mixture(NamedTuple):
 def _split(outputs: jax.Array) -> _Mixture:
     if outputs.ndim < 1 or outputs.shape[-1] % 3 or not outputs.shape[-1]:
         raise ValueError(
-            "`outputs` must be [..., 3K], the weights, means and scales of K logistics, "
+            "`outputs` must be [..., 3K], weights, means and scales of K logistics, "
             f"but has shape {tuple(outputs.shape)}."
         )
     outputs = outputs.astype(score_dtype(outputs.dtype))
@@ -60,15 +60,15 @@ def logistic_mixture_init(num_components: int) -> np.ndarray:
     Args:
       num_components: K.
 
-    >>> logistic_mixture_init(2).round(2).tolist()
-    [0.0, 0.0, -1.0, 1.0, -0.69, -0.69]
+    >>> logistic_mixture_init(1).tolist()
+    [0.0, 0.0, 0.0]
     """
     if num_components < 1:
         raise ValueError(
             f"`num_components` must be at least 1, but is {num_components}."
         )
     means = np.linspace(-1.0, 1.0, num_components) if num_components > 1 else [0.0]
-    scales = np.full(num_components, -math.log(num_components))
+    scales = np.full(num_components, 0.0 - math.log(num_components))
     return np.concatenate([np.zeros(num_components), means, scales]).astype(np.float32)
 
 
@@ -140,7 +140,7 @@ def logistic_mixture_sample(
     Raises:
       ValueError: if `outputs` is not [..., 3K].
 
-    >>> outputs = jnp.array([0.0, 1.0, -9.0])  # all at the largest value
+    >>> outputs = jnp.array([0.0, 2.0, -9.0])  # all at the largest value
     >>> int(logistic_mixture_sample(jax.random.key(0), outputs))
     255
     """

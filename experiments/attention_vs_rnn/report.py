@@ -179,7 +179,7 @@ def _speed(timing: Mapping[str, Any]) -> list[str]:
         "pixels was timed at "
         + " and ".join(f"{n}" for n in _uncached(timing)["lengths"])
         + " pixels and the time of the others interpolated. The ratio is linear "
-        "attention over the row; the paper's are of a GPU and its largest batch.",
+        "attention over the row; the paper's are of a GPU.",
         "",
         "| generation | batch | images/s | linear is faster by | paper: images/s | "
         "paper: linear is faster by |",
@@ -272,8 +272,8 @@ def _scaling(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
     text = [
         "## Long sequences: attention forward and backward",
         "",
-        "One example, causal, 8 heads of 32, float32; memory as XLA plans it. A program "
-        "that needs more than 8 GiB or 20 s was not run, and no longer one either.",
+        "One example, causal, 8 heads of 32, float32; memory as XLA plans it. What "
+        "needs more than 8 GiB or 20 s was not run, and no longer one either.",
         "",
         "![scaling](scaling.png)",
         "",

@@ -1,0 +1,1 @@
+"""Self-attention that places its heads, against the convolution it can express."""

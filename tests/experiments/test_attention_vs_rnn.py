@@ -1,0 +1,258 @@
+"""Attention against recurrent networks: tasks, cells, pictures, report, timing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax.models import logistic_mixture_log_prob, logistic_mixture_sample
+from experiments.attention_vs_rnn import __main__ as program
+from experiments.attention_vs_rnn import report, run, tasks, timing
+from experiments.attention_vs_rnn.presets import PRESETS, Experiment
+from experiments.common import driver, train, trial
+from experiments.common.config import Runtime
+from experiments.common.store import ResultsStore
+
+TINY = dataclasses.replace(
+    PRESETS["quick"],
+    dim=8,
+    copy_models=("linear", "lstm"),
+    copy_length=16,
+    copy_updates=3,
+    copy_test=8,
+    image_models=("linear",),
+    image_updates=3,
+    components=2,
+    image_test=8,
+    completions=2,
+)
+
+
+def test_sequences_to_copy():
+    batch = tasks.copy_batch("train", 0, 3, batch_size=64, length=128)
+    sizes = set()
+    for row, counted in zip(batch.tokens, batch.counted, strict=True):
+        size = int(counted.sum())
+        sizes.add(size)
+        word = row[1 : 1 + size]
+        assert row[0] == row[1 + size] == 0
+        assert (word > 0).all()
+        assert (word <= tasks.SYMBOLS).all()
+        np.testing.assert_array_equal(word, row[counted])
+        assert not row[2 * size + 2 :].any()
+    assert min(sizes) >= 32
+    assert max(sizes) <= 62
+    assert len(sizes) > 10
+    again = tasks.copy_batch("train", 0, 3, batch_size=64, length=128)
+    np.testing.assert_array_equal(batch.tokens, again.tokens)
+    for other in (("train", 0, 4), ("train", 1, 3), ("test", 0, 3), ("val", 0, 3)):
+        drawn = tasks.copy_batch(*other, batch_size=64, length=128)
+        assert (drawn.tokens != batch.tokens).any(), other
+    test = tasks.copy_batch("test", 5, 0, batch_size=2, length=16)
+    np.testing.assert_array_equal(
+        test.tokens, tasks.copy_batch("test", 0, 0, batch_size=2, length=16).tokens
+    )
+
+
+def test_packed_images_come_back():
+    images = np.random.default_rng(0).integers(0, 256, (3, 20)).astype(np.uint8)
+    text = tasks.pack(images)
+    assert json.loads(json.dumps(text)) == text
+    np.testing.assert_array_equal(tasks.unpack(text, 20), images)
+
+
+def test_baselines_are_what_one_counts(dataset):
+    baselines = tasks.image_baselines(dataset, 30)
+    found = {name: measure() for name, measure in baselines.items()}
+    assert found["uniform"]["test_bits"] == 8.0
+    rows = tasks.image_parts(dataset)[0]
+    counts = np.bincount(dataset.train_images[rows].ravel(), minlength=256)
+    added = found["histogram of all pixels"]["smoothing"] / 256
+    bits = -np.log2((counts + added) / (counts + added).sum())
+    wanted = bits[dataset.test_images.ravel()].mean()
+    assert found["histogram of all pixels"]["test_bits"] == pytest.approx(wanted)
+    assert all(math.isfinite(row["val_bits"]) for row in found.values())
+    guess = tasks.copy_baselines()["uniform guess"]()
+    assert guess == dict(test_accuracy=0.1, test_loss=pytest.approx(math.log(10)))
+
+
+def test_bits_of_pixels_are_those_of_the_mixture():
+    cell = run.cell_of(TINY, "toy", "linear", length=16, height=4)
+    program = run.programs(run.Shape.of(cell))
+    params = program.initial_params(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16)).astype(np.int32)
+    bits = run.pixel_bits(program.functions, params, pixels)
+    state = program.functions.init(2, 16)
+    token = jnp.full(2, tasks.START, jnp.int32)
+    step = jax.jit(program.functions.step)
+    for t in range(16):
+        state, outputs = step(params, state, token)
+        token = jnp.asarray(pixels[:, t])
+        wanted = logistic_mixture_log_prob(outputs, token) / -math.log(2)
+        np.testing.assert_allclose(bits[:, t], wanted, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def store(dataset, tmp_path_factory):
+    """A run of both tasks in tiny."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load", lambda name: dataset)
+        status = driver.drive(
+            program.MODULE,
+            [],
+            out=folder,
+            runtime=Runtime(workers=1, log_every=1),
+            make_plans=lambda: run.make_plans(TINY),
+            report=lambda store: report.write_report(store.records(), store.folder),
+        )
+    assert status == 0
+    return ResultsStore(folder)
+
+
+def test_cells_are_scored_and_drawn(store, dataset):
+    records = {(r["config"]["task"], r["config"]["model"]): r for r in store.records()}
+    assert len(records) == 3 + 5
+    for model in ("linear", "lstm"):
+        metrics = records["copy", model]["metrics"]
+        assert 0 <= metrics["test_accuracy"] <= 1
+        assert metrics["params"] > 100
+        assert metrics["flops"] > 100
+        assert len(records["copy", model]["curves"]["accuracy"]) == 3
+    metrics = records["toy", "linear"]["metrics"]
+    assert 0 < metrics["test_bits"] < 12
+    assert 0 < metrics["val_bits"] < 12
+    truth = tasks.unpack(metrics["completed"], 64)
+    completed = tasks.unpack(metrics["completions"], 64)
+    np.testing.assert_array_equal(
+        truth, tasks.flat_images(dataset.test_images[:2]).astype(np.uint8)
+    )
+    np.testing.assert_array_equal(truth[:, :32], completed[:, :32])
+    assert (truth[:, 32:] != completed[:, 32:]).any()
+    assert tasks.unpack(metrics["samples"], 64).shape == (1, 64)
+
+
+def _timing():
+    """What the timing program would write, without measuring it."""
+    rows = [
+        dict(model=m, batch=1, seconds=[s], images_per_s=1 / s)
+        for m, s in (("softmax", 2.0), ("linear", 0.5), ("lstm", 1.0))
+    ]
+    rows.append(
+        dict(
+            model="softmax, uncached",
+            batch=1,
+            lengths=[2, 4],
+            seconds_at=[1.0, 2.0],
+            seconds=[50.0],
+            images_per_s=0.02,
+        )
+    )
+    scaling = [
+        dict(name=n, length=t, seconds=1e-3 * t, temp_bytes=1024 * t)
+        for n in report.SCALING_NAMES
+        for t in (512, 1024)
+    ]
+    scaling[-1] = dict(
+        name="reformer", length=1024, temp_bytes=None, skipped="needs 9 GiB"
+    )
+    return dict(
+        sizes=timing.PAPER_MODEL,
+        images=rows,
+        tokens=dict(
+            positions=[0, 5], batch=1, seconds=dict(softmax=[1, 2], linear=[1, 1])
+        ),
+        scaling=scaling,
+        train_steps=[
+            dict(model=m, length=t, batch=2, seconds=t)
+            for m in ("linear", "lstm")
+            for t in (8, 16)
+        ],
+        train_sizes=dict(depth=1, dim=8),
+        cores=2,
+    )
+
+
+def test_the_report_tells_ratios_and_draws(store, tmp_path):
+    (tmp_path / "timing.json").write_text(json.dumps(_timing()))
+    text = report.write_report(store.records(), tmp_path)
+    written = (tmp_path / "report.md").read_text()
+    assert written in text
+    assert "| softmax attention, uncached | 1 | 0.02 | 100× | 0.45 | 317× |" in text
+    assert (
+        "| softmax attention, key-value cache | 1 | 0.5 | 4× | 7.56 | 18.9× |" in text
+    )
+    assert "key-value cache 2.00×, linear attention 1.00×" in text
+    assert "needs 9 GiB" in text
+    assert "| uniform guess |" in text
+    assert "| histogram at each position |" in text
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    wanted = "copy images samples completions tokens scaling train_steps".split()
+    assert figures == {f"{name}.png" for name in wanted}
+    with pytest.raises(ValueError, match="no finished cell"):
+        report.write_report([], tmp_path)
+
+
+def test_the_report_is_redrawn_from_a_folder(store, capsys):
+    assert report.main([str(store.folder)]) == 0
+    assert "Images, pixel by pixel" in capsys.readouterr().out
+
+
+def test_an_image_is_timed_by_its_positions():
+    sizes = timing.SMALL_MODEL
+    cached = timing.whole_images("linear", sizes, 2, 1)
+    assert cached["images_per_s"] == pytest.approx(2 / cached["seconds"][0])
+    seconds = timing.by_position("linear", sizes, 2, [0, 15], 1)
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+    whole = timing.uncached_images(sizes, 1, [8, 16], 1)
+    first, second = whole["seconds_at"]
+    rising = [first * t / 8 for t in range(1, 9)]
+    rising += [first + (second - first) * t / 8 for t in range(1, 9)]
+    assert whole["seconds"] == [pytest.approx(sum(rising))]
+
+
+def test_what_needs_too_much_is_told_and_not_run(monkeypatch):
+    monkeypatch.setattr(timing, "SCALING", ("dot_product",))
+    monkeypatch.setattr(timing, "MOST_BYTES", 8 * 64 * 64 * 4)
+    rows = timing.scaling([16, 128, 256], 1)
+    assert [row["length"] for row in rows] == [16, 128]
+    assert rows[0]["seconds"] > 0
+    assert rows[1]["skipped"].startswith("needs")
+    assert "seconds" not in rows[1]
+
+
+def test_the_accelerators_train_step_lowers():
+    experiment = dataclasses.replace(PRESETS["accelerator"], image_depth=1)
+    cell = run.cell_of(experiment, "toy", "linear", length=784, height=28)
+    shape = run.Shape.of(cell)
+    step = run.programs(shape).step
+    params = run.programs(shape).initial_params(0)
+    state = jax.eval_shape(lambda p: train.init_state(p, trial.hyper_of(cell)), params)
+    pixels = jax.ShapeDtypeStruct((2, 784), jnp.int32)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    exported = jax.export.export(step, platforms=("cuda", "tpu"))(state, pixels, rng)
+    assert exported.platforms == ("cuda", "tpu")
+
+
+def test_command_line_and_settings():
+    options = program.parse(["--preset", "cpu", "--task", "copy", "--seeds", "2"])
+    assert options.experiment == dataclasses.replace(
+        PRESETS["cpu"], task="copy", seeds=2
+    )
+    with pytest.raises(ValueError, match="copy_models must be some of"):
+        Experiment(copy_models=("gru",))
+    with pytest.raises(ValueError, match="dim must be a multiple of num_heads"):
+        Experiment(num_heads=3)
+    cell = run.cell_of(TINY, "copy", "linear")
+    with pytest.raises(ValueError, match="chunk_size is for model='reformer'"):
+        dataclasses.replace(cell, chunk_size=4)
+    with pytest.raises(ValueError, match="model must be one of"):
+        dataclasses.replace(cell, model="gru")
+    assert logistic_mixture_sample(jax.random.key(0), jnp.zeros((2, 6))).shape == (2,)
