@@ -1,4 +1,4 @@
-"""Graph networks as attention on edges: for large graphs, and for batches of small ones.
+"""Graph networks as attention on edges: for one large graph, and for many small ones.
 
 A graph network whose nodes weigh their neighbours is self-attention that sees the
 edges alone. For one large graph that is `graph_attention` over a list of edges,
@@ -166,8 +166,8 @@ class GraphBlock(nnx.Module):
 
     Args:
       dim: width D of the nodes.
-      num_heads, head_dim, score, num_kinds: see `EdgeAttention`; a ``score`` of None is for no
-        edges at all, so that every node is by itself.
+      num_heads, head_dim, score, num_kinds: see `EdgeAttention`; a ``score`` of None
+        is for no edges at all, so that every node is by itself.
       mlp_dim: hidden width of the fully connected layers; 0 for none.
       dropout_rate: of both residual branches and hidden units while training.
       dtype: dtype of the computation; parameters stay float32.
@@ -373,7 +373,14 @@ class GraphLabeller(nnx.Module):
         make: Any = VectorInput if isinstance(inputs, int) else IdInput
         self.input = make(inputs, dim, dtype=dtype, rngs=rngs)
         if reads_labels:
-            self.given = nnx.Embed(num_classes, dim, dtype=dtype, rngs=rngs)
+            # As large as what the input layer makes of vectors of unit variance.
+            self.given = nnx.Embed(
+                num_classes,
+                dim,
+                embedding_init=nnx.initializers.normal(1.0),
+                dtype=dtype,
+                rngs=rngs,
+            )
         self.encoder = GraphEncoder(
             depth,
             dim,
@@ -414,8 +421,8 @@ class GraphLabeller(nnx.Module):
         """
         if (known is not None) != self.reads_labels:
             raise ValueError(
-                f"known must be {'given' if self.reads_labels else 'left out'}, because "
-                f"the model was made with reads_labels={self.reads_labels}, got "
+                f"known must be {'given' if self.reads_labels else 'left out'}: the "
+                f"model was made with reads_labels={self.reads_labels}, got "
                 f"{'None' if known is None else 'labels'}."
             )
         x = self.input(nodes[None])[0]

@@ -119,11 +119,11 @@ QUICK = Experiment(
     resnet_rates=(1e-2,),
     patch=4,
     dim=16,
-    depth=2,
+    depth=1,
     mlp_dim=32,
     num_heads=4,
     key_dim=8,
-    resnet_widths=(8, 16, 24),
+    resnet_widths=(8, 16),
     baselines=("majority",),
 )
 

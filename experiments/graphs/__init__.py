@@ -1,0 +1,1 @@
+"""Graph neural networks are attention on edges."""

@@ -1,0 +1,126 @@
+"""The cells of the three tasks: all that can change a number."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments.common import trial
+
+Score = Literal["dot_product", "gat", "gatv2"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all cells have.
+
+    Attributes:
+      task: "dictionary", "wordnet", "melting_point" or "logp".
+      model: the row of the table.
+      seed: draws the initial parameters and all that is random in training.
+      updates: number of optimiser steps.
+      phase: "tune" is scored on the validation part, "final" on the test part, once.
+      dim, depth, num_heads, mlp_dim: width, layers, heads, hidden width (0 = none).
+      dropout_rate: of the model.
+      learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
+    """
+
+    task: str
+    model: str
+    seed: int
+    updates: int
+    dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    learning_rate: float
+    phase: Literal["tune", "final"] = "tune"
+    dropout_rate: float = 0.0
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        trial.check_recipe(self)
+
+    def config(self) -> dict[str, Any]:
+        """The cell as a plain dictionary, which the results store hashes."""
+        return dataclasses.asdict(self)
+
+    @property
+    def label(self) -> str:
+        """A short name for progress lines."""
+        return f"{self.task} {self.model} {self._size}seed={self.seed} {self.phase}"
+
+    @property
+    def _size(self) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DictionaryCell(Recipe):
+    """A cell of DictionaryLookup.
+
+    Attributes:
+      score: how edges are scored.
+      keys: k, number of keys and of queries.
+      graphs: number of training graphs.
+      batch_size: graphs an update.
+    """
+
+    score: Score
+    keys: int
+    graphs: int
+    batch_size: int
+
+    @property
+    def _size(self) -> str:
+        return f"k={self.keys} "
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeCell(Recipe):
+    """A cell of the classification of nodes.
+
+    Attributes:
+      n: number of training nodes.
+      data: which graph: hash of its content.
+      score: how edges are scored; None for no edges.
+      kinds: whether attention tells kinds of edges apart.
+      reads_labels: whether known labels are read.
+      shown: share of the training labels that is read, in place of being learned, at
+        each update.
+      features: size of a node's vector.
+      head_dim: size of a head.
+    """
+
+    n: int
+    data: str
+    score: Score | None
+    kinds: bool
+    reads_labels: bool
+    shown: float
+    features: int
+    head_dim: int
+
+    @property
+    def _size(self) -> str:
+        return f"n={self.n} "
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoleculeCell(Recipe):
+    """A cell of the molecules.
+
+    Attributes:
+      data: which molecules: hash of their content.
+      sees: "edges" for attention on bonds alone, "all" for all pairs of atoms.
+      pairs: what a learned bias tells of a pair of atoms: the bond, the length of the
+        path, "both", or "none" for no bias.
+      batch_atoms: atoms an update, with padding.
+    """
+
+    data: str
+    sees: Literal["edges", "all"]
+    pairs: Literal["none", "bond", "path", "both"]
+    batch_atoms: int

@@ -1,0 +1,176 @@
+"""DictionaryLookup: a graph whose queries each have to find the key of their own.
+
+Every graph is complete and bipartite: k keys, each with a number of its own and a
+value, and k queries, each with a number. A query has to say the value of its key. Only
+attention that ranks the keys differently for each query can do that.
+
+Source: Brody et al., How attentive are graph attention networks?, arXiv:2105.14491,
+section 4.1.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from attn_jax.models.graph import Edges, GraphLabeller
+from experiments.common import train, trial
+from experiments.graphs.cells import DictionaryCell
+from experiments.graphs.functional import count_parameters, split_module
+
+# Graphs that are held out for validation, and for the test.
+HELD_OUT = 500
+
+_PARTS = {"train": 0, "validation": 1, "test": 2}
+
+
+@functools.lru_cache(maxsize=8)
+def lookup_graphs(keys: int, count: int, part: str) -> np.ndarray:
+    """The value of every key, a random order of 0 … k − 1 for each graph.
+
+    Args:
+      keys: k.
+      count: number of graphs.
+      part: "train", "validation" or "test".
+
+    Returns:
+      int32 [count, k], read-only.
+
+    >>> sorted(lookup_graphs(4, 2, "train")[0].tolist())
+    [0, 1, 2, 3]
+    """
+    rng = np.random.default_rng([keys, _PARTS[part]])
+    found = rng.permuted(np.tile(np.arange(keys, dtype=np.int32), (count, 1)), axis=1)
+    found.flags.writeable = False
+    return found
+
+
+def nodes_and_edges(values: jax.Array) -> tuple[jax.Array, Edges]:
+    """Graphs side by side as one: keys, then queries, of each.
+
+    Args:
+      values: int [B, k], as of `lookup_graphs`.
+
+    Returns:
+      Nodes int [B · 2k, 2], number and value (k for a query, which has none), and the
+      edges from every key to every query of its graph.
+    """
+    graphs, keys = values.shape
+    numbers = jnp.broadcast_to(jnp.arange(keys, dtype=values.dtype), (graphs, keys))
+    of_keys = jnp.stack([numbers, values], axis=-1)
+    of_queries = jnp.stack([numbers, jnp.full_like(values, keys)], axis=-1)
+    nodes = jnp.concatenate([of_keys, of_queries], axis=1).reshape(-1, 2)
+    start = np.arange(graphs)[:, None, None] * 2 * keys
+    senders = start + np.arange(keys)[None, None, :]
+    receivers = start + keys + np.arange(keys)[None, :, None]
+    shape = (graphs, keys, keys)
+    both = (np.broadcast_to(x, shape).ravel() for x in (senders, receivers))
+    return nodes, Edges(*(jnp.asarray(x, jnp.int32) for x in both))
+
+
+_SHAPE = ("keys", "score", "dim", "depth", "num_heads", "mlp_dim", "dropout_rate")
+
+
+def build(cell: DictionaryCell, seed: int) -> GraphLabeller:
+    """The model of a cell."""
+    return GraphLabeller(
+        (cell.keys, cell.keys + 1),
+        cell.keys,
+        dim=cell.dim,
+        depth=cell.depth,
+        num_heads=cell.num_heads,
+        mlp_dim=cell.mlp_dim,
+        score=cell.score,
+        dropout_rate=cell.dropout_rate,
+        rngs=nnx.Rngs(seed),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(shape: tuple[Any, ...], cell: DictionaryCell) -> tuple[Any, Any]:
+    apply, _ = split_module(build(cell, 0))
+
+    def logits(params: Any, values: jax.Array, rng: jax.Array | None) -> jax.Array:
+        nodes, edges = nodes_and_edges(values)
+        graphs, keys = values.shape
+        at = np.arange(graphs)[:, None] * 2 * keys + keys + np.arange(keys)[None]
+        wanted = jnp.asarray(at.ravel(), jnp.int32)
+        return apply(params, nodes, edges, None, wanted, rng=rng)
+
+    def loss_fn(
+        params: Any, values: jax.Array, rng: jax.Array, hyper: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        found, right = logits(params, values, rng), values.reshape(-1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(found, right).mean()
+        hits = (jnp.argmax(found, -1) == right).astype(jnp.float32)
+        return loss, {"accuracy": hits.mean()}
+
+    def hits(params: Any, values: jax.Array) -> jax.Array:
+        """How many queries of each graph are answered rightly, [B]."""
+        found = jnp.argmax(logits(params, values, None), -1).reshape(values.shape)
+        return (found == values).sum(axis=1)
+
+    return jax.jit(trial.make_step(loss_fn), donate_argnums=0), jax.jit(hits)
+
+
+def programs(cell: DictionaryCell) -> tuple[Any, Any]:
+    """The compiled step, and the compiled number of hits, of a cell."""
+    shape = tuple(getattr(cell, name) for name in _SHAPE)
+    return _programs(shape, _plain(cell))
+
+
+def _plain(cell: DictionaryCell) -> DictionaryCell:
+    """The same for all cells that share their programs."""
+    kept = {name: getattr(cell, name) for name in _SHAPE}
+    rest = dict(task="", model="", seed=0, updates=1, learning_rate=1.0)
+    return DictionaryCell(**rest, **kept, graphs=1, batch_size=1)  # type: ignore[arg-type]
+
+
+class DictionaryRunner(trial.Runner):
+    """Trains and scores cells of DictionaryLookup."""
+
+    def start(self, cell: DictionaryCell) -> trial.Job:
+        """Parameters, step and batches."""
+        train.check_batch_size(cell.batch_size, self.mesh)
+        graphs = lookup_graphs(cell.keys, cell.graphs, "train")
+
+        def batch(k: int) -> np.ndarray:
+            return graphs[
+                train.batch_positions(
+                    len(graphs), seed=cell.seed, step=k, batch_size=cell.batch_size
+                )
+            ]
+
+        return trial.Job(
+            split_module(build(cell, cell.seed))[1], programs(cell)[0], batch
+        )
+
+    def costs(self, cell: DictionaryCell) -> dict[str, Any]:
+        """Number of parameters."""
+        return {"params": count_parameters(lambda: build(cell, 0))}
+
+    def result(self, cell: DictionaryCell, params: Any) -> dict[str, Any]:
+        """Accuracy on the training graphs, and on graphs never seen."""
+        tune = cell.phase == "tune"
+        prefix, part = ("val", "validation") if tune else ("test", "test")
+        found = {}
+        for name, graphs in (
+            ("train", lookup_graphs(cell.keys, cell.graphs, "train")),
+            (prefix, lookup_graphs(cell.keys, HELD_OUT, part)),
+        ):
+            count = cell.batch_size
+            hits = np.concatenate(
+                [
+                    np.asarray(programs(cell)[1](params, graphs[i : i + count]))
+                    for i in range(0, len(graphs) - count + 1, count)
+                ]
+            )
+            found[f"{name}_accuracy"] = float(hits.mean() / cell.keys)
+            found[f"{name}_whole_graphs"] = float(np.mean(hits == cell.keys))
+        return found
