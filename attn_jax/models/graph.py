@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from attn_jax.attention.graph import Score, gat_init, gatv2_init, graph_attention
+from attn_jax.attention.graph import _check_indices as check_indices
 from attn_jax.models.encoder import Encoder, MlpBlock
 from attn_jax.models.labeller import IdInput, VectorInput
 from attn_jax.models.positional import Positions, _Biased, _Prepared
@@ -308,14 +309,19 @@ class GraphEncoder(nnx.Module):
         if not deterministic and rngs is not None:
             keys = jax.random.split(rngs.dropout(), len(self.blocks))
 
-        def run(x: jax.Array, given: tuple[Any, Any]) -> tuple[jax.Array, None]:
-            state, key = given
+        # Edges as an argument: a closed-over array would be looked at while tracing.
+        @jax.checkpoint
+        def run(x: jax.Array, state: Any, key: Any, edges: Edges) -> jax.Array:
             block = nnx.merge(graphdef, _as_state(self.blocks[0], state))
             streams = None if key is None else nnx.Rngs(dropout=key)
-            x = block(x, edges, deterministic=deterministic, rngs=streams)
-            return x, None
+            return block(x, edges, deterministic=deterministic, rngs=streams)
 
-        x, _ = jax.lax.scan(jax.checkpoint(run), x, (stacked, keys))
+        def step(x: jax.Array, given: tuple[Any, Any]) -> tuple[jax.Array, None]:
+            return run(x, *given, edges), None
+
+        for name in ("senders", "receivers"):
+            check_indices(f"edges.{name}", getattr(edges, name), x.shape[0], "N")
+        x, _ = jax.lax.scan(step, x, (stacked, keys))
         return self.norm(x)
 
 

@@ -6,6 +6,7 @@ figures of a folder that holds results.jsonl.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -396,8 +397,8 @@ def _tried(records: Sequence[Record]) -> list[str]:
         for family, rates in sorted(tried.items())
     )
     return [
-        f"Learning rates tried on the validation part, in short runs of seed 0: {said}. "
-        "Where the largest was chosen, a still larger one might be better.",
+        "Learning rates tried on the validation part, in short runs of seed 0: "
+        f"{said}. Where the largest was chosen, a still larger one might be better.",
         "",
     ]
 
@@ -464,13 +465,18 @@ def _starts(
             points = [(n, baselines[name, n]) for n in sizes if (name, n) in baselines]
             if points:
                 series.append(_series(NAMES[name], points, baseline=True))
+    config = next(row.config for row in rows if _convolution(row.config))
+    side = math.isqrt(config["num_heads"])
+    seen = 1 + config["depth"] * (side - 1)
     text = [
         "## Started as a convolution, or anywhere",
         "",
-        "Quadratic encoding. All heads of every layer start on the places of a 3 × 3 "
-        "kernel, as sharp as the theorem's, with a He-normal kernel; or anywhere, with "
-        "the same value maps. Equal updates at every N; learning rates from the "
-        "largest N. In brackets Student's interval of 95 % over seeds.",
+        "Quadratic encoding. All heads of every layer start on the places of a "
+        f"{side} × {side} kernel, as sharp as the theorem's, with a He-normal kernel: "
+        "at first such a layer is the convolution with its border repeated, and the "
+        f"{config['depth']} of them see {seen} × {seen} tokens. Or heads start "
+        "anywhere, with the same value maps. Equal updates at every N; learning rates "
+        "from the largest N. In brackets Student's interval of 95 % over seeds.",
         "",
         *lines,
         "",

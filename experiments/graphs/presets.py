@@ -26,7 +26,6 @@ WORDNET: Mapping[str, dict[str, Any]] = {
 
 MOLECULES: Mapping[str, dict[str, Any]] = {
     "edges": dict(sees="edges", pairs="none"),
-    "edges, bias of bonds": dict(sees="edges", pairs="bond"),
     "all pairs, bias of bonds and paths": dict(sees="all", pairs="both"),
     "no edges": dict(sees="all", pairs="none"),
 }
@@ -65,7 +64,7 @@ class Experiment:
     """Nodes of the graph, the first of the file; None = all."""
     node_ns: tuple[int, ...] = (20_000, 2_600)
     """Numbers of training nodes; the first has all models."""
-    node_few: tuple[str, ...] = ("no edges", "gatv2", "gatv2, kinds of edges")
+    node_few: tuple[str, ...] = ("no edges", "gatv2, kinds of edges")
     """Models that the other numbers of training nodes have."""
     node_test: int = 8_000
     """Nodes held out for the test; half as many for validation."""
@@ -89,9 +88,9 @@ class Experiment:
     """Molecules of a task, the first of the table; None = all."""
     trees: int = 100
     """Trees of the random forests."""
-    epochs: int = 15
+    epochs: int = 12
     """Melting points: passes over the training molecules."""
-    logp_epochs: int = 25
+    logp_epochs: int = 15
     """logP: passes over the training molecules."""
     molecule_rate: float = 2e-3
     """Learning rate."""
@@ -103,8 +102,8 @@ class Experiment:
     """Layers."""
     batch_atoms: int = 768
     """Atoms an update, with padding."""
-    molecule_dropout: float = 0.05
-    """Dropout."""
+    molecule_dropout: float = 0.0
+    """Dropout; it makes an update on CPU half as long again."""
 
     def __post_init__(self) -> None:
         for name, ok, expected in (

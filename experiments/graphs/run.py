@@ -51,14 +51,42 @@ def dictionary_plan(experiment: Experiment) -> Plan:
     return Plan("dictionary", described, studies, {}, DictionaryRunner)
 
 
-def wordnet_plan(experiment: Experiment) -> Plan:
-    """The nodes of WordNet; one learning rate, which the preset gives."""
+def wordnet_task(experiment: Experiment) -> nodes.Task:
+    """WordNet, or the first of its nodes, with its parts."""
     graph = graphs.load_wordnet()
     if experiment.nodes is not None:
         graph = graphs.first_nodes(graph, experiment.nodes)
-    task = nodes.Task(
-        graph, test=experiment.node_test, validation=max(1, experiment.node_test // 2)
+    held_out = experiment.node_test, max(1, experiment.node_test // 2)
+    return nodes.Task(graph, test=held_out[0], validation=held_out[1])
+
+
+def node_cell(
+    experiment: Experiment, graph: graphs.NodeGraph, model: str, n: int
+) -> NodeCell:
+    """The cell of a model with n training nodes."""
+    traits: dict[str, Any] = WORDNET[model]
+    return NodeCell(
+        task="wordnet",
+        model=model,
+        seed=0,
+        updates=experiment.node_updates,
+        dim=experiment.node_dim,
+        depth=experiment.node_depth,
+        num_heads=experiment.node_heads,
+        head_dim=experiment.node_head_dim,
+        mlp_dim=experiment.node_dim,
+        n=n,
+        data=graph.sha256,
+        shown=0.7 if traits["reads_labels"] else 0.0,
+        features=experiment.node_features,
+        learning_rate=experiment.node_rate,
+        **traits,
     )
+
+
+def wordnet_plan(experiment: Experiment) -> Plan:
+    """The nodes of WordNet; one learning rate, which the preset gives."""
+    task = wordnet_task(experiment)
     if max(experiment.node_ns) > len(task.pool):
         raise ValueError(
             f"node_ns must be at most {len(task.pool):,}, the nodes that are not held "
@@ -68,31 +96,14 @@ def wordnet_plan(experiment: Experiment) -> Plan:
     for n in experiment.node_ns:
         first = n == experiment.node_ns[0]
         for model in experiment.node_models if first else experiment.node_few:
-            traits: dict[str, Any] = WORDNET[model]
-            cell = NodeCell(
-                task="wordnet",
-                model=model,
-                seed=0,
-                updates=experiment.node_updates,
-                dim=experiment.node_dim,
-                depth=experiment.node_depth,
-                num_heads=experiment.node_heads,
-                head_dim=experiment.node_head_dim,
-                mlp_dim=experiment.node_dim,
-                n=n,
-                data=graph.sha256,
-                shown=0.7 if traits["reads_labels"] else 0.0,
-                features=experiment.node_features,
-                learning_rate=experiment.node_rate,
-                **traits,
-            )
+            cell = node_cell(experiment, task.graph, model, n)
             name = f"{model} n={n}"
             studies[name] = Study(
                 name, (cell,), experiment.node_updates, experiment.seeds
             )
     return Plan(
         "wordnet",
-        graph.describe(),
+        task.graph.describe(),
         studies,
         nodes.baselines(task, experiment.node_ns),
         functools.partial(nodes.NodeRunner, task),
