@@ -26,6 +26,7 @@ from attn_jax.models.decoder import (
     decoder_functions,
 )
 from attn_jax.models.encoder import Encoder, EncoderBlock, MlpBlock
+from attn_jax.models.graph import Edges, GraphEncoder, GraphLabeller, GraphRegressor
 from attn_jax.models.hybrid import Hybrid
 from attn_jax.models.labeller import BODIES, Labeller, labeller_cost
 from attn_jax.models.logistic_mixture import (
@@ -56,8 +57,12 @@ __all__ = [
     "Decoder",
     "DecoderFunctions",
     "DecoderState",
+    "Edges",
     "Encoder",
     "EncoderBlock",
+    "GraphEncoder",
+    "GraphLabeller",
+    "GraphRegressor",
     "GroupNorm",
     "Hybrid",
     "Labeller",

@@ -111,9 +111,9 @@ class EdgeAttention(nnx.Module):
         self.head_dim = size
         self.score = score
         self.num_kinds = num_kinds
-        maps = {"gat": 1, "gatv2": 2, "dot_product": 3}[score]
+        self.maps = {"gat": 1, "gatv2": 2, "dot_product": 3}[score]
         inner = num_heads * size
-        self.project = nnx.Linear(dim, maps * inner, dtype=dtype, rngs=rngs)
+        self.project = nnx.Linear(dim, self.maps * inner, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(inner, dim, dtype=dtype, rngs=rngs)
         make: Any = {"gat": gat_init, "gatv2": gatv2_init}.get(score)
         if make is not None:
@@ -131,10 +131,10 @@ class EdgeAttention(nnx.Module):
                 "kinds of edges, got None."
             )
         heads = self.project(x)
-        heads = heads.reshape(x.shape[0], -1, self.num_heads, self.head_dim)
+        heads = heads.reshape(x.shape[0], self.maps, self.num_heads, self.head_dim)
         # "gat" has one map, "gatv2" two; the last one serves for what is missing.
         query, key, value = (
-            heads[:, min(i, heads.shape[1] - 1)].swapaxes(0, 1) for i in range(3)
+            heads[:, min(i, self.maps - 1)].swapaxes(0, 1) for i in range(3)
         )
         params = bias = None
         if self.score != "dot_product":

@@ -1,9 +1,11 @@
 """Real image data: found or fetched once, checked by SHA-256, split reproducibly.
 
 ``python -m experiments.common.data`` (or ``make data``) fetches Fashion-MNIST and
-says what it got; with the names ``brown`` or ``festvox_ru`` it fetches the sets of
-:mod:`experiments.common.text` and :mod:`experiments.common.speech`. :func:`load` does
-the same for images on first use. Fashion-MNIST is looked for in this order, and the
+says what it got; with the names ``brown``, ``festvox_ru``, ``wordnet``,
+``melting_point`` or ``logp`` it fetches the sets of :mod:`experiments.common.text`,
+:mod:`~experiments.common.speech`, :mod:`~experiments.common.graphs` and
+:mod:`~experiments.common.molecules`. :func:`load` does the same for images on first
+use. Fashion-MNIST is looked for in this order, and the
 first complete and intact copy is used:
 
 1. the folder named by the environment variable ``ATTN_DATA``;
@@ -31,6 +33,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -56,7 +59,15 @@ __all__ = [
 ]
 
 NAMES = ("fashion_mnist", "cifar10", "cifar100", "digits")
-OTHER_NAMES = ("brown", "festvox_ru")  # no images: for the command line only
+# No images: for the command line only; and what loads them.
+_LOADERS = {
+    "brown": "text.load_brown",
+    "festvox_ru": "speech.load_festvox_ru",
+    "wordnet": "graphs.load_wordnet",
+    "melting_point": "molecules.load_molecules",
+    "logp": "molecules.load_molecules",
+}
+OTHER_NAMES = tuple(_LOADERS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,10 +226,9 @@ def load(
     if name.startswith("npz:"):
         return _load_npz(pathlib.Path(name.removeprefix("npz:")).expanduser())
     if name in OTHER_NAMES:
-        module = "text" if name == "brown" else "speech"
         raise ValueError(
             f"{name!r} is not a set of images: load it with "
-            f"experiments.common.{module}.load_{name}"
+            f"experiments.common.{_LOADERS[name]}"
         )
     raise ValueError(
         f"unknown data set name {name!r}: known are {', '.join(NAMES)}, "
@@ -816,6 +826,16 @@ def _describe(name: str, cache_dir: pathlib.Path | None, allow_fallback: bool) -
         from experiments.common.speech import load_festvox_ru
 
         return load_festvox_ru(cache_dir).describe()
+    if name == "wordnet":
+        from experiments.common.graphs import load_wordnet
+
+        return load_wordnet(cache_dir).describe()
+    if name in ("melting_point", "logp"):
+        from experiments.common.molecules import load_molecules
+
+        task: Literal["melting_point", "logp"]
+        task = "logp" if name == "logp" else "melting_point"
+        return load_molecules(task, cache_dir).describe()
     return load(name, cache_dir=cache_dir, allow_fallback=allow_fallback).describe()
 
 

@@ -244,7 +244,7 @@ def toy_graph(num_nodes: int, seed: int) -> NodeGraph:
             j = int(rng.choice(choice))
             edges += [(i, j, int(same)), (j, i, int(same))] if i != j else []
     words = rng.integers(0, 9, (num_nodes, 4)) + 3 * labels[:, None]
-    texts = [" ".join(f"word{w}" for w in row) for row in words]
+    texts = [" ".join(2 * chr(ord("a") + w) for w in row) for row in words]
     source = f"generated with seed {seed}: no data, for tests only"
     return _graph(
         "toy_graph", source, edges, ("odd", "even"), labels.tolist(), "abc", texts

@@ -90,6 +90,8 @@ class NodeCell(Recipe):
       reads_labels: whether known labels are read.
       shown: share of the training labels that is read, in place of being learned, at
         each update.
+      propagated: steps of label propagation whose result the network reads besides; 0
+        for none.
       features: size of a node's vector.
       head_dim: size of a head.
     """
@@ -100,8 +102,16 @@ class NodeCell(Recipe):
     kinds: bool
     reads_labels: bool
     shown: float
+    propagated: int = 0
     features: int
     head_dim: int
+
+    def config(self) -> dict[str, Any]:
+        """The cell as a plain dictionary; without what it does not do."""
+        found = super().config()
+        if not self.propagated:
+            del found["propagated"]
+        return found
 
     @property
     def _size(self) -> str:

@@ -18,6 +18,9 @@ from experiments.common.graphs import NodeGraph
 from experiments.graphs.cells import NodeCell
 from experiments.graphs.functional import count_parameters, split_module
 
+# Subsets of the training labels whose propagation a cell makes once and takes in turn.
+_DRAWS = 8
+
 
 class Inputs(NamedTuple):
     """What an update reads, and every node's label; arrays of one graph.
@@ -27,12 +30,22 @@ class Inputs(NamedTuple):
       edges: as of `experiments.common.graphs.attention_edges`.
       labels: int32 [N].
       train: int32 [n], the nodes whose label may be used.
+      show: bool [n], which of them are read in this update, or None for a random draw.
+      spread: float32 [N, classes], what label propagation makes of those, or None.
     """
 
     nodes: Any
     edges: Edges
     labels: Any
     train: Any
+    show: Any = None
+    spread: Any = None
+
+
+def edges_of(graph: NodeGraph) -> Edges:
+    """The edges of a graph, with loops, as arrays of numpy."""
+    arrays: Any = graphs.attention_edges(graph)
+    return Edges(*arrays)
 
 
 class Task:
@@ -61,7 +74,7 @@ class Task:
             self._features[features] = graphs.text_features(self.graph, features)
         return Inputs(
             self._features[features],
-            Edges(*graphs.attention_edges(self.graph)),
+            edges_of(self.graph),
             self.graph.labels,
             self.pool[:n].astype(np.int32),
         )
@@ -69,7 +82,7 @@ class Task:
 
 _SHAPE = (
     "score kinds reads_labels shown features dim depth num_heads head_dim mlp_dim "
-    "dropout_rate"
+    "dropout_rate propagated"
 ).split()
 
 
@@ -88,7 +101,7 @@ def _build(
 ) -> GraphLabeller:
     traits = dict(zip(_SHAPE, shape, strict=True))
     return GraphLabeller(
-        traits["features"],
+        traits["features"] + (num_classes if traits["propagated"] else 0),
         num_classes,
         dim=traits["dim"],
         depth=traits["depth"],
@@ -116,6 +129,13 @@ def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Progr
     traits = dict(zip(_SHAPE, shape, strict=True))
     reads, shown = traits["reads_labels"], traits["shown"]
 
+    def vectors(inputs: Inputs) -> jax.Array:
+        """What a node's input is made of, numbers near 1."""
+        if inputs.spread is None:
+            return inputs.nodes
+        scaled = inputs.spread * num_classes**0.5
+        return jnp.concatenate([inputs.nodes, scaled], axis=1)
+
     def given(inputs: Inputs, show: jax.Array) -> jax.Array | None:
         """The labels that the network reads: those of some training nodes."""
         if not reads:
@@ -127,12 +147,13 @@ def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Progr
         params: Any, inputs: Inputs, rng: jax.Array, hyper: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         show_rng, dropout_rng = jax.random.split(rng)
-        show = jax.random.bernoulli(
-            show_rng, shown if reads else 0.0, inputs.train.shape
-        )
+        show = inputs.show
+        if show is None:
+            share = shown if reads else 0.0
+            show = jax.random.bernoulli(show_rng, share, inputs.train.shape)
         logits = apply(
             params,
-            inputs.nodes,
+            vectors(inputs),
             inputs.edges,
             given(inputs, show),
             inputs.train,
@@ -148,7 +169,7 @@ def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Progr
     def predict(params: Any, inputs: Inputs) -> jax.Array:
         """The class of every node, [N], with all training labels given."""
         known = given(inputs, jnp.ones(inputs.train.shape, bool))
-        return jnp.argmax(apply(params, inputs.nodes, inputs.edges, known), -1)
+        return jnp.argmax(apply(params, vectors(inputs), inputs.edges, known), -1)
 
     return Programs(
         jax.jit(trial.make_step(loss_fn), donate_argnums=0), jax.jit(predict)
@@ -186,12 +207,33 @@ class NodeRunner(trial.Runner):
             self._placed[key] = train.put(self.task.inputs(*key), self.mesh)
         return self._placed[key]
 
+    def _with_spread(self, cell: NodeCell, show: np.ndarray) -> Inputs:
+        """The inputs with the labels of some training nodes propagated."""
+        inputs, graph = self._inputs(cell), self.task.graph
+        spread = graphs.label_propagation(
+            graph.senders,
+            graph.receivers,
+            graph.labels,
+            self.task.pool[: cell.n][show],
+            len(graph.class_names),
+            steps=cell.propagated,
+        )
+        placed = train.put((show, spread.astype(np.float32)), self.mesh)
+        return inputs._replace(show=placed[0], spread=placed[1])
+
     def start(self, cell: NodeCell) -> trial.Job:
         """Parameters, step, and the graph as the batch of every update."""
         params = split_module(build(cell, self.task.graph, cell.seed))[1]
         step = programs(cell, self.task.graph).step
-        inputs = self._inputs(cell)
-        return trial.Job(params, step, lambda k: inputs, split=False)
+        if not cell.propagated:
+            inputs = self._inputs(cell)
+            return trial.Job(params, step, lambda k: inputs, split=False)
+        rng = np.random.default_rng([cell.seed, 9])
+        draws = [
+            self._with_spread(cell, rng.random(cell.n) < cell.shown)
+            for _ in range(_DRAWS)
+        ]
+        return trial.Job(params, step, lambda k: draws[k % _DRAWS], split=False)
 
     def costs(self, cell: NodeCell) -> dict[str, Any]:
         """Number of parameters."""
@@ -199,7 +241,10 @@ class NodeRunner(trial.Runner):
 
     def result(self, cell: NodeCell, params: Any) -> dict[str, Any]:
         """Accuracy on the held-out part."""
-        found = programs(cell, self.task.graph).predict(params, self._inputs(cell))
+        inputs = self._inputs(cell)
+        if cell.propagated:
+            inputs = self._with_spread(cell, np.ones(cell.n, bool))
+        found = programs(cell, self.task.graph).predict(params, inputs)
         return scored(self.task, np.asarray(found), cell.phase)
 
 

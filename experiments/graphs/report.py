@@ -212,6 +212,8 @@ def _wordnet(
         f"{_shown(rows):.0%} of the training labels are inputs and the others are to "
         "be said; for the test all are inputs. “Kinds of edges”: each head adds a "
         "learned number per kind of pointer (is-a, part, domain …) to the scores. "
+        "“Propagated labels”: the network also reads what label propagation along all "
+        "edges makes of the labels that are inputs. "
         "Classes nearly follow the pointers, so label propagation is the floor; along "
         "is-a alone it is a floor for those who know which kinds to trust. The "
         "learning rate was given, not chosen; what the baselines chose, they chose on "
@@ -268,13 +270,13 @@ def _shown(rows: Sequence[Row]) -> float:
     return max(row.config["shown"] for row in rows)
 
 
-def _ensemble(row: Row, right: Sequence[float] | None) -> str:
+def _ensemble(row: Row, right: Sequence[float] | None, digits: int) -> str:
     """Error of the mean of all seeds' predictions."""
     found = [r["metrics"].get("test_predictions") for r in row.records]
     if right is None or len(found) < 2 or any(f is None for f in found):
         return "–"
     mean = np.mean(found, axis=0)
-    return f"{float(np.sqrt(np.mean((mean - np.asarray(right)) ** 2))):.2f}"
+    return _figures(float(np.sqrt(np.mean((mean - np.asarray(right)) ** 2))), digits)
 
 
 def _molecules(
@@ -303,7 +305,10 @@ def _molecules(
                 (f"test RMSE{unit}", _shows("test_rmse", digits)),
                 (f"test MAE{unit}", _shows("test_mae", digits)),
                 ("R²", _shows("test_r2", 3)),
-                (f"RMSE of the seeds' mean{unit}", lambda row: _ensemble(row, right)),
+                (
+                    f"RMSE of the seeds' mean{unit}",
+                    lambda row: _ensemble(row, right, digits),
+                ),
                 (f"training RMSE{unit}", _shows("train_rmse", digits)),
                 *_recipe(),
             ],

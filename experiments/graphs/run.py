@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from experiments.common import graphs, molecules
@@ -158,7 +159,7 @@ def make_plans(experiment: Experiment) -> list[Plan]:
     Raises:
       DataError, ValueError: the data cannot be had; a bad value.
     """
-    makers = {
+    makers: dict[str, Callable[[Experiment], Plan]] = {
         "dictionary": dictionary_plan,
         "wordnet": wordnet_plan,
         "melting_point": functools.partial(molecule_plan, name="melting_point"),

@@ -73,8 +73,6 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     from experiments.graphs.functional import split_module
     from experiments.graphs.run import node_cell, wordnet_task
 
-    if hasattr(os, "sched_setaffinity"):  # one core, as a worker of the experiment has
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     keep_freed_memory()
     mesh = train.data_mesh()
     n = experiment.node_ns[0]
@@ -86,7 +84,7 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
             (count, experiment.node_features), np.float32
         )
         known = np.arange(min(n, count), dtype=np.int32)
-        edges = nodes.Edges(*graphs.attention_edges(graph))
+        edges = nodes.edges_of(graph)
         inputs = nodes.Inputs(features, edges, graph.labels, known)
     else:
         task = wordnet_task(experiment)
@@ -97,7 +95,8 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     params = split_module(nodes.build(cell, graph, 0))[1]
     state = train.put(train.init_state(params, trial.hyper_of(cell)), mesh)
     rng = train.put(jax.random.key(0), mesh)
-    step = nodes.programs(cell, graph).step.lower(state, placed, rng).compile()
+    jitted: Any = nodes.programs(cell, graph).step
+    step = jitted.lower(state, placed, rng).compile()
     memory = step.memory_analysis()
     seconds = []
     for _ in range(_UPDATES):
@@ -126,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--random-edges", type=int, default=_RANDOM_EDGES)
     options = parser.parse_args(argv)
     if options.one:
+        if hasattr(os, "sched_setaffinity"):  # one core, as a worker has
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
         experiment = dataclasses.replace(CPU, nodes=options.nodes)
         if options.nodes is not None:
             few = max(1, options.nodes // 4)
