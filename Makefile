@@ -81,7 +81,9 @@ figures: install ## Redraw report and figures from the committed results
 		$(BIN)/python -m experiments.sequence_labelling.maps --redraw \
 			experiments/sequence_labelling/results/$$task || exit 1; \
 	done
-	$(BIN)/python -m experiments.positions.report experiments/positions/results
+	for name in positions attention_as_conv attention_vs_rnn graphs; do \
+		$(BIN)/python -m experiments.$$name.report experiments/$$name/results || exit 1; \
+	done
 
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -1,20 +1,22 @@
-"""What is committed of the labelling experiments: reports follow from results."""
+"""What is committed of the experiments: reports follow from results."""
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import re
 
 import pytest
 
 from experiments.common.store import read_jsonl
-from experiments.positions.report import write_report as positions_report
-from experiments.sequence_labelling.report import write_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = [
     *sorted((ROOT / "experiments/sequence_labelling/results").iterdir()),
-    ROOT / "experiments/positions/results",
+    *(
+        ROOT / f"experiments/{name}/results"
+        for name in "positions attention_as_conv attention_vs_rnn graphs".split()
+    ),
 ]
 QUOTED = re.compile(r"\.\d{3,4} ± \.\d{3,4}")
 
@@ -23,8 +25,9 @@ QUOTED = re.compile(r"\.\d{3,4} ± \.\d{3,4}")
 def test_a_report_is_what_its_results_give(folder, tmp_path):
     for extra in folder.glob("*.json"):
         (tmp_path / extra.name).write_bytes(extra.read_bytes())
-    write = positions_report if "positions" in str(folder) else write_report
-    write(read_jsonl(folder / "results.jsonl"), tmp_path)
+    name = folder.relative_to(ROOT / "experiments").parts[0]
+    report = importlib.import_module(f"experiments.{name}.report")
+    report.write_report(read_jsonl(folder / "results.jsonl"), tmp_path)
     drawn = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert drawn == (folder / "report.md").read_text(encoding="utf-8")
     for figure in re.findall(r"\]\((\w+\.png)\)", drawn):
@@ -37,7 +40,7 @@ def test_every_value_that_is_quoted_stands_in_a_report():
     lines = [
         line
         for line in text.splitlines()
-        if "experiments.sequence_labelling" in line or "experiments.positions" in line
+        if "python -m experiments." in line and "data_scaling" not in line
     ]
     quotes = [quote for line in lines for quote in QUOTED.findall(line)]
     assert len(quotes) >= 8
