@@ -526,6 +526,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         for row in rows
         if row.config["n"] == largest and not _convolution(row.config)
     ]
+    fewer = [row.config for row in main if row.config["updates"] != config["updates"]]
     done = [row for row in rows if row.records]
     centred = [row for row in done if "centres" in row.records[0]["curves"]]
     text = [
@@ -540,7 +541,8 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "centres start from N(0, 2²). The ResNet is matched "
         "in parameters, not in FLOPs, as in the paper. Isotropic and learned encodings "
         "without content are applied to rows, then columns, and so cost less than the "
-        "generalised one.",
+        "generalised one."
+        + "".join(f" {_name(c)} had {c['updates']:,} updates only." for c in fewer),
         "",
         *_encodings(main, baselines),
         "",

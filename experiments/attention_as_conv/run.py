@@ -431,10 +431,11 @@ def make_studies(experiment: Experiment, task: str) -> dict[str, Study]:
             rates = experiment.learning_rates
         cell = cell_of(experiment, task, model, start, n)
         name = " ".join(filter(None, (model, start)))
+        content = model == "relative_content"
         studies[f"{name} n={n}"] = Study(
             f"{name} n={n}",
             tuple(dataclasses.replace(cell, learning_rate=rate) for rate in rates),
-            experiment.updates,
+            experiment.content_updates if content else experiment.updates,
             experiment.seeds,
             tuned_by=None if n == largest else studies[f"{name} n={largest}"],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,12 +63,14 @@ def number(summary: Summary | None, digits: int = 4) -> str:
 
     >>> number(summarize([0.5, 0.55, 0.6]), 2)
     '.55 ± .05'
+    >>> number(summarize([70.0, 70.5, 71.0]), 2)
+    '70.50 ± .50'
     """
     if summary is None:
         return "–"
 
     def short(value: float) -> str:
-        return f"{value:.{digits}f}".replace("0.", ".", 1)
+        return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
 
     if summary.std is None:
         return f"{short(summary.mean)} (1 seed)"

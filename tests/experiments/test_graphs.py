@@ -251,8 +251,8 @@ def test_nodes_are_learned_and_scored_on_their_own_part(node_task, tmp_path):
         found.start(node_cell(node_task, data="another"))
 
 
-def test_hidden_labels_reach_no_input(node_task):
-    """What the network is to say of a node is neither read nor propagated."""
+def test_labels_of_other_parts_are_neither_read_nor_learned(node_task):
+    """Validation and test labels change nothing in an update."""
     cell = node_cell(node_task)
     inputs = node_task.inputs(40, 4)
     show = np.zeros(40, bool)
