@@ -130,7 +130,7 @@ def train_step(
 
     def step(params: Any, opt_state: Any, tokens: Any, labels: Any, rng: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            logits = apply(params, tokens, rng).astype(jnp.float32)
+            logits = apply(params, tokens, rng=rng).astype(jnp.float32)
             each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return each.mean()
 

@@ -213,30 +213,6 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
     )
 
 
-def split_labeller(model: Labeller) -> tuple[Callable[..., jax.Array], Any]:
-    """Splits a labeller into ``apply(params, inputs, key_mask, rng=None)`` and params.
-
-    With ``rng`` dropout is on.
-    """
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    variables, rest = states
-    treedef = jax.tree.structure(variables)
-
-    def apply(
-        params: Any,
-        inputs: jax.Array,
-        key_mask: jax.Array,
-        rng: jax.Array | None = None,
-    ) -> jax.Array:
-        params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
-        if rng is None:
-            return nnx.merge(graphdef, params, rest)(inputs, key_mask)
-        module = nnx.merge(graphdef, params, train.redraw(rest, rng))
-        return module(inputs, key_mask, deterministic=False, rngs=nnx.Rngs(dropout=rng))
-
-    return apply, nnx.to_pure_dict(variables)
-
-
 def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy at each label, 0 at padding, and which labels are real."""
     real = labels != sequences.IGNORED
@@ -259,7 +235,7 @@ def make_train_step(apply: Callable[..., jax.Array], *, hides: bool) -> trial.St
             first = jnp.where(hidden, jnp.ones((), inputs.dtype), inputs[..., 0])
             inputs = inputs.at[..., 0].set(first)
         real = labels != sequences.IGNORED
-        logits = apply(params, inputs, real, dropout_rng)
+        logits = apply(params, inputs, real, rng=dropout_rng)
         losses, real = _losses(logits, labels)
         count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
         hits = ((jnp.argmax(logits, -1) == labels) & real).sum()
@@ -280,7 +256,7 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def programs(key: ProgramKey) -> Programs:
     """Builds, once for each key, the functions that train and predict."""
-    apply, _ = split_labeller(build_model(key, 0))
+    apply, _ = train.split_model(build_model(key, 0))
 
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Labels [B, T] and losses [B, T]."""
@@ -290,7 +266,7 @@ def programs(key: ProgramKey) -> Programs:
         ]
 
     return Programs(
-        lambda seed: split_labeller(build_model(key, seed))[1],
+        lambda seed: train.split_model(build_model(key, seed))[1],
         jax.jit(make_train_step(apply, hides=key.hides), donate_argnums=0),
         jax.jit(predict),
         apply,

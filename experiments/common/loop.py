@@ -219,7 +219,8 @@ def check(cell: Cell, dataset: Dataset, mesh: Mesh) -> None:
         key = _ProgramKey.of(cell, dataset, mesh, False, True)
         apply, params = train.split_model(build_model(key, 0))
         images = jnp.zeros((1, *key.image_shape))
-        return apply(params, images, jax.random.key(0) if cell.dropout_rate else None)
+        rng = jax.random.key(0) if cell.dropout_rate else None
+        return apply(params, images, rng=rng)
 
     try:
         jax.eval_shape(forward)

@@ -80,7 +80,7 @@ Apply = Callable[..., jax.Array]
 
 
 def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
-    """Splits a module once into a pure ``apply(params, images, rng=None)`` and params.
+    """Splits a module once into a pure ``apply(params, *inputs, rng=None)`` and params.
 
     ``params`` are nested dictionaries of arrays, by the names of the module's parts.
 
@@ -97,15 +97,13 @@ def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     leaves = jax.tree.leaves(variables)
     assert all(a is b for a, b in zip(jax.tree.leaves(params), leaves, strict=True))
 
-    def apply(
-        params: PyTree, images: jax.Array, rng: jax.Array | None = None
-    ) -> jax.Array:
+    def apply(params: PyTree, *inputs: Any, rng: jax.Array | None = None) -> jax.Array:
         params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
         if rng is None:
             module = nnx.merge(graphdef, params, rest)
-            return module(images, deterministic=True)
+            return module(*inputs, deterministic=True)
         module = nnx.merge(graphdef, params, redraw(rest, rng))
-        return module(images, deterministic=False, rngs=nnx.Rngs(dropout=rng))
+        return module(*inputs, deterministic=False, rngs=nnx.Rngs(dropout=rng))
 
     return apply, params
 
@@ -223,7 +221,7 @@ def make_train_step(
         )
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
-            logits = apply(params, images, dropout_rng if choice.dropout else None)
+            logits = apply(params, images, rng=dropout_rng if choice.dropout else None)
             logits = logits.astype(jnp.float32)
             return optax.softmax_cross_entropy(logits, labels).mean(), logits
 

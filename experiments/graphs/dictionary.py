@@ -20,9 +20,9 @@ import optax
 from flax import nnx
 
 from attn_jax.models.graph import Edges, GraphLabeller
+from attn_jax.models.positional import num_parameters
 from experiments.common import train, trial
 from experiments.graphs.cells import DictionaryCell
-from experiments.graphs.functional import count_parameters, split_module
 
 # Graphs that are held out for validation, and for the test.
 HELD_OUT = 500
@@ -94,7 +94,7 @@ def build(cell: DictionaryCell, seed: int) -> GraphLabeller:
 
 @functools.lru_cache(maxsize=8)
 def _programs(shape: tuple[Any, ...], cell: DictionaryCell) -> tuple[Any, Any]:
-    apply, _ = split_module(build(cell, 0))
+    apply, _ = train.split_model(build(cell, 0))
 
     def logits(params: Any, values: jax.Array, rng: jax.Array | None) -> jax.Array:
         nodes, edges = nodes_and_edges(values)
@@ -148,12 +148,12 @@ class DictionaryRunner(trial.Runner):
             ]
 
         return trial.Job(
-            split_module(build(cell, cell.seed))[1], programs(cell)[0], batch
+            train.split_model(build(cell, cell.seed))[1], programs(cell)[0], batch
         )
 
     def costs(self, cell: DictionaryCell) -> dict[str, Any]:
         """Number of parameters."""
-        return {"params": count_parameters(lambda: build(cell, 0))}
+        return {"params": num_parameters(nnx.eval_shape(lambda: build(cell, 0)))}
 
     def result(self, cell: DictionaryCell, params: Any) -> dict[str, Any]:
         """Accuracy on the training graphs, and on graphs never seen."""

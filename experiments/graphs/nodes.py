@@ -13,10 +13,10 @@ import optax
 from flax import nnx
 
 from attn_jax.models.graph import Edges, GraphLabeller
+from attn_jax.models.positional import num_parameters
 from experiments.common import graphs, train, trial
 from experiments.common.graphs import NodeGraph
 from experiments.graphs.cells import NodeCell
-from experiments.graphs.functional import count_parameters, split_module
 
 # Subsets of the training labels whose propagation a cell makes once and takes in turn.
 _DRAWS = 8
@@ -125,7 +125,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Programs:
-    apply, _ = split_module(_build(shape, num_kinds, num_classes, 0))
+    apply, _ = train.split_model(_build(shape, num_kinds, num_classes, 0))
     traits = dict(zip(_SHAPE, shape, strict=True))
     reads, shown = traits["reads_labels"], traits["shown"]
 
@@ -223,7 +223,7 @@ class NodeRunner(trial.Runner):
 
     def start(self, cell: NodeCell) -> trial.Job:
         """Parameters, step, and the graph as the batch of every update."""
-        params = split_module(build(cell, self.task.graph, cell.seed))[1]
+        params = train.split_model(build(cell, self.task.graph, cell.seed))[1]
         step = programs(cell, self.task.graph).step
         if not cell.propagated:
             inputs = self._inputs(cell)
@@ -237,7 +237,11 @@ class NodeRunner(trial.Runner):
 
     def costs(self, cell: NodeCell) -> dict[str, Any]:
         """Number of parameters."""
-        return {"params": count_parameters(lambda: build(cell, self.task.graph, 0))}
+        return {
+            "params": num_parameters(
+                nnx.eval_shape(lambda: build(cell, self.task.graph, 0))
+            )
+        }
 
     def result(self, cell: NodeCell, params: Any) -> dict[str, Any]:
         """Accuracy on the held-out part."""

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from attn_jax.models.graph import GraphRegressor
+from attn_jax.models.positional import num_parameters
 from experiments.common import molecules, train, trial
 from experiments.common.molecules import Molecules
 from experiments.graphs.cells import MoleculeCell
-from experiments.graphs.functional import count_parameters, split_module
 
 # Padded numbers of atoms; a batch holds molecules of one of them.
 LENGTHS = (16, 32, 128)
@@ -183,7 +183,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _programs(shape: tuple[Any, ...]) -> Programs:
-    apply, _ = split_module(_build(shape, 0))
+    apply, _ = train.split_model(_build(shape, 0))
     traits = dict(zip(_SHAPE, shape, strict=True))
     columns = list(_COLUMNS[traits["pairs"]])
 
@@ -239,13 +239,16 @@ class MoleculeRunner(trial.Runner):
             cell.seed,
             cell.phase,
         )
-        params = split_module(build(cell, cell.seed))[1]
+        params = train.split_model(build(cell, cell.seed))[1]
         return trial.Job(params, programs(cell).step, batches.__getitem__)
 
     def costs(self, cell: MoleculeCell) -> dict[str, Any]:
         """Number of parameters, and what was trained on."""
         count = len(self.task.part(cell.phase)[0])
-        return {"params": count_parameters(lambda: build(cell, 0)), "n": count}
+        return {
+            "params": num_parameters(nnx.eval_shape(lambda: build(cell, 0))),
+            "n": count,
+        }
 
     def predict(
         self, cell: MoleculeCell, params: Any, indices: np.ndarray

@@ -70,7 +70,6 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     from experiments.common import train, trial
     from experiments.common.memory import keep_freed_memory
     from experiments.graphs import nodes
-    from experiments.graphs.functional import split_module
     from experiments.graphs.run import node_cell, wordnet_task
 
     keep_freed_memory()
@@ -92,7 +91,7 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
         cell = node_cell(experiment, graph, name, n)
         inputs = task.inputs(n, experiment.node_features)
     placed = train.put(inputs, mesh)
-    params = split_module(nodes.build(cell, graph, 0))[1]
+    params = train.split_model(nodes.build(cell, graph, 0))[1]
     state = train.put(train.init_state(params, trial.hyper_of(cell)), mesh)
     rng = train.put(jax.random.key(0), mesh)
     jitted: Any = nodes.programs(cell, graph).step

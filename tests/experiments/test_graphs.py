@@ -28,7 +28,6 @@ from experiments.graphs import (
     timing,
 )
 from experiments.graphs.cells import DictionaryCell, MoleculeCell, NodeCell
-from experiments.graphs.functional import split_module
 
 NOUNS = """\
   1 This is the licence.
@@ -258,7 +257,7 @@ def test_labels_of_other_parts_are_neither_read_nor_learned(node_task):
     show = np.zeros(40, bool)
     show[:20] = True
     step = nodes.programs(cell, node_task.graph).step
-    params = split_module(nodes.build(cell, node_task.graph, 0))[1]
+    params = train.split_model(nodes.build(cell, node_task.graph, 0))[1]
     frozen = dataclasses.replace(cell, learning_rate=1e-30, weight_decay=0.0)
     other = np.array(inputs.labels)
     outside = np.setdiff1d(np.arange(90), node_task.pool[:40])
@@ -354,7 +353,7 @@ def test_rows_that_fill_a_batch_up_change_no_gradient(molecule_task):
     step = regression.programs(cell).step
     losses = []
     for rows in (8, 16):
-        params = split_module(regression.build(cell, 0))[1]
+        params = train.split_model(regression.build(cell, 0))[1]
         state = train.init_state(params, trial.hyper_of(cell))
         batch = molecule_task.batch(indices, rows, "tune")
         state, metrics = step(state, batch, jax.random.key(0))
@@ -371,19 +370,19 @@ def test_steps_lower_for_accelerators(node_task, molecule_task):
     for step, params, cell, batch in (
         (
             nodes.programs(node, node_task.graph).step,
-            split_module(nodes.build(node, node_task.graph, 0))[1],
+            train.split_model(nodes.build(node, node_task.graph, 0))[1],
             node,
             node_task.inputs(40, 4),
         ),
         (
             regression.programs(molecule).step,
-            split_module(regression.build(molecule, 0))[1],
+            train.split_model(regression.build(molecule, 0))[1],
             molecule,
             molecule_task.batch(molecule_task.train[:3], 8, "tune"),
         ),
         (
             dictionary.programs(lookup)[0],
-            split_module(dictionary.build(lookup, 0))[1],
+            train.split_model(dictionary.build(lookup, 0))[1],
             lookup,
             dictionary.lookup_graphs(3, 16, "train"),
         ),
