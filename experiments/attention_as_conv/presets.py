@@ -116,10 +116,10 @@ class Experiment:
 
 QUICK = Experiment(
     allow_fallback=True,
-    ns=(100, 400),
+    ns=(100, 200),
     seeds=1,
-    updates=30,
-    content_updates=30,
+    updates=20,
+    content_updates=20,
     learning_rates=(2e-2,),
     resnet_rates=(1e-2,),
     patch=4,

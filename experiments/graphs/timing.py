@@ -1,6 +1,6 @@
 """Time and memory of an update on a whole graph, each measured in a fresh process.
 
-`python -m experiments.graphs.timing FOLDER` trains every model of WordNet for a few
+`python -m experiments.graphs.timing FOLDER` trains the models of WordNet for a few
 updates, and one on a random graph of a million edges, and writes timing.json into the
 folder, which the report reads.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import graphs
-from experiments.graphs.presets import CPU, WORDNET, Experiment
+from experiments.graphs.presets import CPU, Experiment
 from experiments.graphs.report import TIMING
 
 RANDOM = "gatv2, random graph"
@@ -57,7 +57,7 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     """Times updates of one model in this process.
 
     Args:
-      name: a key of `WORDNET`, or `RANDOM`.
+      name: a model of WordNet, or `RANDOM`.
       experiment: sizes.
       random_edges: edges of the random graph.
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(found))
         return 0
     rows = []
-    for name in (*WORDNET, RANDOM):
+    for name in (*CPU.node_models, RANDOM):
         command = [sys.executable, "-m", "experiments.graphs.timing"]
         command += [str(options.folder), "--one", name]
         command += ["--random-edges", str(options.random_edges)]
