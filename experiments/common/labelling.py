@@ -213,6 +213,20 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
     )
 
 
+@functools.lru_cache(maxsize=64)
+def serves_length(key: ProgramKey, length: int) -> bool:
+    """Whether the parameters of a model serve sequences of another length as well.
+
+    A table of positions, for one, has a row for each position of training and no more.
+    """
+
+    def shapes(key: ProgramKey) -> Any:
+        state = nnx.state(nnx.eval_shape(lambda: build_model(key, 0)))
+        return jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
+
+    return shapes(key) == shapes(dataclasses.replace(key, max_length=length))
+
+
 def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy at each label, 0 at padding, and which labels are real."""
     real = labels != sequences.IGNORED
@@ -318,13 +332,22 @@ class LabelRunner(trial.Runner):
             )
 
     def predict(
-        self, cell: LabelCell, params: Any, part: Part
+        self,
+        cell: LabelCell,
+        params: Any,
+        part: Part,
+        lengths: tuple[int, ...] | None = None,
     ) -> tuple[list[np.ndarray], float]:
-        """Labels for every sequence of a part, and the mean loss."""
-        program = programs(program_key(cell, self.data))
+        """Labels for every sequence of a part, and the mean loss.
+
+        Sequences are padded to ``lengths``, by default those of the training batches.
+        """
+        lengths = self.data.lengths if lengths is None else lengths
+        key = dataclasses.replace(program_key(cell, self.data), max_length=lengths[-1])
+        program = programs(key)
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(part)
         total = 0.0
-        for indices, batch in sequences.in_order(part, self.data.lengths, cell.tokens):
+        for indices, batch in sequences.in_order(part, lengths, cell.tokens):
             labels, losses = program.predict(
                 params, train.put(batch, self.mesh, "data")
             )
@@ -376,6 +399,15 @@ class LabelRunner(trial.Runner):
         found = scores(held_out, predicted)
         result |= {f"{prefix}_{name}": value for name, value in found.items()}
         result[f"{prefix}_loss"] = loss
+        whole, lengths = self.data.whole_test, self.data.whole_lengths
+        if (
+            not tune
+            and whole is not None
+            and serves_length(program_key(cell, self.data), lengths[-1])
+        ):
+            predicted, _ = self.predict(cell, params, whole, lengths)
+            found = scores(whole, predicted)
+            result |= {f"test_whole_{name}": value for name, value in found.items()}
         return result
 
     def _knows_less(self, cell: LabelCell) -> bool:

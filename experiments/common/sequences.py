@@ -93,6 +93,8 @@ class SequenceData:
       train, validation, test: the parts.
       lengths: padded lengths that batches of this task have, ascending.
       has_unknown: whether the first id of a vector is a word, and 1 an unknown one.
+      whole_test: the sequences of ``test`` uncut, where that part holds pieces of
+        them; else None.
     """
 
     name: str
@@ -105,11 +107,12 @@ class SequenceData:
     test: Part
     lengths: tuple[int, ...]
     has_unknown: bool = False
+    whole_test: Part | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
+        for name in ("train", "validation", "test", "whole_test"):
             part = getattr(self, name)
-            for i, y in enumerate(part.labels):
+            for i, y in enumerate(part.labels if part else ()):
                 if y.min() < 0 or y.max() >= len(self.class_names):
                     raise ValueError(
                         f"{name}.labels[{i}] must be in "
@@ -120,6 +123,17 @@ class SequenceData:
     def max_length(self) -> int:
         """The longest sequence that a batch holds."""
         return self.lengths[-1]
+
+    @property
+    def whole_lengths(self) -> tuple[int, ...]:
+        """Padded lengths for ``whole_test``: one for its shorter half, one for all."""
+        if self.whole_test is None:
+            return ()
+        found = self.whole_test.lengths
+        sizes = {int(np.median(found)), int(found.max())}
+        return tuple(
+            sorted({-(-n // self.max_length) * self.max_length for n in sizes})
+        )
 
     def describe(self) -> str:
         """One line: which data, from where, how many, classes, hash."""

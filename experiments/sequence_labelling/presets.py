@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from experiments.common.sequence_tasks import TASKS
 
 BODIES = ("window", "cnn", "gru", "lstm", "transformer")
 
 
-def body_of(name: str) -> tuple[str, int | None]:
-    """Splits "window:W" into body and window; other models have none.
+def traits_of(name: str) -> dict[str, Any]:
+    """What the name of a model says of its cells.
 
-    >>> body_of("window:5"), body_of("gru")
-    (('window', 5), ('gru', None))
+    Raises:
+      ValueError: there is no such model.
+
+    >>> traits_of("window:5"), traits_of("gru")
+    ({'model': 'window', 'window': 5}, {'model': 'gru'})
+    >>> traits_of("transformer:32+4")["left"]
+    32
     """
-    body, _, window = name.partition(":")
-    return body, int(window) if window else None
-
-
-def _known(name: str) -> bool:
-    body, _, window = name.partition(":")
-    return body in BODIES and (window.isdigit() if body == "window" else not window)
+    body, _, size = name.partition(":")
+    if body in BODIES and not size and body != "window":
+        return {"model": body}
+    if body == "window" and re.fullmatch(r"\d+", size):
+        return {"model": body, "window": int(size)}
+    if body == "transformer" and (sides := re.fullmatch(r"(\d+)\+(\d+)", size)):
+        left, right = map(int, sides.groups())
+        truncated = {"attention": "truncated", "left": left, "right": right}
+        return {"model": body} | truncated
+    raise ValueError(
+        "models must be window:W, cnn, gru, lstm, transformer or transformer:L+R, got "
+        f"{name!r}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +53,8 @@ class Experiment:
         "transformer",
     )
     """Compared on the whole training part: "window:W" (fully connected over W vectors
-    on either side; 0 = each by itself), cnn, gru, lstm, transformer."""
+    on either side; 0 = each by itself), cnn, gru, lstm, transformer, and
+    "transformer:L+R" (self-attention truncated to L vectors before and R after)."""
     windows: tuple[int, ...] = ()
     """Windows whose accuracy, parameters and overfitting are drawn as a curve."""
     heads: tuple[int, ...] = ()
@@ -90,11 +104,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for name, ok, expected in (
             ("task", self.task in TASKS, f"one of {', '.join(TASKS)}"),
-            (
-                "models",
-                bool(self.models) and all(map(_known, self.models)),
-                "at least one of window:W, cnn, gru, lstm, transformer",
-            ),
+            ("models", bool(self.models), "at least one"),
             ("models", len(set(self.models)) == len(self.models), "names once each"),
             ("seeds", self.seeds >= 1, "at least 1"),
             ("num_heads", self.num_heads >= 1, "at least 1"),
@@ -116,6 +126,8 @@ class Experiment:
                 raise ValueError(
                     f"{name} must be {expected}, got {getattr(self, name)!r}."
                 )
+        for model in self.models:
+            traits_of(model)
         for heads in (*self.heads, self.num_heads):
             if self.dim % heads:
                 raise ValueError(
@@ -140,7 +152,7 @@ SMOKE = Experiment(
 SMOKE_PHONES = dataclasses.replace(
     SMOKE,
     task="toy_phones",
-    models=("window:1", "transformer"),
+    models=("window:1", "transformer", "transformer:4+2"),
     contexts=((4, 2),),
     tokens=1024,
 )
@@ -181,7 +193,7 @@ POS_FINE = dataclasses.replace(
 
 PHONES = Experiment(
     task="phones",
-    models=("transformer", "window:5", "gru", "cnn", "window:0"),
+    models=("transformer", "window:5", "gru", "cnn", "window:0", "transformer:32+32"),
     contexts=((8, 0), (8, 4), (32, 4), (64, 64)),
     scores=("dot_product",),
     positions=("rope", "none"),

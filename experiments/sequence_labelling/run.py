@@ -13,17 +13,16 @@ from experiments.common.driver import Plan
 from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.sequences import SequenceData
 from experiments.common.studies import Study
-from experiments.sequence_labelling.presets import Experiment, body_of
+from experiments.sequence_labelling.presets import Experiment, traits_of
 
 
 def base_cell(
     experiment: Experiment, task: str, model: str, **traits: Any
 ) -> LabelCell:
     """The cell of a model with the experiment's settings; ``traits`` go before them."""
-    body, window = body_of(model)
+    named = traits_of(model)
     common: dict[str, Any] = dict(
         task=task,
-        model=body,
         seed=0,
         phase="tune",
         updates=experiment.tune_updates,
@@ -33,8 +32,8 @@ def base_cell(
         mlp_dim=2 * experiment.dim,
         id_dropout=experiment.id_dropout,
         dropout_rate=experiment.dropout_rate,
-        window=window,
     )
+    body = named["model"]
     if body == "cnn":
         common["kernel"] = experiment.kernel
     if body == "transformer":
@@ -43,7 +42,7 @@ def base_cell(
             num_heads=experiment.num_heads,
             positions=experiment.encoding,
         )
-    cell = LabelCell(**(common | traits))
+    cell = LabelCell(**(common | named | traits))
     return dataclasses.replace(cell, attention_sha256=attention_digest(cell.attention))
 
 
@@ -83,8 +82,8 @@ def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
     windows = [name for name in experiment.models if name.startswith("window:")]
     for window in experiment.windows:
         # The rate of the widest of those that were tuned.
-        like = max(windows, key=lambda name: body_of(name)[1] or 0, default="window:W")
-        vary(f"sweep window={window}", f"window:{window}", like)
+        widest = max(windows, key=lambda name: traits_of(name)["window"], default=None)
+        vary(f"sweep window={window}", f"window:{window}", widest or "window:W")
     for left, right in experiment.contexts:
         vary(
             f"context {left}+{right}",

@@ -125,6 +125,46 @@ def test_an_interrupted_cell_ends_as_if_nothing_had_been(data, tmp_path, capsys)
     assert f"{metrics['test_accuracy']:.4f}"[1:] in text
 
 
+def test_speech_is_scored_on_whole_utterances_beside_its_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(sequence_tasks, "CROP", 64)
+    data = sequence_tasks.load_task("toy_phones")
+    assert data.max_length == 64 and max(data.whole_lengths) == 128
+    assert data.whole_test.lengths.sum() == data.test.lengths.sum()
+    assert len(data.whole_test) < len(data.test)
+    alone = dataclasses.replace(CELL, task="toy_phones", window=0, id_dropout=0.0)
+    near = dataclasses.replace(alone, window=40)
+    learned = dataclasses.replace(
+        alone,
+        model="transformer",
+        window=None,
+        num_heads=2,
+        attention="dot_product",
+        positions="learned",
+    )
+    trained = runner(data, tmp_path)
+    found = []
+    for cell in (alone, near, learned):
+        assert trained.run(cell)
+        found.append(trained.store.get(cell.config())["metrics"])
+    # A vector by itself is labelled alike wherever it is cut; its neighbours are not.
+    assert found[0]["test_whole_accuracy"] == found[0]["test_accuracy"]
+    assert found[0]["test_whole_accuracy_speech"] == found[0]["test_accuracy_speech"]
+    assert "test_whole_accuracy" in found[1]
+    for cell, alike in ((alone, True), (near, False)):
+        params = labelling.programs(labelling.program_key(cell, data)).initial_params(0)
+        random = np.random.default_rng(0)
+        params = jax.tree.map(
+            lambda x: jnp.asarray(random.standard_normal(x.shape), x.dtype),  # noqa: B023
+            params,
+        )
+        pieces, _ = trained.predict(cell, params, data.test)
+        whole, _ = trained.predict(cell, params, data.whole_test, data.whole_lengths)
+        same = np.array_equal(np.concatenate(pieces), np.concatenate(whole))
+        assert same == alike, cell.window
+    # A table of 64 positions says nothing of the 65th: no score, not a wrong one.
+    assert not any("whole" in name for name in found[2])
+
+
 def test_padding_and_other_rows_change_no_gradient():
     apply = lambda params, x, real, rng: x * params["w"]  # noqa: E731
     step = jax.jit(labelling.make_train_step(apply, hides=False))
