@@ -100,7 +100,7 @@ def _models(arguments: argparse.Namespace) -> str:
             f"{row['model']:<8}{row['size']:<10}{image:<10}{row['params']:>13,}"
             f"{row['flops'] / 1e6:>12,.1f}"
         )
-    lines += ["", "MFLOP: of the compiled forward pass of one image, 10 classes."]
+    lines += ["", "MFLOP: of the forward pass of one image, 10 classes."]
     return "\n".join(lines)
 
 
@@ -271,8 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     sizes = commands.add_parser(
         "models",
         help="show the models' named sizes with parameters and FLOPs",
-        description="Compile every named size for one image, and show its parameters "
-        "and the FLOPs of its forward pass. Takes a minute or two; trains nothing.",
+        description="Trace every named size for one image, and show its parameters "
+        "and the FLOPs of its forward pass. Takes some seconds; trains nothing.",
     )
     sizes.add_argument("--json", action="store_true", help="print JSON")
     sizes.set_defaults(run=_models)

@@ -24,8 +24,9 @@ class Flops(NamedTuple):
     Attributes:
       products: of matrix products and convolutions, a multiply-add as two.
       other: of everything else, one an element.
-      exact: False if some loop's length depends on data, so that its body was counted
-        once and the program does at least so many.
+      exact: False if the program does at least so many: a loop's length depends on
+        data, so that its body was counted once, or what a call outside of JAX does (a
+        library's kernel, a callback) cannot be seen.
     """
 
     products: int
@@ -60,6 +61,14 @@ _FREE = frozenset(
     """.split()
 )
 
+# Calls of code that has no jaxpr.
+_OPAQUE = frozenset(
+    """
+    custom_call cudnn_fusion ffi_call io_callback pure_callback
+    dot_product_attention_fwd_wrapper dot_product_attention_bwd_wrapper
+    """.split()
+)
+
 # One an element of what goes in, not of what comes out.
 _BY_INPUT = frozenset(
     """
@@ -85,13 +94,18 @@ def _dot_general(eqn: Any) -> int:
 
 
 def _convolution(eqn: Any) -> int:
-    """Every output as a full product with the kernel, also where padding is zero."""
+    """Every output as a full product with the kernel, also where padding is zero.
+
+    The zeros between the elements of a dilated input (as in the gradient of a
+    convolution with strides) are left out.
+    """
     numbers = eqn.params["dimension_numbers"]
     kernel = eqn.invars[1].aval.shape
-    # The kernel's input-feature axis is already divided by feature_group_count.
+    # The kernel's input-feature axis is already divided by feature_group_count, and
+    # the output's batch axis by batch_group_count.
     per_output = _size(kernel) // kernel[numbers.rhs_spec[0]]
-    batch_groups = eqn.params["batch_group_count"]
-    return 2 * _size(eqn.outvars[0].aval.shape) * per_output // batch_groups
+    dilation = _size(eqn.params["lhs_dilation"])
+    return 2 * _size(eqn.outvars[0].aval.shape) * per_output // dilation
 
 
 def _fft(eqn: Any) -> int:
@@ -140,6 +154,10 @@ def _of_equation(eqn: Any) -> Flops:
     if name == "while":
         body = _of_jaxpr(params["body_jaxpr"])._plus(_of_jaxpr(params["cond_jaxpr"]))
         return body._replace(exact=False)
+    if name == "custom_linear_solve":  # the others are its transpose and its check
+        return _of_jaxpr(params["jaxprs"].solve)
+    if name in _OPAQUE:
+        return _NOTHING._replace(exact=False)
     if name == "cond":
         return max(map(_of_jaxpr, params["branches"]), key=lambda flops: flops.total)
     if name == "shard_map":
@@ -153,7 +171,10 @@ def _of_equation(eqn: Any) -> Flops:
         return Flops(0, _size(eqn.invars[2].aval.shape))
     if name in _FREE:
         return _NOTHING
-    if name in _BY_INPUT or name.startswith("reduce_window"):
+    if name.startswith("reduce_window"):
+        window = _size(params["window_dimensions"])
+        return Flops(0, window * sum(_size(x.aval.shape) for x in eqn.outvars))
+    if name in _BY_INPUT:
         return Flops(0, sum(_size(x.aval.shape) for x in eqn.invars if _is_float(x)))
     inner = list(core.jaxprs_in_params(params))
     if inner:  # jit, checkpoint, custom_jvp_call, custom_vjp_call, ...
@@ -176,15 +197,20 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
     | what | counts |
     |---|---|
-    | matrix product, convolution | 2 a multiply-add; zeros of padding included |
+    | matrix product | 2 a multiply-add, for each entry of its batch |
+    | convolution | 2 a multiply-add of an output with its kernel, of one group's |
+    | | channels where there are groups; zeros of padding are multiplied too, as \
+usual, those between the elements of a dilated input are not |
     | other arithmetic on floating-point numbers, exp and tanh too | 1 an element |
     | reduction, cumulative sum | 1 an element of its input |
+    | pooling | 1 an element of each window |
     | fft of n points | 5 n log₂ n |
     | Cholesky, LU, QR, ..., triangular solve | the textbook's leading term |
     | integers, comparisons, selection, copies, conversions, sorting | nothing |
     | `scan`, `lax.map`, `fori_loop` of known length | the body, as often as it runs |
     | `cond` | its dearest branch |
     | `while_loop` | its body once, and the result is not `exact` |
+    | calls without a jaxpr (cuDNN, ffi, callbacks) | nothing; not `exact` |
     | custom_vjp, custom_jvp, checkpoint, jit | what is inside |
     | shard_map | the work of all devices |
 

@@ -104,6 +104,47 @@ def test_convolution(groups):
     assert counted == Flops(2 * (2 * 8 * 8 * 6) * (3 * 3 * 4 // groups), 0)
 
 
+def test_the_gradient_of_a_convolution_costs_it_twice():
+    # 8 by 8 outputs; the padded input's gradient, of a kernel of one, reads no padding.
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (2, 2),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        ).sum()
+
+    x, kernel = _struct(3, 15, 15, 4), _struct(1, 1, 2, 6)
+    once = 2 * (3 * 8 * 8 * 6) * 2
+    assert count_flops(conv, x, kernel).products == once
+    of_kernel = count_flops(jax.grad(conv, 1), x, kernel).products
+    assert of_kernel == 2 * once
+    # 15 and not 16 places a side, of which a quarter is no zero of the dilation.
+    of_input = count_flops(jax.grad(conv, 0), x, kernel).products
+    assert of_input == once + 2 * (3 * 15 * 15 * 4) * 3 // 4
+
+
+def test_pooling_counts_its_windows():
+    def pool(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3), (2, 2), "VALID")
+
+    assert count_flops(pool, _struct(9, 9)) == Flops(0, 4 * 4 * 9)
+
+
+def test_what_cannot_be_seen_is_not_exact():
+    def called(x):
+        return jax.pure_callback(lambda x: x, x, x)
+
+    assert count_flops(called, _struct(3, 4)) == Flops(0, 0, exact=False)
+
+
+def test_a_linear_solve_counts_once():
+    solve = count_flops(jnp.linalg.solve, _struct(6, 6), _struct(6, 2)).products
+    assert solve == int(2 / 3 * 6**3) + 2 * 6**2 * 2
+
+
 def test_fft():
     assert count_flops(jnp.fft.fft, _struct(3, 8)).products == 3 * 5 * 8 * 3
     assert count_flops(jnp.fft.rfft, _struct(3, 8)).products == 3 * 5 * 8 * 3

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.attention_as_conv.run import flops_of
 from experiments.common import stats
 from experiments.common.plots import PALETTE, Series, curve, save_figure
 from experiments.common.stats import Summary, summarize
 from experiments.common.store import Record
 from experiments.common.tables import Row, number, redraw, rows_of, table
+from experiments.data_scaling.tasks import shape_of
 
 NAMES = {
     "quadratic": "attention, quadratic (isotropic)",
@@ -366,7 +368,7 @@ def _encodings(
         ("parameters", lambda row: f"{row.first('params') or 0:,}"),
         (
             "forward MFLOPs an image",
-            lambda row: f"{(row.first('flops') or 0) / 1e6:.1f}",
+            lambda row: f"{(_flops(row) or 0) / 1e6:.1f}",
         ),
         ("learning rate", lambda row: f"{row.config['learning_rate']:g}"),
         ("diverged", lambda row: str(row.diverged)),
@@ -380,6 +382,12 @@ def _encodings(
                 + " – |" * (len(columns) - 2)
             )
     return lines
+
+
+def _flops(row: Row) -> float | None:
+    """FLOPs of one image as they are counted now, else as they were stored."""
+    known = shape_of(row.config["task"])
+    return row.first("flops") if known is None else flops_of(row.config, *known)
 
 
 def _tried(records: Sequence[Record]) -> list[str]:

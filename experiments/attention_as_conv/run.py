@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -366,10 +366,17 @@ def model_cost(
 ) -> models.Cost:
     """Parameters and FLOPs of a model's shape, see `attn_jax.models.cost`."""
     cell = dataclasses.replace(_example(shape), dtype="float32")
-    # A loop over blocks would be counted as one of its turns.
-    more = {} if cell.model == "resnet" else {"implementation": "reference"}
-    model = nnx.eval_shape(lambda: build_model(cell, image_shape, num_classes, **more))
+    model = nnx.eval_shape(lambda: build_model(cell, image_shape, num_classes))
     return models.cost(model, image_shape)
+
+
+def flops_of(
+    config: Mapping[str, Any], image_shape: tuple[int, int, int], num_classes: int
+) -> float:
+    """FLOPs of one image in the model of a stored config."""
+    values = (config[name] for name in _SHAPE)
+    shape = tuple(tuple(v) if isinstance(v, list) else v for v in values)
+    return model_cost(shape, image_shape, num_classes).flops
 
 
 # ----------------------------------------------------------------- the plan

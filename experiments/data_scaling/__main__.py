@@ -1,7 +1,7 @@
 """Self-attention against convolution as the number of training images grows.
 
 `python -m experiments.data_scaling --preset quick` trains a ViT, a ResNet and a
-hybrid of matched FLOPs on nested subsets of real images and writes results.jsonl,
+hybrid of near FLOPs on nested subsets of real images and writes results.jsonl,
 report.md, curve.png and gap.png. `--help` lists every setting. A run that was
 interrupted, by whatever, goes on where it was when started again.
 

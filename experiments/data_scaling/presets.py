@@ -75,7 +75,7 @@ class Experiment:
     models: tuple[str, ...] = ("vit", "resnet", "hybrid")
     """Families: vit, resnet, hybrid, mlp; "family:size" for another size than SIZE."""
     size: Literal["mu", "ti", "s", "b"] = "mu"
-    """Size of every family; sizes are matched in FLOPs."""
+    """Size of every family; within a size FLOPs are near (`attn_jax models`)."""
     patch: int | None = None
     """Side of the ViT's patches in pixels; by default the size's where it divides the
     image, else the largest that leaves at least 4 x 4."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -25,9 +26,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
+from attn_jax import models
 from experiments.common import plots, scenes, stats
+from experiments.common.config import attention_digest
 from experiments.common.store import Record, ResultsStore, export_jsonl, read_jsonl
+from experiments.data_scaling.tasks import SCENES_NAME, shape_of
 
 MODELS = {
     "vit": "ViT",
@@ -71,10 +76,6 @@ _EQUAL = 1.1  # updates within this ratio count as equal: whole passes are round
 _FEW_SEEDS = 10  # below it, a bootstrap interval is noticeably too narrow
 _MOST_GAPS = 6  # lines that a gap figure can hold
 _WITHOUT_CENTRE = "reading the rim without the centre"
-_SCENES = re.compile(
-    r"scenes-(?P<rule>\w+)-(?P<grid>\d+)x\d+-(?P<cells>\d+)cells-"
-    r"(?P<classes>\d+)classes-(?P<item>\d+)px"
-)
 
 
 @dataclasses.dataclass
@@ -209,7 +210,7 @@ class Section:
     @property
     def scene(self) -> re.Match[str] | None:
         """What the task's name says of composed scenes; None for other tasks."""
-        found = _SCENES.match(self.task)
+        found = SCENES_NAME.match(self.task)
         return found if found and found["rule"] in scenes.TASKS else None
 
     @property
@@ -334,6 +335,7 @@ def make_sections(
     records: Sequence[Record], *, main_task: str = MAIN_TASK
 ) -> list[Section]:
     """Sort records into sections and lines; the main task comes first."""
+    records = [_recounted(r) for r in records]
     finals = [r for r in records if r["config"].get("phase") == "final"]
     baselines = [r for r in records if r["config"].get("phase") == "baseline"]
     tune = [r for r in records if r["config"].get("phase") == "tune"]
@@ -360,6 +362,56 @@ def make_sections(
             str(sorted(s.keys.items(), key=str)),
         ),
     )
+
+
+def forward_flops(config: Mapping[str, Any]) -> int | None:
+    """Count the FLOPs of one image in the model of a config, without its data.
+
+    None where they cannot be counted: the images are of a file of one's own, or the
+    file of an attention variant is not what it was.
+    """
+    shape = shape_of(str(config.get("task")))
+    names = ("model", "size", "attention", "attention_sha256", "patch")
+    return shape and _forward_flops(*shape, *(config.get(name) for name in names))
+
+
+@functools.lru_cache(maxsize=64)
+def _forward_flops(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    model: str,
+    size: str,
+    attention: str | None,
+    digest: str | None,
+    patch: int | None,
+) -> int | None:
+    def make() -> nnx.Module:
+        return models.build(
+            model,
+            size,
+            image_shape=image_shape,
+            num_classes=num_classes,
+            attention=attention,
+            overrides={} if patch is None else {"patch": patch},
+            rngs=nnx.Rngs(0),
+        )
+
+    try:
+        if attention_digest(attention) != digest:
+            return None
+        return models.cost(nnx.eval_shape(make), image_shape).flops
+    except (OSError, ValueError):  # a model or variant that is no more
+        return None
+
+
+def _recounted(record: Record) -> Record:
+    """The record with FLOPs as they are counted now, by one counter for all."""
+    if "flops" not in record["metrics"]:
+        return record
+    flops = forward_flops(record["config"])
+    if flops is None:
+        return record
+    return record | {"metrics": record["metrics"] | {"flops": flops}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1098,8 +1150,10 @@ def _sizes(section: Section) -> list[str]:
             + (f", parameters × {ratios['params']:.2f}." if "params" in ratios else ".")
         )
     text.append(
-        "- FLOPs are those of the compiled forward pass for one image. Images per "
-        "second and minutes are what the machines at hand gave, other work included."
+        "- FLOPs are those of one image's forward pass as "
+        "`attn_jax.flops.count_flops` counts them now, whatever a record holds. Images "
+        "per second and minutes are what the machines at hand gave, other work "
+        "included."
     )
     return [*text, ""]
 

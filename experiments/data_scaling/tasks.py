@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from typing import Literal
 
 from experiments.common import data
 from experiments.common.data import Dataset
 from experiments.common.scenes import chance_level, make_scenes, num_labels
+
+_SHAPES = {
+    "fashion_mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "digits": ((8, 8, 1), 10),
+}
+
+#: What the name of a task says of composed scenes.
+SCENES_NAME = re.compile(
+    r"scenes-(?P<rule>\w+)-(?P<grid>\d+)x\d+-(?P<cells>\d+)cells-"
+    r"(?P<classes>\d+)classes-(?P<item>\d+)px"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,3 +121,23 @@ def task_name(task: str, scenes: Scenes) -> str:
     if (scenes.pool, scenes.test) != (default.pool, default.test):
         name += f"-pool{scenes.pool}-test{scenes.test}"
     return name
+
+
+def shape_of(task: str) -> tuple[tuple[int, int, int], int] | None:
+    """Shape of a task's images and number of its classes, without its data.
+
+    None for a file of one's own, which alone knows.
+
+    >>> shape_of("scenes-pointer-3x3-4cells-10classes-14px")
+    ((42, 42, 1), 10)
+    """
+    found = SCENES_NAME.match(task)
+    if found is None:
+        return _SHAPES.get(task)
+    if task.endswith("-digits"):  # the fallback
+        return None
+    grid, item, cells, classes = (
+        int(found[name]) for name in ("grid", "item", "cells", "classes")
+    )
+    labels = num_labels(found["rule"], cells=cells, item_classes=classes)
+    return (grid * item, grid * item, 1), labels

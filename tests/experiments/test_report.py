@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from attn_jax import models
 from experiments.common.store import ResultsStore, config_hash
 from experiments.data_scaling import report
 
@@ -15,6 +17,13 @@ SIZES = (100, 1_000, 10_000, 30_000)
 VIT = {n: 0.95 - 2.0 * n**-0.45 for n in SIZES}  # overtakes
 CNN = {n: 0.93 - 1.2 * n**-0.40 for n in SIZES}
 SCENES = "scenes-pointer-3x3-4cells-10classes-10px"
+
+
+@pytest.fixture(autouse=True)
+def flops_as_stored(request, monkeypatch):
+    """Records here say what they like of their FLOPs."""
+    if "recounted" not in request.node.name:
+        monkeypatch.setattr(report, "forward_flops", lambda config: None)
 
 
 def record(status="done", provenance=None, curves=None, wall_time_s=60.0, **fields):
@@ -162,6 +171,31 @@ def test_sizes_say_how_they_are_matched(tmp_path):
     written = text(apart, tmp_path)
     assert "forward FLOPs × 2.22 (**not matched**" in written
     assert "(ratio outside 1.25) for ViT-mu / ResNet-mu (× 2.22)" in written
+
+
+def test_flops_are_recounted_whatever_a_record_holds(tmp_path):
+    def cost(model, n=100, **more):
+        return [final(model, n, s, 0.8, m_flops=1.0, **more) for s in range(3)]
+
+    records = [*cost("vit", patch=7), *cost("resnet")]
+    written = text(records, tmp_path)
+    expected = [
+        models.cost(
+            models.build(
+                name, "mu", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0)
+            ),
+            (28, 28, 1),
+        ).flops
+        for name in ("vit", "resnet")
+    ]
+    assert f"forward FLOPs × {expected[0] / expected[1]:.2f}" in written
+    assert (tmp_path / "results.jsonl").read_text().count('"flops": 1.0') == 6
+    # Of these nobody but the record knows the shape, or the variant.
+    for more in (
+        dict(task="npz:mine@0123"),
+        dict(attention="gone.py:attend", attention_sha256="0"),
+    ):
+        assert report.forward_flops(cost("vit", **more)[0]["config"]) is None
 
 
 def test_the_receptive_field_of_the_cnn_stands_beside_attention(tmp_path):
