@@ -341,8 +341,9 @@ class _FlaxCall:
                     "deterministic=True for evaluation."
                 )
         # A variant that is random by nature draws once; its weights, where they are
-        # sown, come from the same draw as its output.
-        if variant.stochastic:
+        # sown, come from the same draw as its output. One that can do without, as by
+        # noise for training, does without where all is deterministic.
+        if variant.stochastic and (variant.needs_rng or not deterministic):
             operands["rng"] = self._next_rng(dropout_rng if drops else None)
         elif drops:
             operands["rng"] = dropout_rng

@@ -248,7 +248,7 @@ def multi_head(
                     f"attention variant {variant.name!r} needs `params`; make them "
                     "with `multi_head_init(variant, rng, num_heads, head_dim)`."
                 )
-        if rng is None and variant.stochastic:
+        if rng is None and variant.needs_rng:
             raise ValueError(
                 f"attention variant {variant.name!r} is random and needs `rng`, a "
                 "`jax.random.key(...)`."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-__all__ = ["ARGUMENTS", "CAPABILITIES", "Variant"]
+__all__ = ["ARGUMENTS", "CAPABILITIES", "Variant", "read_flags"]
 
 CAPABILITIES: tuple[str, ...] = (
     "bias",
@@ -31,9 +32,52 @@ ARGUMENTS: dict[str, str] = {
 """The argument of a function that shows a capability, where one does."""
 
 
+def read_flags(fn: Callable[..., Any]) -> dict[str, bool]:
+    """What the signature of an attention function says of it.
+
+    An argument of `ARGUMENTS` that it takes by name is one that it can honour. Two
+    kinds of randomness are told apart by name, too. `rng` draws what the function
+    *is*, such as its random features: it is `stochastic`. It is so even where the
+    argument has a default, which then means "without": noise for training. Where there
+    is `dropout_rate` besides, `rng=None` is the key of dropout alone, unless
+    `dropout_rng` is there for it. A required `rng` beside `dropout_rate` and without
+    `dropout_rng` cannot serve both: dropout is then not claimed.
+
+    Args:
+      fn: the function.
+
+    Returns:
+      The flags of `ARGUMENTS`, and "stochastic"; all False if the signature cannot be
+      read.
+
+    >>> read_flags(lambda query, key, value, bias=None, *, rng: value)["stochastic"]
+    True
+    """
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return dict.fromkeys((*ARGUMENTS, "stochastic"), False)
+    flags = {flag: argument in parameters for flag, argument in ARGUMENTS.items()}
+    rng = parameters.get("rng")
+    required = rng is not None and rng.default is rng.empty
+    apart = "dropout_rng" in parameters
+    flags["stochastic"] = rng is not None and (
+        required or apart or not flags["dropout"]
+    )
+    flags["dropout"] &= apart or not required
+    return flags
+
+
+_READ: Any = None  # a flag that is not said: the function's signature says it
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """What the machinery needs to know about one attention function.
+
+    Flags of the arguments that a function takes (`bias`, `mask`, `key_mask`, `causal`,
+    `dropout`, `stochastic`) are read from its signature by `read_flags`. To say one is
+    for a function that takes an argument and refuses it: `bias=False`.
 
     Attributes:
       name: key in `VARIANTS`, or how a user's function was named.
@@ -46,13 +90,16 @@ class Variant:
       causal: whether it takes `is_causal`.
       cross: whether T may differ from S.
       value_dim: whether V may differ from H.
-      dropout: whether it takes `dropout_rate` (with `rng`).
+      dropout: whether it takes `dropout_rate`, with `rng`, or with `dropout_rng` where
+        `rng` draws something else.
       exact: whether it computes softmax(scale · Q Kᵀ + bias) V exactly.
       time: cost in time, as O(...).
       memory: additional memory, as O(...).
       paper: arXiv number or other reference.
       summary: one line on what it does.
-      stochastic: whether it needs `rng` even without dropout.
+      stochastic: whether `rng` draws what it is, and not what it drops out: drawn per
+        head, and shared by all examples of a batch. If `rng` has a default, the
+        function does without, and layers give it in training alone.
       arrays: the same function on whole arrays [B, T, N, H], with the same options, or
         None; `multi_head` takes it on CPU, where its own loop over heads and blocks is
         faster than one around `fn`, for calls without `params`, `rng` and dropout.
@@ -76,25 +123,36 @@ class Variant:
     name: str
     fn: Callable[..., jax.Array]
     init: Callable[..., Any] | None = None
-    bias: bool = False
-    mask: bool = False
-    key_mask: bool = False
-    causal: bool = False
+    bias: bool = _READ
+    mask: bool = _READ
+    key_mask: bool = _READ
+    causal: bool = _READ
     cross: bool = False
     value_dim: bool = False
-    dropout: bool = False
+    dropout: bool = _READ
     exact: bool = False
     time: str = "unknown"
     memory: str = "unknown"
     paper: str = ""
     summary: str = ""
-    stochastic: bool = False
+    stochastic: bool = _READ
     shared_axes: bool = False
     arrays: Callable[..., jax.Array] | None = None
     equivariant: bool = False
     approximates: Callable[..., jax.Array] | None = None
     knob: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
     trial: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, read in read_flags(self.fn).items():
+            if getattr(self, name) is _READ:
+                object.__setattr__(self, name, read)
+
+    @property
+    def needs_rng(self) -> bool:
+        """Whether it cannot do without `rng`."""
+        rng = inspect.signature(self.fn).parameters.get("rng")
+        return rng is not None and rng.default is rng.empty
 
     def capabilities(self) -> dict[str, bool]:
         """What the variant can do, by the names in `CAPABILITIES`."""

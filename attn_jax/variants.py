@@ -86,6 +86,11 @@ def require(variant: Variant, capability: str) -> None:
         return
     if variant.name in VARIANTS:
         advice = ""
+    elif capability == "dropout" and "dropout_rate" in _names(variant.fn):
+        advice = (
+            " Your function needs `rng` also without dropout, so it does not say what "
+            "draws what: it gains dropout by a key of its own, `dropout_rng=None`."
+        )
     elif capability in ARGUMENTS:
         advice = f" Your function gains it by an argument `{ARGUMENTS[capability]}`."
     else:
@@ -94,6 +99,11 @@ def require(variant: Variant, capability: str) -> None:
         f"attention variant {variant.name!r} cannot honour {_WHAT[capability]}; "
         f"variants that can: {', '.join(able)}.{advice}"
     )
+
+
+def _names(fn: Callable[..., Any]) -> list[str]:
+    """Names of a function's arguments."""
+    return list(inspect.signature(fn).parameters)
 
 
 def _signature(fn: Callable[..., Any], name: str) -> inspect.Signature:
@@ -124,10 +134,8 @@ def _from_function(
     fn: Callable[..., Any], name: str, init: Callable[..., Any] | None = None
 ) -> Variant:
     """Makes the record of a user's function from its signature."""
-    parameters = _signature(fn, name).parameters
+    _signature(fn, name)
     document = inspect.getdoc(fn) or ""
-    rng = parameters.get("rng")
-    flags: dict[str, Any] = {flag: ARGUMENTS[flag] in parameters for flag in ARGUMENTS}
     return Variant(
         name=name,
         fn=fn,
@@ -135,9 +143,6 @@ def _from_function(
         cross=True,
         value_dim=True,
         summary=document.split("\n")[0] or "a function of yours",
-        stochastic=rng is not None
-        and (rng.default is rng.empty or "dropout_rate" not in parameters),
-        **flags,
     )
 
 

@@ -654,13 +654,11 @@ def test_random_variant_draws_where_it_is_merged():
 
 
 def test_random_variant_with_a_frozen_state_draws_by_the_dropout_key():
-    def noisy(query, key, value, *, rng, dropout_rate=0.0):
+    def noisy(query, key, value, *, rng, dropout_rng=None, dropout_rate=0.0):
         return value + jax.random.normal(rng, value.shape, value.dtype)
 
     settings = {"dropout_rate": 0.1, "keep_rngs": False}
-    layer = _noisy_layer(
-        dataclasses.replace(resolve(noisy), stochastic=True), **settings
-    )
+    layer = _noisy_layer(noisy, **settings)
     graph, state = nnx.split(layer)
 
     @jax.jit

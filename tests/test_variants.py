@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import sys
 
 import jax.numpy as jnp
 import pytest
 
 from attn_jax.attention.softmax import dot_product
-from attn_jax.variants import VARIANTS, Variant, require, resolve, variants_with
+from attn_jax.variants import (
+    ARGUMENTS,
+    VARIANTS,
+    Variant,
+    require,
+    resolve,
+    variants_with,
+)
 
 SOURCE = '''
 """A file of a user's own."""
@@ -91,6 +99,37 @@ def test_callables_of_other_kinds_resolve():
     variant = resolve(Attention())
     assert variant.mask and not variant.bias
     assert variant.stochastic  # takes rng for something other than dropout
+
+
+def test_every_row_says_what_its_signature_says():
+    for name, variant in VARIANTS.items():
+        takes = inspect.signature(variant.fn).parameters
+        for flag, argument in ARGUMENTS.items():
+            assert getattr(variant, flag) == (argument in takes), (name, flag)
+        for_dropout_alone = "dropout_rate" in takes and "dropout_rng" not in takes
+        assert variant.stochastic == ("rng" in takes and not for_dropout_alone), name
+        assert variant.dropout <= bool({"rng", "dropout_rng"} & set(takes)), name
+    assert VARIANTS["sinkhorn"].stochastic and not VARIANTS["sinkhorn"].needs_rng
+    assert VARIANTS["performer"].needs_rng and not VARIANTS["dot_product"].stochastic
+
+
+def test_what_draws_what_is_read_from_names():
+    def both(query, key, value, *, rng, dropout_rng=None, dropout_rate=0.0):
+        return value
+
+    def unclear(query, key, value, *, rng, dropout_rate=0.0):
+        return value
+
+    def dropout(query, key, value, *, rng=None, dropout_rate=0.0):
+        return value
+
+    found = {fn: resolve(fn) for fn in (both, unclear, dropout)}
+    assert [found[fn].stochastic for fn in found] == [True, True, False]
+    assert [found[fn].dropout for fn in found] == [True, False, True]
+    with pytest.raises(ValueError, match="by a key of its own, `dropout_rng=None`"):
+        require(found[unclear], "dropout")
+    # What a function takes and refuses can be said.
+    assert not Variant(name="mine", fn=dropout, dropout=False).dropout
 
 
 @pytest.mark.parametrize(

@@ -643,7 +643,6 @@ def blockwise(
     is_causal: bool = False,
     local_window_size: int | tuple[int, int] | None = None,
     block_size: int | None = None,
-    dropout_rate: float = 0.0,
 ) -> jax.Array:
     """Dot-product attention in O(T + S) memory, exact, forward and backward.
 
@@ -676,13 +675,12 @@ def blockwise(
         `jax.nn.dot_product_attention`.
       block_size: number of queries (of keys, in the backward pass) in a block at most;
         None chooses.
-      dropout_rate: must be 0: this function has no dropout.
 
     Returns:
       [T, V], in the dtype of the inputs.
 
     Raises:
-      ValueError: on wrong shapes, a block size below 1, a wrong window, or dropout.
+      ValueError: on wrong shapes, a block size below 1, or a wrong window.
       TypeError: on wrong dtypes, such as a float mask.
 
     Reference: Dao et al., 2022, arXiv:2205.14135; Rabe and Staats, 2021,
@@ -693,11 +691,6 @@ def blockwise(
     [[2.5], [2.5], [2.5], [2.5], [2.5], [2.5]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
-    if dropout_rate:
-        raise ValueError(
-            "`blockwise` has no dropout on the attention weights (got `dropout_rate`="
-            f"{dropout_rate}); use `dot_product`, or drop out the output instead."
-        )
     out = blockwise_arrays(
         query[None, :, None],
         key[None, :, None],

@@ -181,7 +181,8 @@ def sinkhorn(
       value: [T, V].
       params: {"hidden": [H, H], "out": [H, at least B]} from `sinkhorn_init`.
       rng: random key of the Gumbel noise that the paper adds in training; None for no
-        noise.
+        noise. Layers give one in training calls alone, so a deterministic forward pass
+        has no noise.
       key_mask: bool [T], True = a real token, or None. Padding gives zeros.
       scale: factor of the scores; None means 1/√H.
       is_causal: whether query t attends only to keys s ≤ t.

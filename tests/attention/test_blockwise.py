@@ -214,8 +214,6 @@ def test_no_queries_or_no_keys():
 
 
 def test_bad_options_are_named(arrays):
-    with pytest.raises(ValueError, match="no dropout.*0.1.*use `dot_product`"):
-        blockwise(**arrays, dropout_rate=0.1)
     with pytest.raises(ValueError, match="`block_size` must be at least 1, but is 0"):
         blockwise(**arrays, block_size=0)
     with pytest.raises(TypeError, match="`mask` must be bool"):
