@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import errors, linen, nnx
 
-from attn_jax import VARIANTS, multi_head, resolve
+from attn_jax import VARIANTS, multi_head
 from attn_jax.layers import (
     AttentionFn,
     LinenAttentionFn,
