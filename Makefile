@@ -89,7 +89,7 @@ lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in ran
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		uv==$(UV_VERSION)
 	$(BIN)/python -m uv pip compile setup.cfg --extra experiments --extra ode --extra dev \
-		--universal --python-version 3.11 --fork-strategy fewest \
+		--universal --python-version 3.11 --fork-strategy requires-python \
 		--generate-hashes $(if $(UPGRADE),--upgrade) --quiet \
 		--custom-compile-command 'make lock' --output-file requirements.lock
 

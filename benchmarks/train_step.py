@@ -172,11 +172,9 @@ def split_ours(setting: Setting, devices: int) -> Call:
     devices there are is fixed when JAX starts, and would change the other rows.
     """
     asked = json.dumps(dataclasses.asdict(setting))
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags += f" --xla_force_host_platform_device_count={devices}"
     child = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.train_step", "--serve", asked],
-        env=os.environ | {"XLA_FLAGS": flags.strip()},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
+import runpy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-# The suite is hundreds of programs that run once: compiling them is nearly all of its
-# time. Without most optimisations and without XLA's newer emitters of fusions they
-# compile several times faster, and compute the same. By the environment, so that the
-# processes that tests start do so too. (XLA ends the process on a flag that it does not
-# know: try this one anew with each jaxlib.)
-_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
-if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EMITTERS}".strip()
+# By the environment, so that the processes that tests start compile quickly too; this
+# one has imported jax already.
+_QUICK = runpy.run_path(str(Path(__file__).with_name("quick_compilation.py")))
+os.environ |= _QUICK["environment"]()
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_traceback_in_locations_limit", 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import attn_jax
 
@@ -37,12 +39,28 @@ def requirements() -> dict[str, list[Requirement]]:
     }
 
 
-def locked() -> dict[str, Requirement]:
-    """Read requirements.lock: one entry for each name, without its hashes."""
+def locked() -> dict[str, list[Requirement]]:
+    """Read requirements.lock: the entries of each name, without their hashes."""
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     entries = re.findall(r"^(\S+==[^\\\n]+?)\s*(?:\\)?$", text, flags=re.MULTILINE)
-    found = [Requirement(entry) for entry in entries]
-    return {canonicalize_name(entry.name): entry for entry in found}
+    found: dict[str, list[Requirement]] = {}
+    for entry in map(Requirement, entries):
+        found.setdefault(canonicalize_name(entry.name), []).append(entry)
+    return found
+
+
+def locked_for(python: str) -> dict[str, list[Version]]:
+    """What requirements.lock installs on one version of Python."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    return {
+        name: [
+            Version(pin.version)
+            for entry in entries
+            if entry.marker is None or entry.marker.evaluate(environment)
+            for pin in entry.specifier
+        ]
+        for name, entries in locked().items()
+    }
 
 
 def imported(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -78,16 +96,32 @@ def test_ranges_admit_the_locked_versions(extra: str) -> None:
     for requirement in requirements()[extra]:
         name = canonicalize_name(requirement.name)
         assert name in lock, f"{name} is not in requirements.lock: make lock"
-        (pin,) = lock[name].specifier
-        assert requirement.specifier.contains(pin.version), (
-            f"{requirement} does not admit {name}=={pin.version}: make lock"
-        )
+        for entry in lock[name]:
+            (pin,) = entry.specifier
+            assert requirement.specifier.contains(pin.version), (
+                f"{requirement} does not admit {name}=={pin.version}: make lock"
+            )
 
 
-def test_lock_pins_each_name_once_with_hashes_and_no_peers() -> None:
+@pytest.mark.parametrize(
+    ("python", "series"),
+    [("3.11", "0.10"), ("3.12", "0.12"), ("3.13", "0.12"), ("3.14", "0.12")],
+)
+def test_lock_has_the_newest_jax_that_a_python_can_have(python, series) -> None:
+    lock = locked_for(python)
+    assert all(len(pins) <= 1 for pins in lock.values()), lock
+    for name in ["jax", "jaxlib"]:
+        (pin,) = lock[name]
+        assert f"{pin.major}.{pin.minor}" == series
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (versions,) = re.findall(r"^PYTHON_VERSIONS := (.*)$", makefile, flags=re.M)
+    assert python in versions.split()
+
+
+def test_lock_pins_with_hashes_and_no_peers() -> None:
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     entries = re.split(r"\n(?=[a-z])", text)[1:]
-    assert len(entries) == len(locked()) > 30
+    assert len(entries) == sum(map(len, locked().values())) > 30
     for entry in entries:
         assert re.match(r"\S+==[\w.]+", entry), entry
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
@@ -152,6 +186,27 @@ def test_no_registry_address_and_no_machine_path_is_tracked() -> None:
         for number, line in enumerate(lines, start=1):
             found = forbidden.search(line)
             assert not found, f"{path.relative_to(ROOT)}:{number}: {found}"
+
+
+def test_xla_flags_are_set_in_one_place_that_knows_which_jaxlib_has_them(
+    tmp_path: Path,
+) -> None:
+    place = ROOT / "tests" / "quick_compilation.py"
+    flag = "--" + "xla_cpu_use_fusion_emitters=false"
+    assert flag in place.read_text(encoding="utf-8")
+    for path in tracked():
+        if path != place and (path.suffix in {".py", ".cfg", ".toml", ""}):
+            assert "--" + "xla_" not in path.read_text(encoding="utf-8"), path
+    # XLA itself says what it knows: it ends the process on what it does not.
+    clean = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    begin = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
+    tried = subprocess.run(
+        begin, cwd=tmp_path, env=clean | {"XLA_FLAGS": flag}, capture_output=True
+    )
+    found = subprocess.run(
+        [sys.executable, place, "env"], env=clean, capture_output=True, text=True
+    )
+    assert (f"XLA_FLAGS={flag}\n" in found.stdout) == (tried.returncode == 0)
 
 
 def test_make_help_is_the_default_and_lists_every_target() -> None:

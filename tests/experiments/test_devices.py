@@ -37,12 +37,10 @@ def start(npz, out, *more, devices=1):
         "--batch-size", "8", "--vit.learning-rates", "1e-3", "3e-3",
         *more,
     ]  # fmt: skip
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *args],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,44 @@
+"""Variables of the environment with which programs compile quickly.
+
+The tests run so: they are hundreds of programs that run once, and compiling them is
+nearly all of their time. What is computed stays the same. For another command:
+
+    python tests/quick_compilation.py COMMAND ARGUMENT ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from jaxlib.version import __version_info__ as jaxlib_version
+
+
+def xla_flags() -> list[str]:
+    """Flags of XLA that help and that this jaxlib has.
+
+    XLA ends the process on a flag that it does not know: nothing else sets any, and a
+    test holds these against jaxlib itself.
+    """
+    if jaxlib_version < (0, 11, 1):
+        return ["--xla_cpu_use_fusion_emitters=false"]
+    return []  # the newer emitters of fusions have no alternative any more
+
+
+def environment() -> dict[str, str]:
+    """The variables; what XLA_FLAGS holds already stays, and wins."""
+    held = os.environ.get("XLA_FLAGS", "").split()
+    names = {flag.partition("=")[0] for flag in held}
+    ours = [flag for flag in xla_flags() if flag.partition("=")[0] not in names]
+    return {
+        # Without most optimisations programs compile several times faster.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+        "XLA_FLAGS": " ".join([*held, *ours]),
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    os.execvpe(sys.argv[1], sys.argv[1:], os.environ | environment())
