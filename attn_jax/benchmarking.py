@@ -390,7 +390,8 @@ def _check_options(setting: Setting, variants: Sequence[Variant]) -> None:
         taken |= set(inspect.signature(variant.fn).parameters)
         if variant.init is not None:
             taken |= set(list(inspect.signature(variant.init).parameters)[2:])
-    taken -= {"query", "key", "value", "bias", "mask", "key_mask", "params", "rng"}
+    taken -= {"query", "key", "value", "bias", "mask", "key_mask", "params"}
+    taken -= {"rng", "dropout_rng"}
     for name in setting.options:
         if name not in taken:
             raise ValueError(

@@ -483,7 +483,7 @@ def hash_step(
     Args:
       cache: of the positions before; `hash_state` makes the first.
       position: int32 [], t.
-      query: [..., H], with the leading axes of the cache, which share the rotations.
+      query: [..., H], with the leading axes of the cache.
       key: [..., H].
       value: [..., V].
       rng: random key of the rotations, the same at every step.
@@ -510,9 +510,14 @@ def hash_step(
     position = jnp.asarray(position, jnp.int32)
     flat = (query.reshape(-1, head_dim), key.reshape(-1, head_dim))
     x, unit = (part.reshape(*batch, head_dim) for part in _shared(*flat, None))
-    bucket = lsh_buckets(
-        x.reshape(-1, head_dim), rng, num_buckets=num_buckets, num_rounds=rounds
-    ).reshape(rounds, *batch)
+    buckets = functools.partial(
+        lsh_buckets, num_buckets=num_buckets, num_rounds=rounds
+    )
+    if rng.ndim == 0 or not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        bucket = buckets(x.reshape(-1, head_dim), rng).reshape(rounds, *batch)
+    else:
+        heads = x.reshape(-1, *x.shape[-2:])
+        bucket = jax.vmap(buckets, (1, 0), 2)(heads, rng).reshape(rounds, *batch)
     own = jax.nn.one_hot(bucket, num_buckets, dtype=jnp.int32)
     tile = (own * cache.counts).sum(axis=-1) // tile_size
     past = (jnp.arange(length) < position)[(None,) * (len(batch) + 1)]

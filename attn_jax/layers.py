@@ -13,7 +13,9 @@ What the two layers hand over, and what becomes of it:
   tracing, they turn the whole output into NaN rather than into a wrong answer.
 * `dropout_rate`, `dropout_rng`, `deterministic`, `broadcast_dropout`: dropout on the
   attention weights where the variant can, else an error. `broadcast_dropout=True`
-  (Flax's default) drops the same weights in every example and head.
+  (Flax's default) drops the same weights in every example and head. It says nothing
+  about what a random variant *is*, such as its random features: that is drawn once a
+  head, for all examples.
 * `dtype`: query, key, value and the variant's parameters are cast to it. The softmax
   runs in float32 whatever it is, so `force_fp32_for_softmax` holds always.
 * `precision`: the precision of every matrix product of the variant, forward and
@@ -64,7 +66,10 @@ Options = tuple[tuple[str, Any], ...]
 VariantLike = str | Callable[..., jax.Array] | Variant
 
 # Arguments of a variant that the layer supplies at every call.
-_SUPPLIED = ("query", "key", "value", "bias", "mask", "key_mask", "params", "rng")
+_SUPPLIED = (
+    *("query", "key", "value", "bias", "mask", "key_mask", "params"),
+    *("rng", "dropout_rng"),
+)
 
 
 def _checked_options(variant: Variant, options: Mapping[str, Any]) -> Options:
@@ -107,7 +112,7 @@ def _check_implementation(
             f"`implementation` must be None or one of {', '.join(known)}, but is "
             f"{implementation!r}."
         )
-    if variant.fn is not dot_product:
+    if variant.base is not dot_product:
         raise ValueError(
             "`implementation` chooses how 'dot_product' is computed; attention variant "
             f"{variant.name!r} has one way alone, so leave it out."
@@ -345,16 +350,13 @@ class _FlaxCall:
         # noise for training, does without where all is deterministic.
         if variant.stochastic and (variant.needs_rng or not deterministic):
             operands["rng"] = self._next_rng(dropout_rng if drops else None)
-        elif drops:
-            operands["rng"] = dropout_rng
+        if drops:
+            operands["dropout_rng"] = dropout_rng
 
-        def attend(variant: Variant, options: Mapping[str, Any], operands: Any) -> Any:
-            if broadcast_dropout and "rng" in operands:
-                # multi_head would give every example and head a key of its own.
-                fn = functools.partial(variant.fn, rng=operands["rng"])
-                variant = dataclasses.replace(variant, fn=fn, stochastic=False)
-                operands = {k: v for k, v in operands.items() if k != "rng"}
-            return multi_head(variant, map_heads=self.map_heads)(**operands, **options)
+        def attend(options: Mapping[str, Any], operands: Any) -> Any:
+            return multi_head(variant, map_heads=self.map_heads)(
+                **operands, **options, broadcast_dropout=broadcast_dropout
+            )
 
         def run(call: Callable[[Any], jax.Array]) -> jax.Array:
             out = _with_precision(call, precision)(operands)
@@ -373,7 +375,7 @@ class _FlaxCall:
 
             def reveal(operands: Any) -> Any:
                 identity = _identity_values(operands["key"])
-                return attend(variant, revealing, {**operands, "value": identity})
+                return attend(revealing, {**operands, "value": identity})
 
             weights = jnp.swapaxes(run(reveal), -2, -3)
             if isinstance(module, nnx.Module):
@@ -384,7 +386,7 @@ class _FlaxCall:
             return run(fast)
         if drops:
             options["dropout_rate"] = dropout_rate
-        return run(functools.partial(attend, variant, options))
+        return run(functools.partial(attend, options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -588,6 +590,8 @@ def as_attention_fn(
     if max_length is not None and record.init is not None:
         if "max_length" in inspect.signature(record.init).parameters:
             init_options = {"max_length": max_length, **(init_options or {})}
+    if implementation is not None:
+        options = {**record.options, **options}
     checked = _checked_options(record, options)
     _check_implementation(record, checked, implementation)
     if record.init is None and not record.stochastic:

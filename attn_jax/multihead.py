@@ -105,12 +105,15 @@ def _check_options(variant: Variant, options: Mapping[str, Any]) -> dict[str, An
     """Checks options against the function's signature; drops those that ask nothing."""
     parameters = inspect.signature(variant.fn).parameters
     reserved = ("query", "key", "value", "bias", "mask", "key_mask", "params", "rng")
+    reserved += ("dropout_rng",)
     if options.get("is_causal"):
         require(variant, "causal")
     if options.get("dropout_rate"):
         require(variant, "dropout")
     kept = {}
     for name, given in options.items():
+        if name == "is_causal" and not given and variant.options.get(name):
+            continue  # it is causal, whatever a layer says by default
         if name in parameters and name not in reserved:
             kept[name] = given
         elif name in ("is_causal", "dropout_rate") and not given:
@@ -178,10 +181,14 @@ def multi_head(
 
     Returns:
       `f(query[B, T, N, H], key[B, S, K, H], value[B, S, K, V], bias=None, mask=None,
-      *, key_mask=None, params=None, rng=None, **options) -> [B, T, N, V]`, where bias
-      and mask are [B or 1, N or 1, T or 1, S or 1], key_mask is [B, S], the leaves of
-      params lead with N, rng is split over batch and heads (unused by a function that
-      is not random), and options are the function's own, checked by its signature.
+      *, key_mask=None, params=None, rng=None, dropout_rng=None,
+      broadcast_dropout=False, **options) -> [B, T, N, V]`, where bias and mask are
+      [B or 1, N or 1, T or 1, S or 1], key_mask is [B, S], the leaves of params lead
+      with N, and options are the function's own, checked by its signature. What a
+      random function is, `rng` draws once a head, for all examples: where a sequence
+      stands in the batch is nothing to it. Dropout is drawn from `dropout_rng` (or
+      `rng`, where nothing else is drawn) for every example and head, or once for all
+      with `broadcast_dropout`.
 
     Raises:
       ValueError: (most from `f`) on wrong shapes or a capability that `fn` lacks.
@@ -208,6 +215,8 @@ def multi_head(
         key_mask: jax.Array | None = None,
         params: Any = None,
         rng: jax.Array | None = None,
+        dropout_rng: jax.Array | None = None,
+        broadcast_dropout: bool = False,
         **options: Any,
     ) -> jax.Array:
         sizes = _check_arrays(query, key, value, bias, mask, key_mask)
@@ -254,13 +263,32 @@ def multi_head(
                 "`jax.random.key(...)`."
             )
 
+        # Two kinds of randomness: what the variant is, and what it drops out.
+        if not variant.stochastic:
+            rng, dropout_rng = None, rng if dropout_rng is None else dropout_rng
+        of_dropout = "dropout_rng" if "dropout_rng" in takes else "rng"
+        if variant.stochastic and of_dropout == "rng":
+            if options.get("dropout_rate"):
+                raise ValueError(
+                    f"attention variant {variant.name!r} draws by `rng` what it is, so "
+                    "dropout needs a key of its own: an argument `dropout_rng=None`."
+                )
+            dropout_rng = None
+        if of_dropout not in takes:
+            dropout_rng = None
+
         # The form on whole arrays serves only where it can be given all that is asked.
         whole = variant.arrays
         if whole is not None:
-            asked = {n for n, given in options.items() if n != "dropout_rate" or given}
-            known = set(inspect.signature(whole).parameters)
-            random = rng is not None and "rng" in takes
-            if asked - known or params is not None or random:
+            given_options = {**variant.options, **options}
+            for_whole = {
+                n: given
+                for n, given in given_options.items()
+                if n != "dropout_rate" or given
+            }
+            known = set(inspect.signature(whole).parameters) - {*_LAYOUTS, "key_mask"}
+            random = rng is not None or dropout_rng is not None
+            if for_whole.keys() - known or params is not None or random:
                 whole = None
         how = map_heads
         if how == "auto":
@@ -268,9 +296,8 @@ def multi_head(
             large = num_queries * num_keys >= least
             how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
         if how == "loop" and whole is not None:
-            options = {name: options[name] for name in asked}
             out = whole(
-                query, key, value, bias, given_mask, key_mask=key_mask, **options
+                query, key, value, bias, given_mask, key_mask=key_mask, **for_whole
             )
             expected = (batch, num_queries, num_heads, sizes["V"])
             if jnp.shape(out) != expected:
@@ -321,10 +348,16 @@ def multi_head(
                 lambda leaf: _split_heads(leaf, num_kv_heads, 0), params
             )
             varies["params"] = (False, True, True)
-        if rng is not None and "rng" in takes:
-            keys = jax.random.split(rng, (batch, num_heads))
-            operands["rng"] = _split_heads(keys, num_kv_heads, 1)
-            varies["rng"] = (True, True, True)
+        if rng is not None:
+            keys = jax.random.split(rng, num_heads)
+            operands["rng"] = _split_heads(keys, num_kv_heads, 0)
+            varies["rng"] = (False, True, True)
+        if dropout_rng is not None:
+            if not broadcast_dropout:
+                keys = jax.random.split(dropout_rng, (batch, num_heads))
+                dropout_rng = _split_heads(keys, num_kv_heads, 1)
+            operands[of_dropout] = dropout_rng
+            varies[of_dropout] = (not broadcast_dropout,) * 3
 
         def one_head(operands: Operands) -> jax.Array:
             arguments = dict(operands)

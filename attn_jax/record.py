@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-__all__ = ["ARGUMENTS", "CAPABILITIES", "Variant", "read_flags"]
+__all__ = ["ARGUMENTS", "CAPABILITIES", "Bound", "Variant", "read_flags"]
 
 CAPABILITIES: tuple[str, ...] = (
     "bias",
@@ -66,6 +67,71 @@ def read_flags(fn: Callable[..., Any]) -> dict[str, bool]:
     )
     flags["dropout"] &= apart or not required
     return flags
+
+
+def _init_options(init: Callable[..., Any]) -> tuple[str, ...]:
+    """What an `init` takes beside `rng` and `head_dim`."""
+    return tuple(inspect.signature(init).parameters)[2:]
+
+
+# What only the caller has, so no option; but `functools.partial` may bind it as well.
+_OPERANDS = ("query", "key", "value")
+_CARRIED = ("bias", "mask", "key_mask", "params", "rng", "dropout_rng", "dropout_rate")
+
+
+class Bound(functools.partial):
+    """A `functools.partial` by name alone, equal to one of the same options.
+
+    Equality lets compiled programs be shared between two that were made apart.
+    """
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.func.__name__}({_told(self.keywords)})"
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Bound)
+            and self.func == other.func
+            and list(self.keywords) == list(other.keywords)
+            and all(map(_same, self.keywords.values(), other.keywords.values()))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.func, tuple(self.keywords)))
+
+
+def _bound(fn: Callable[..., Any], options: Mapping[str, Any]) -> Bound:
+    """A function with options bound to it, over those that it has."""
+    if isinstance(fn, functools.partial) and not fn.args:
+        fn, options = fn.func, {**fn.keywords, **options}
+    return Bound(fn, **dict(sorted(options.items())))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two options are equal; arrays are if they are one."""
+    try:
+        hash(one), hash(other)
+    except TypeError:
+        return one is other
+    return type(one) is type(other) and bool(one == other)
+
+
+def _told(options: Mapping[str, Any]) -> str:
+    """Options as they stand in a name: of arrays and the like the kind alone."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return ", ".join(
+        f"{name}={value!r}" if isinstance(value, plain) else f"{name}=..."
+        for name, value in sorted(options.items())
+    )
+
+
+def _keywords(fn: Callable[..., Any] | None) -> dict[str, Any]:
+    """What is bound to a function by name."""
+    return dict(fn.keywords) if isinstance(fn, functools.partial) else {}
 
 
 _READ: Any = None  # a flag that is not said: the function's signature says it
@@ -153,6 +219,86 @@ class Variant:
         """Whether it cannot do without `rng`."""
         rng = inspect.signature(self.fn).parameters.get("rng")
         return rng is not None and rng.default is rng.empty
+
+    @property
+    def base(self) -> Callable[..., jax.Array]:
+        """Its function without the options that are bound to it."""
+        return self.fn.func if isinstance(self.fn, functools.partial) else self.fn
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are bound to its function or its `init`."""
+        return {**_keywords(self.init), **_keywords(self.fn)}
+
+    def bind(self, **options: Any) -> Variant:
+        """The variant with options bound to it: the record stays, and so do its claims.
+
+        An option that the function and its `init` both take is bound to both. Bound
+        again, an option takes its new value. What is used up is no longer claimed: a
+        bound `key_mask` leaves no other one to be given, a causal function no longer
+        equals attention to all keys, and with a bound `rng` nothing is drawn.
+        `multi_head` of a variant with `is_causal=True` is causal at every call.
+
+        `resolve(functools.partial(fn, **options))` of a built-in `fn` gives the same.
+
+        Args:
+          **options: of the function or of its `init`, by name.
+
+        Returns:
+          The record; its name says what is bound.
+
+        Raises:
+          TypeError: if neither takes such an option.
+
+        >>> from attn_jax import VARIANTS
+        >>> near = VARIANTS["truncated"].bind(left=3, right=2)
+        >>> near.name, near.mask, near.bind(right=0).options
+        ('truncated(left=3, right=2)', True, {'left': 3, 'right': 0})
+        """
+        of_fn = list(inspect.signature(self.fn).parameters)
+        of_init = [] if self.init is None else list(_init_options(self.init))
+        for name in options:
+            if name in _OPERANDS or name not in (*of_fn, *of_init):
+                known = [n for n in of_fn if n not in (*_OPERANDS, *_CARRIED)]
+                known += [n for n in of_init if n not in known]
+                raise TypeError(
+                    f"attention variant {self.name!r} takes no option `{name}`; "
+                    f"it takes: {', '.join(known) or 'none'}."
+                )
+        if options.get("dropout_rate"):
+            raise TypeError(
+                "`dropout_rate` is no option to bind: give it to the Flax layer, which "
+                "also says when dropout is on, or at the call of `multi_head`."
+            )
+        changes: dict[str, Any] = {
+            "fn": _bound(self.fn, {k: x for k, x in options.items() if k in of_fn}),
+            "trial": {k: x for k, x in self.trial.items() if k not in options},
+        }
+        to_init = {k: x for k, x in options.items() if k in of_init}
+        if to_init:
+            assert self.init is not None
+            changes["init"] = _bound(self.init, to_init)
+        for flag in ("bias", "mask", "key_mask"):
+            if flag in options:
+                changes |= {flag: False, "exact": False, "equivariant": False}
+        if options.get("is_causal") or options.get("local_window_size") is not None:
+            changes |= {"exact": False, "equivariant": False}
+        if "rng" in options:
+            changes["stochastic"] = False
+        if "dropout_rate" in options:
+            changes["dropout"] = False
+        if "params" in options:
+            changes["init"] = None
+        if self.approximates is not None:
+            takes = inspect.signature(self.approximates).parameters
+            shared = {k: x for k, x in options.items() if k in takes}
+            if shared:
+                changes["approximates"] = _bound(self.approximates, shared)
+        stem = self.name.removesuffix(f"({_told(self.options)})")
+        bound = dataclasses.replace(self, **changes)
+        if not bound.options:
+            return self
+        return dataclasses.replace(bound, name=f"{stem}({_told(bound.options)})")
 
     def capabilities(self) -> dict[str, bool]:
         """What the variant can do, by the names in `CAPABILITIES`."""

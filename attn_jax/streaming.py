@@ -124,14 +124,9 @@ def _window(index: int, attend: Any) -> tuple[int, int, AttentionFn]:
             # A partial's arguments are the defaults of its signature.
             bound = _defaults(fn)
             given = {**bound, **dict(attend.options)}
-            # Arrays of a fixed length fit no stream; and `is_causal` of a partial has
-            # no effect in a layer, which gives its own at every call.
-            names = ("bias", "mask", "key_mask", "is_causal")
-            fixed = [
-                name
-                for name in names
-                if bound[name] is not None and bound[name] is not False
-            ]
+            # Arrays of a fixed length fit no stream.
+            names = ("bias", "mask", "key_mask")
+            fixed = [name for name in names if bound[name] is not None]
             if not fixed:
                 left = _checks.check_int("left", given["left"], 0)
                 right = _checks.check_int("right", given["right"], 0)
@@ -141,7 +136,8 @@ def _window(index: int, attend: Any) -> tuple[int, int, AttentionFn]:
                     variant=VARIANTS["dot_product"],
                     options=() if scale is None else (("scale", scale),),
                 )
-                return left, 0 if given["is_causal"] else right, inner
+                is_causal = bound["is_causal"] or given["is_causal"]
+                return left, 0 if is_causal else right, inner
             found = f"'truncated' with {' and '.join(fixed)} bound to it"
     raise ValueError(
         "`encoder` must attend by 'truncated' in every block, since a stream needs a "

@@ -7,6 +7,7 @@ can do. Adding a built-in variant is one function in its family's file and one r
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -146,6 +147,31 @@ def _from_function(
     )
 
 
+def _from_callable(
+    fn: Callable[..., Any], init: Callable[..., Any] | None = None
+) -> Variant:
+    """The record of a function: its row in the table, or one from its signature.
+
+    Options that `functools.partial` binds to it are bound to the record.
+    """
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    for variant in VARIANTS.values():
+        if variant.fn is fn:
+            return variant if init is None else dataclasses.replace(variant, init=init)
+    if not isinstance(fn, functools.partial):
+        return _from_function(fn, name, init)
+    record = _from_callable(fn.func, init)
+    if not fn.args:
+        return record.bind(**fn.keywords)
+    if record.base in {v.fn for v in VARIANTS.values()}:
+        raise ValueError(
+            f"{fn!r} binds {len(fn.args)} of the arguments of {record.name!r} by their "
+            "place; bind options by name, as in functools.partial(fn, scale=1.0), and "
+            "leave query, key and value to the call."
+        )
+    return _from_function(fn, name, init)
+
+
 @functools.lru_cache(maxsize=64)
 def _load_module(path: pathlib.Path, content_hash: str) -> Any:
     """Imports a file as a module; the same content gives the same module."""
@@ -217,15 +243,18 @@ def _from_file(spec: str) -> Variant:
     if isinstance(fn, Variant):
         return fn
     attribute = spec.rpartition(":")[2]
-    return _from_function(fn, spec, getattr(module, f"{attribute}_init", None))
+    record = _from_callable(fn, getattr(module, f"{attribute}_init", None))
+    return dataclasses.replace(record, name=spec)
 
 
 def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
     """Turns a name, a `path/file.py:function`, a function or a record into a record.
 
     The capabilities of a function of your own are read from its signature: it can
-    honour what it takes by name. If a function in a file has parameters, the file's
-    `<function>_init(rng, head_dim)` makes them. A file may also hold a `Variant`.
+    honour what it takes by name. A built-in one has its row, also where
+    `functools.partial` binds options to it (see `Variant.bind`). If a function in a
+    file has parameters, the file's `<function>_init(rng, head_dim)` makes them. A file
+    may also hold a `Variant`.
 
     A file may import its neighbours at its top (their folder is on `sys.path` while it
     is imported, and no longer). Only the named file itself is watched: its content,
@@ -248,6 +277,8 @@ def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
     True
     >>> resolve(lambda query, key, value, bias=None: value).bias
     True
+    >>> resolve(functools.partial(VARIANTS["linear"].fn, chunk_size=8)).equivariant
+    True
     """
     if isinstance(spec, Variant):
         return spec
@@ -264,11 +295,7 @@ def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
             "`path/file.py:function`."
         )
     if callable(spec):
-        for variant in VARIANTS.values():
-            if variant.fn is spec:
-                return variant
-        name = getattr(spec, "__qualname__", None) or type(spec).__qualname__
-        return _from_function(spec, name)
+        return _from_callable(spec)
     raise TypeError(
         "`spec` must be a variant's name, 'path/file.py:function', a function or a "
         f"Variant, but is {type(spec).__name__}."

@@ -10,8 +10,6 @@ computes what the dense one does.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,6 @@ import optax
 from flax import nnx
 
 from attn_jax import VARIANTS, Variant, benchmarking, positions
-from attn_jax.attention import low_rank, random_features
 from attn_jax.benchmarking import size_text
 from attn_jax.models.encoder import Encoder
 from benchmarks.timing import Effort, alternate
@@ -55,19 +52,8 @@ TARGETS = ("block_local", "linformer", "linear", "performer")
 # Smaller than the defaults: the rank of Long Range Arena's text configuration, and
 # about H log H features for heads of 32, as the Performer's paper asks for.
 SETTINGS = {
-    variant.name: variant
-    for variant in (
-        dataclasses.replace(
-            VARIANTS["linformer"],
-            name="linformer, rank 32",
-            init=functools.partial(low_rank.linformer_init, rank=32),
-        ),
-        dataclasses.replace(
-            VARIANTS["performer"],
-            name="performer, 128 features",
-            fn=functools.partial(random_features.performer, num_features=128),
-        ),
-    )
+    "linformer, rank 32": VARIANTS["linformer"].bind(rank=32),
+    "performer, 128 features": VARIANTS["performer"].bind(num_features=128),
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 from attn_jax.attention.blockwise import blockwise
 from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
-from attn_jax.variants import resolve
+from attn_jax.variants import VARIANTS, resolve
 
 B, T, S, N, K, H, V = 2, 5, 7, 4, 2, 8, 3
 
@@ -200,6 +200,61 @@ def test_every_head_and_example_draws_its_own_numbers():
     }
     assert len(np.unique(outs["vmap"])) == B * N
     np.testing.assert_allclose(outs["vmap"], outs["loop"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, row in VARIANTS.items() if row.stochastic]
+)
+def test_what_a_variant_is_does_not_depend_on_the_place_in_the_batch(name):
+    variant = resolve(name)
+    variant = variant.bind(**variant.trial)
+    rng = np.random.default_rng(1)
+    one = jnp.asarray(rng.normal(size=(1, 48, 1, H)), jnp.float32)
+    # Equal heads, so that only what is drawn tells them apart.
+    x = jnp.broadcast_to(jnp.concatenate([one, 1 - one, one]), (3, 48, 4, H))
+    given = {}
+    if variant.init is not None:
+        of_one = multi_head_init(variant, jax.random.key(0), 1, H)
+        given["params"] = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), of_one)
+    outs = {}
+    for kv_heads in (4, 2):
+        attend = jax.jit(multi_head(variant))
+        keys = x[:, :, :kv_heads]
+        out = attend(x, keys, keys, rng=jax.random.key(3), **given)
+        np.testing.assert_array_equal(out[0], out[2])
+        assert len(np.unique(np.swapaxes(out[0], 0, 1).reshape(4, -1), axis=0)) == 4
+        outs[kv_heads] = out
+    np.testing.assert_allclose(outs[4], outs[2], atol=1e-5)
+
+
+def test_dropout_has_a_key_of_its_own_where_rng_says_what_a_function_is():
+    def noisy(query, key, value, *, rng, dropout_rng=None, dropout_rate=0.0):
+        noise = jax.random.normal(rng, ())
+        if not dropout_rate:
+            return value + noise
+        kept = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, value.shape)
+        return jnp.where(kept, noise, 0.0)
+
+    x = jnp.zeros((B, 64, N, 1))
+    run = functools.partial(multi_head(noisy), x, x, x, rng=jax.random.key(0))
+    draws = run()[:, 0, :, 0]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert len(np.unique(draws[0])) == N
+    for share, count in ((False, B * N), (True, 1)):
+        out = run(
+            dropout_rate=0.5, dropout_rng=jax.random.key(1), broadcast_dropout=share
+        )
+        kept = np.swapaxes(out != 0, 1, 2).reshape(B * N, -1)
+        assert len(np.unique(kept, axis=0)) == count
+        noise = np.broadcast_to(draws[0][None, None, :, None], out.shape)
+        np.testing.assert_array_equal(out[out != 0], noise[out != 0])
+
+    def unclear(query, key, value, *, rng, dropout_rate=0.0):
+        return value
+
+    for said in (resolve(unclear), dataclasses.replace(resolve(unclear), dropout=True)):
+        with pytest.raises(ValueError, match="a key of its own.*`dropout_rng=None`"):
+            multi_head(said)(x, x, x, rng=jax.random.key(0), dropout_rate=0.5)
 
 
 @pytest.mark.parametrize("implementation", [None, "reference", "blockwise", "xla"])

@@ -209,8 +209,8 @@ def test_what_cannot_stream_is_named():
     plain.blocks[1].attention.attention_fn = nnx.dot_product_attention
     with pytest.raises(ValueError, match=r"blocks\[1\] attends by <function dot_prod"):
         stream_init(plain)
-    bound = functools.partial(NEAR, key_mask=jnp.ones(5, bool), is_causal=True)
-    with pytest.raises(ValueError, match="'truncated' with key_mask and is_causal bou"):
+    bound = functools.partial(NEAR, key_mask=jnp.ones(5, bool))
+    with pytest.raises(ValueError, match="'truncated' with key_mask bound to it"):
         stream_init(build(1, bound))
     own = make_positions("t5", dim=DIM, num_heads=2, depth=1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="positions 't5', which a stream"):

@@ -7,10 +7,15 @@ import functools
 import inspect
 import sys
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from attn_jax.attention.softmax import dot_product
+from attn_jax.layers import as_attention_fn, as_linen_attention_fn
+from attn_jax.multihead import multi_head
+from attn_jax.testing import assert_conforms, check
 from attn_jax.variants import (
     ARGUMENTS,
     VARIANTS,
@@ -99,6 +104,98 @@ def test_callables_of_other_kinds_resolve():
     variant = resolve(Attention())
     assert variant.mask and not variant.bias
     assert variant.stochastic  # takes rng for something other than dropout
+
+
+def _told(variant):
+    """What a record says, less its name and functions."""
+    functions = ("name", "fn", "init", "trial", "approximates", "arrays", "update")
+    return {
+        field.name: getattr(variant, field.name)
+        for field in dataclasses.fields(variant)
+        if field.name not in functions
+    }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_options_bind_and_the_record_stays(name):
+    row = VARIANTS[name]
+    takes = inspect.signature(row.fn).parameters
+    options = {k: x for k, x in row.trial.items() if k in takes}
+    options |= {"scale": 0.5} if "scale" in takes else {}
+    bound = row.bind(**options)
+    assert _told(bound) == _told(row) and bound.arrays is row.arrays
+    assert bound.base is row.fn and bound.name.startswith(name)
+    assert (bound.init is None) == (row.init is None)
+    assert resolve(functools.partial(row.fn, **options)) == bound
+    assert resolve(bound.fn) == bound
+    if options:
+        assert bound.options.items() >= options.items()
+        again = row
+        for key, value in options.items():
+            again = again.bind(**{key: value})
+        assert again == bound and hash(again) == hash(bound)
+        assert bound.name.count("(") >= 1 and bound.name.count(name) == 1
+    with pytest.raises(
+        TypeError, match=f"'{name}' takes no option `no_such`; it takes"
+    ):
+        row.bind(no_such=1)
+
+
+def test_what_is_bound_is_used_up():
+    row = VARIANTS["dot_product"]
+    causal = row.bind(is_causal=True)
+    assert causal.causal and not causal.exact and not causal.equivariant
+    assert not row.bind(key_mask=jnp.ones(3, bool)).key_mask
+    assert not VARIANTS["blockwise"].bind(local_window_size=2).exact
+    drawn = VARIANTS["performer"].bind(rng=jax.random.key(0))
+    assert not drawn.stochastic and not drawn.needs_rng
+    params = {"score": jnp.ones(4)}
+    assert VARIANTS["gatv2"].bind(params=params).init is None
+    assert row.bind() is row and causal.bind(scale=1.0).bind(scale=2.0).options == {
+        "is_causal": True,
+        "scale": 2.0,
+    }
+    # One option of a function and its `init` is one option.
+    assert VARIANTS["sinkhorn"].bind(block_size=8).init.keywords == {"block_size": 8}
+    assert VARIANTS["routing"].bind(num_clusters=3).options == {"num_clusters": 3}
+    with pytest.raises(TypeError, match="`dropout_rate` is no option to bind"):
+        row.bind(dropout_rate=0.1)
+    with pytest.raises(ValueError, match="binds 1 of the .* by their place"):
+        resolve(functools.partial(dot_product, jnp.ones((2, 2))))
+
+
+def test_bound_options_are_heeded_by_multi_head_and_layers():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 130, 1, 2)), jnp.float32)
+    near = VARIANTS["truncated"].bind(left=2, right=1)
+    assert near.arrays is not None  # on CPU that is what "loop" runs
+    want = multi_head("truncated", map_heads="vmap")(x, x, x, left=2, right=1)
+    for how in ("vmap", "loop"):
+        np.testing.assert_allclose(
+            multi_head(near, map_heads=how)(x, x, x), want, atol=1e-6
+        )
+    np.testing.assert_allclose(
+        as_attention_fn(functools.partial(near.fn, right=0))(x, x, x),
+        multi_head("truncated")(x, x, x, left=2, right=0),
+        atol=1e-6,
+    )
+    # A layer says `is_causal=False` at every call; what is causal stays so.
+    causal = functools.partial(dot_product, is_causal=True)
+    np.testing.assert_allclose(
+        as_attention_fn(causal)(x, x, x),
+        multi_head(dot_product)(x, x, x, is_causal=True),
+    )
+    of_heads = as_linen_attention_fn(VARIANTS["additive"].bind(hidden_dim=3))
+    params = of_heads.init(jax.random.key(0), x, x, x)["params"]["head"]
+    assert params["score"].shape == (1, 3)
+
+
+def test_a_bound_variant_conforms():
+    assert_conforms(
+        functools.partial(VARIANTS["linear"].fn, is_causal=True, chunk_size=8),
+        only=["shape", "vmap", "causal", "equivariance", "refusal"],
+    )
+    report = check(functools.partial(dot_product, scale=0.3), only=["exact", "scale"])
+    assert report.ok and report.claims["exact"], report
 
 
 def test_every_row_says_what_its_signature_says():

@@ -11,7 +11,6 @@ Letters: B batch, T length, D width, N heads, H size of a head, O size of an out
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -95,14 +94,11 @@ class CausalAttention(nnx.Module):
     def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; ``rng`` is the key of Reformer's rotations."""
         query, key, value = self._heads(x)
-        variant, options = VARIANTS[self.kind], dict(self.options)
-        if variant.stochastic:
-            # The same rotations in every example and head, as in the step.
-            fn = functools.partial(variant.fn, rng=rng, **options)
-            variant = dataclasses.replace(variant, fn=fn, stochastic=False)
-            options = {}
+        variant = VARIANTS[self.kind].bind(**dict(self.options))
+        # Each head has rotations of its own, for all examples alike, as in the step.
+        drawn = rng if variant.stochastic else None
         attend = multi_head(variant)
-        return self._merge(attend(query, key, value, is_causal=True, **options))
+        return self._merge(attend(query, key, value, rng=drawn, is_causal=True))
 
     def init_state(self, batch: int, length: int) -> Any:
         """The state before the first token, with room for ``length`` of them."""
@@ -129,8 +125,9 @@ class CausalAttention(nnx.Module):
         elif self.kind == "reformer":
             for name in ("num_buckets", "num_rounds"):  # the state has them
                 options.pop(name, None)
+            rngs = jax.random.split(rng, self.num_heads)
             state, out = generation.hash_step(
-                state, position, query, key, value, rng=rng, **options
+                state, position, query, key, value, rng=rngs, **options
             )
         else:
             options.pop("block_size", None)

@@ -166,7 +166,7 @@ def vmap(trial: Trial) -> Finding:
         arrays["params"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     if variant.stochastic:
         arrays["rng"] = jax.random.key(5)
-        keys = jax.random.split(arrays["rng"], (batch, heads))
+        keys = jax.random.split(arrays["rng"], heads)  # a draw serves all examples
     if variant.key_mask:
         lengths = jnp.array([[trial.num_keys], [trial.num_keys - 7]])
         arrays["key_mask"] = jnp.arange(trial.num_keys)[None, :] < lengths
@@ -181,7 +181,7 @@ def vmap(trial: Trial) -> Finding:
                                 k: arrays[k][b, :, n] for k in ("query", "key", "value")
                             },
                             **({"params": params[n]} if "params" in arrays else {}),
-                            **({"rng": keys[b, n]} if "rng" in arrays else {}),
+                            **({"rng": keys[n]} if "rng" in arrays else {}),
                             **(
                                 {"key_mask": arrays["key_mask"][b]}
                                 if "key_mask" in arrays

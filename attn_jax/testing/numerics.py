@@ -294,13 +294,14 @@ def dropout(trial: Trial) -> Finding:
     """Dropout follows its key, is off at rate 0, and keeps the mean."""
     if not trial.variant.dropout:
         raise NotApplicable("not claimed")
-    if not {"dropout_rate", "rng"} <= trial.takes:
+    key = "dropout_rng" if "dropout_rng" in trial.takes else "rng"
+    if not {"dropout_rate", key} <= trial.takes:
         raise Fault("dropout is claimed, but it takes no `dropout_rate` and `rng`")
-    arrays = {k: x for k, x in trial.full(trial.inputs()).items() if k != "rng"}
+    arrays = {k: x for k, x in trial.full(trial.inputs()).items() if k != key}
     off = trial.bare(arrays)
 
     def drop(seed: int) -> np.ndarray:
-        return trial.bare({**arrays, "rng": jax.random.key(seed)}, dropout_rate=0.3)
+        return trial.bare({**arrays, key: jax.random.key(seed)}, dropout_rate=0.3)
 
     one, again, other = drop(0), drop(0), drop(1)
     if not np.array_equal(one, again):

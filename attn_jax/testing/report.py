@@ -196,10 +196,13 @@ def check(
         )
     options = dict(options or {})
     split_options(variant, options)  # raises for an unknown one
-    declared = isinstance(fn, Variant) or any(variant is v for v in VARIANTS.values())
+    built_in = {v.fn for v in VARIANTS.values()}
+    declared = isinstance(fn, Variant) or variant.base in built_in
     declared = declared or (isinstance(fn, str) and variant.name != fn)
     variant = with_claims(variant, claims, declared=declared)
-    trial = Trial(variant, {**variant.trial, **options})
+    arrays = ("bias", "mask", "key_mask", "params", "rng", "dropout_rng")
+    bound = {k: x for k, x in variant.options.items() if k not in arrays}
+    trial = Trial(variant, {**variant.trial, **bound, **options})
     rows = []
     for name in chosen:
         rows.append(_run(name, trial))

@@ -86,7 +86,7 @@ def split_options(
         if name not in of_fn | of_init:
             known = of_fn | of_init
             known -= {"query", "key", "value", "bias", "mask", "key_mask"}
-            known -= {"params", "rng"}
+            known -= {"params", "rng", "dropout_rng"}
             raise ValueError(
                 f"attention variant {variant.name!r} takes no option `{name}`; it "
                 f"takes: {', '.join(sorted(known)) or 'none'}."
@@ -342,7 +342,8 @@ class Trial:
                 static["is_causal"] = True
             elif name == "dropout_rate":
                 static["dropout_rate"] = 0.1
-                arrays["rng"] = jax.random.key(0)
+                key = "dropout_rng" if "dropout_rng" in self.takes else "rng"
+                arrays[key] = jax.random.key(0)
             else:
                 arrays[name] = {
                     "bias": jnp.zeros((num_queries, num_keys), dtype),

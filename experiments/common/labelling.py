@@ -188,8 +188,8 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
                 "run the same command again."
             )
         if attention == "truncated":
-            attention = functools.partial(
-                resolve(attention).fn, left=traits["left"], right=traits["right"]
+            attention = resolve(attention).bind(
+                left=traits["left"], right=traits["right"]
             )
         options |= dict(
             attention=attention,
