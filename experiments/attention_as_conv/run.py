@@ -17,7 +17,7 @@ from flax import nnx
 from attn_jax import models
 from attn_jax.models import AttentionImage
 from experiments.attention_as_conv.presets import Experiment
-from experiments.common import data, train, trial
+from experiments.common import data, identity, train, trial
 from experiments.common.data import Dataset
 from experiments.common.driver import Plan
 from experiments.common.studies import Study
@@ -54,6 +54,8 @@ class ImageCell:
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       flip, crop: what is done to training images.
       dtype: dtype of the computation; parameters stay float32.
+      differs: what of the data is not as committed records had it, see
+        `experiments.common.identity`.
     """
 
     task: str
@@ -80,6 +82,7 @@ class ImageCell:
     flip: bool = True
     crop: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    differs: identity.Differs = ()
 
     def __post_init__(self) -> None:
         trial.check_recipe(self)
@@ -91,7 +94,7 @@ class ImageCell:
 
     def config(self) -> dict[str, Any]:
         """The cell as a plain dictionary, which the results store hashes."""
-        return dataclasses.asdict(self)
+        return identity.config_of(self)
 
     @property
     def label(self) -> str:
@@ -383,7 +386,12 @@ def flops_of(
 
 
 def cell_of(
-    experiment: Experiment, task: str, model: str, start: str | None, n: int
+    experiment: Experiment,
+    task: str,
+    model: str,
+    start: str | None,
+    n: int,
+    differs: identity.Differs = (),
 ) -> ImageCell:
     """The cell of a model, before a learning rate is chosen."""
     own: dict[str, Any]
@@ -411,11 +419,14 @@ def cell_of(
         weight_decay=experiment.weight_decay,
         crop=experiment.crop,
         dtype=experiment.dtype,
+        differs=differs,
         **own,
     )
 
 
-def make_studies(experiment: Experiment, task: str) -> dict[str, Study]:
+def make_studies(
+    experiment: Experiment, task: str, differs: identity.Differs = ()
+) -> dict[str, Study]:
     """The studies, those that others take their learning rate from first."""
     largest = max(experiment.ns)
     wanted: list[tuple[str, str | None, int]] = []
@@ -436,7 +447,7 @@ def make_studies(experiment: Experiment, task: str) -> dict[str, Study]:
         rates = experiment.resnet_rates
         if model != "resnet":
             rates = experiment.learning_rates
-        cell = cell_of(experiment, task, model, start, n)
+        cell = cell_of(experiment, task, model, start, n, differs)
         name = " ".join(filter(None, (model, start)))
         content = model == "relative_content"
         studies[f"{name} n={n}"] = Study(
@@ -496,12 +507,15 @@ def make_plans(experiment: Experiment) -> list[Plan]:
             f"patch must divide images of {height} x {width} pixels, got "
             f"{experiment.patch}."
         )
+    task, differs = identity.of_images(dataset)
+    floors = make_baselines(experiment, dataset)
     return [
         Plan(
-            dataset.name,
+            task,
             dataset.describe(),
-            make_studies(experiment, dataset.name),
-            make_baselines(experiment, dataset),
+            make_studies(experiment, task, differs),
+            floors,
             functools.partial(ImageRunner, dataset),
+            dict.fromkeys(floors, differs),
         )
     ]

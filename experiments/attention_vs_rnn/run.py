@@ -25,7 +25,7 @@ from attn_jax.models.logistic_mixture import (
 from experiments.attention_vs_rnn import tasks
 from experiments.attention_vs_rnn.presets import MODELS, Experiment
 from experiments.attention_vs_rnn.tasks import START, SYMBOLS, CopyBatch
-from experiments.common import train, trial
+from experiments.common import identity, train, trial
 from experiments.common.config import Runtime
 from experiments.common.data import Dataset, load
 from experiments.common.driver import Plan
@@ -60,6 +60,8 @@ class DecoderCell:
       test_size: sequences that are scored.
       samples, completions: pictures that the first seed draws; 0 for "copy".
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
+      differs: what of the data is not as committed records had it, see
+        `experiments.common.identity`.
     """
 
     task: str
@@ -83,6 +85,7 @@ class DecoderCell:
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
+    differs: identity.Differs = ()
 
     def __post_init__(self) -> None:
         trial.check_recipe(self)
@@ -99,7 +102,7 @@ class DecoderCell:
 
     def config(self) -> dict[str, Any]:
         """The cell as a plain dictionary, which the results store hashes."""
-        return dataclasses.asdict(self)
+        return identity.config_of(self)
 
     @property
     def label(self) -> str:
@@ -439,7 +442,12 @@ def make_plans(experiment: Experiment) -> list[Plan]:
     if experiment.task in ("both", "images"):
         dataset = load("fashion_mnist")
         height, width, _ = dataset.image_shape
-        sizes = dict(length=height * width, height=height)
+        task, differs = identity.of_images(dataset)
+        sizes = dict(length=height * width, height=height, differs=differs)
+        floors = tasks.image_baselines(dataset, experiment.image_test)
+        made_of = identity.differs(
+            task, data_sha256=dataset.sha256, image_test=experiment.image_test
+        )
 
         def runner(
             store: ResultsStore, runtime: Runtime, progress: Progress, stop: StopSignal
@@ -448,11 +456,12 @@ def make_plans(experiment: Experiment) -> list[Plan]:
 
         plans.append(
             Plan(
-                dataset.name,
+                task,
                 dataset.describe(),
-                _studies(experiment, dataset.name, experiment.image_models, **sizes),
-                tasks.image_baselines(dataset, experiment.image_test),
+                _studies(experiment, task, experiment.image_models, **sizes),
+                floors,
                 runner,
+                dict.fromkeys(floors, made_of),
             )
         )
     return plans

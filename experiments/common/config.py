@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.common.identity import Differs, config_of
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -45,6 +47,8 @@ class Cell:
       dropout_rate: of the model.
       dtype: of the computation; parameters stay float32.
       validation_fraction, validation_maximum: size of the validation split.
+      differs: what of the data is not as committed records had it, see
+        `experiments.common.identity`.
     """
 
     task: str
@@ -71,6 +75,7 @@ class Cell:
     dtype: Literal["float32", "bfloat16"] = "float32"
     validation_fraction: float = 0.2
     validation_maximum: int = 5000
+    differs: Differs = ()
 
     def __post_init__(self) -> None:
         for name, ok, expected in (
@@ -98,7 +103,7 @@ class Cell:
 
     def config(self) -> dict[str, Any]:
         """The cell as a plain dictionary, which the results store hashes."""
-        return dataclasses.asdict(self)
+        return config_of(self)
 
     @property
     def label(self) -> str:

@@ -17,6 +17,7 @@ import tyro
 from experiments.common import workers
 from experiments.common.config import Runtime
 from experiments.common.data import DataError
+from experiments.common.identity import Differs, with_differs
 from experiments.common.loop import Interrupted, StopSignal
 from experiments.common.memory import keep_freed_memory
 from experiments.common.progress import Progress
@@ -38,6 +39,8 @@ class Plan:
       studies: by name.
       baselines: name -> what gives its metrics; one record each.
       runner: makes what trains the cells, of (store, runtime, progress, stop).
+      differs: name of a baseline -> what its numbers are made of, as far as committed
+        records had it otherwise; see `experiments.common.identity`.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Plan:
     studies: Mapping[str, Study]
     baselines: Mapping[str, Callable[[], dict[str, Any]]]
     runner: Callable[[ResultsStore, Runtime, Progress, StopSignal], Runner]
+    differs: Mapping[str, Differs] = dataclasses.field(default_factory=dict)
 
     def part(self, which: str) -> Plan:
         """The studies of one machine, "i/n"; baselines go with the first."""
@@ -66,7 +70,8 @@ class Plan:
 
     def baseline_config(self, name: str) -> dict[str, Any]:
         """What names the record of a baseline."""
-        return dict(task=self.name, model=name, phase="baseline", seed=0)
+        config = dict(task=self.name, model=name, phase="baseline", seed=0)
+        return with_differs(config, self.differs.get(name, ()))
 
 
 def parse(

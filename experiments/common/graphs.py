@@ -332,6 +332,10 @@ def split_nodes(
     return rest, np.sort(order[test : test + validation]), np.sort(order[:test])
 
 
+# Raise it where `text_features` makes other vectors of the same texts.
+TEXT_FEATURES = 1
+
+
 def text_features(
     graph: NodeGraph, dims: int, cache_dir: str | os.PathLike[str] | None = None
 ) -> np.ndarray:
@@ -351,7 +355,8 @@ def text_features(
     (30, 4)
     """
     cache = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    path = cache / "text-features" / f"{graph.name}-{dims}-{graph.sha256[:16]}.npy"
+    made_of = f"{graph.name}-{dims}-{graph.sha256[:16]}-v{TEXT_FEATURES}"
+    path = cache / "text-features" / f"{made_of}.npy"
     if path.is_file():
         try:
             kept = np.load(path, allow_pickle=False)

@@ -21,6 +21,7 @@ from attn_jax.models import Labeller, labeller_cost
 from attn_jax.variants import resolve
 from experiments.common import sequences, train, trial
 from experiments.common.config import attention_digest
+from experiments.common.identity import Differs, config_of
 from experiments.common.sequences import Batch, Batches, Part, SequenceData
 from experiments.common.store import ResultsStore
 
@@ -54,6 +55,8 @@ class LabelCell:
       dropout_rate: of the model.
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       dtype: dtype of the computation; parameters stay float32.
+      differs: what of the data is not as committed records had it, see
+        `experiments.common.identity`.
     """
 
     task: str
@@ -83,6 +86,7 @@ class LabelCell:
     warmup: float = 0.1
     clip_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    differs: Differs = ()
 
     def __post_init__(self) -> None:
         trial.check_recipe(self)
@@ -118,7 +122,7 @@ class LabelCell:
 
     def config(self) -> dict[str, Any]:
         """The cell as a plain dictionary, which the results store hashes."""
-        found = dataclasses.asdict(self)
+        found = config_of(self)
         found["position_options"] = dict(self.position_options)
         return found
 

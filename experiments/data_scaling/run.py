@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from attn_jax.models import SIZES, default_patch
+from experiments.common import identity
 from experiments.common.config import (
     Cell,
     Runtime,
@@ -83,7 +84,10 @@ def _patch(
 
 
 def plan(
-    experiment: Experiment, task: str, image_shape: tuple[int, int, int]
+    experiment: Experiment,
+    task: str,
+    image_shape: tuple[int, int, int],
+    differs: identity.Differs = (),
 ) -> list[Unit]:
     """The units of an experiment, the largest N first, so that workers end together.
 
@@ -91,6 +95,7 @@ def plan(
       experiment: what to run.
       task: name under which the cells are stored.
       image_shape: (height, width, channels) of its images.
+      differs: what of the data is not as committed records had it.
 
     Raises:
       ValueError: a value no cell can have.
@@ -120,6 +125,7 @@ def plan(
                     clip_norm=experiment.clip_norm,
                     flip=experiment.flip,
                     dtype=experiment.dtype,
+                    differs=differs,
                     **point,
                 )
                 for point in grid.points()
@@ -129,7 +135,10 @@ def plan(
             if n > BASELINE_CAPS.get(baseline, n):
                 continue  # it would be fitted to a smaller N's subset once more
             configs = tuple(
-                dict(task=task, model=baseline, n=n, seed=seed, phase="baseline")
+                identity.with_differs(
+                    dict(task=task, model=baseline, n=n, seed=seed, phase="baseline"),
+                    differs,
+                )
                 for seed in range(experiment.seeds)
             )
             units.append(Unit(baseline, n, baseline=configs))
@@ -350,12 +359,9 @@ def prepare(
     if dataset.name == "digits" != experiment.task and experiment.task != "scenes":
         experiment = fit_to_fallback(experiment, dataset)
     check_data(experiment, dataset)
-    # Data that stood in for what was asked for is stored under its own name, and a
-    # file of one's own under its content too: another file may have the same name.
-    task = dataset.name
-    if task.startswith("npz:"):
-        task += f"@{dataset.sha256[:12]}"
-    units = plan(experiment, task, dataset.image_shape)
+    # Data that stood in for what was asked for is stored under its own name.
+    task, differs = identity.of_images(dataset)
+    units = plan(experiment, task, dataset.image_shape, differs)
     return experiment, dataset, shard(units, runtime.shard)
 
 

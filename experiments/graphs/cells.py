@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from experiments.common import trial
+from experiments.common import identity, trial
 
 Score = Literal["dot_product", "gat", "gatv2"]
 
@@ -23,6 +23,8 @@ class Recipe:
       dim, depth, num_heads, mlp_dim: width, layers, heads, hidden width (0 = none).
       dropout_rate: of the model.
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
+      differs: what of the data, and of the sizes of its parts, is not as committed
+        records had it, see `experiments.common.identity`.
     """
 
     task: str
@@ -39,13 +41,14 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
+    differs: identity.Differs = ()
 
     def __post_init__(self) -> None:
         trial.check_recipe(self)
 
     def config(self) -> dict[str, Any]:
         """The cell as a plain dictionary, which the results store hashes."""
-        return dataclasses.asdict(self)
+        return identity.config_of(self)
 
     @property
     def label(self) -> str:
@@ -66,12 +69,14 @@ class DictionaryCell(Recipe):
       keys: k, number of keys and of queries.
       graphs: number of training graphs.
       batch_size: graphs an update.
+      held_out: number of graphs that are scored.
     """
 
     score: Score
     keys: int
     graphs: int
     batch_size: int
+    held_out: int
 
     @property
     def _size(self) -> str:

@@ -128,8 +128,9 @@ def programs(cell: DictionaryCell) -> tuple[Any, Any]:
 def _plain(cell: DictionaryCell) -> DictionaryCell:
     """The same for all cells that share their programs."""
     kept = {name: getattr(cell, name) for name in _SHAPE}
-    rest = dict(task="", model="", seed=0, updates=1, learning_rate=1.0)
-    return DictionaryCell(**rest, **kept, graphs=1, batch_size=1)  # type: ignore[arg-type]
+    rest: dict[str, Any] = dict(task="", model="", seed=0, updates=1, learning_rate=1.0)
+    rest |= dict(graphs=1, batch_size=1, held_out=1)
+    return DictionaryCell(**rest, **kept)  # type: ignore[arg-type]
 
 
 class DictionaryRunner(trial.Runner):
@@ -162,15 +163,17 @@ class DictionaryRunner(trial.Runner):
         found = {}
         for name, graphs in (
             ("train", lookup_graphs(cell.keys, cell.graphs, "train")),
-            (prefix, lookup_graphs(cell.keys, HELD_OUT, part)),
+            (prefix, lookup_graphs(cell.keys, cell.held_out, part)),
         ):
             count = cell.batch_size
+            fill = -len(graphs) % count  # the last batch has as many rows as others
+            filled = np.concatenate([graphs, graphs[:1].repeat(fill, axis=0)])
             hits = np.concatenate(
                 [
-                    np.asarray(programs(cell)[1](params, graphs[i : i + count]))
-                    for i in range(0, len(graphs) - count + 1, count)
+                    np.asarray(programs(cell)[1](params, filled[i : i + count]))
+                    for i in range(0, len(filled), count)
                 ]
-            )
+            )[: len(graphs)]
             found[f"{name}_accuracy"] = float(hits.mean() / cell.keys)
             found[f"{name}_whole_graphs"] = float(np.mean(hits == cell.keys))
         return found

@@ -7,12 +7,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments.common import graphs, molecules
+from experiments.common import graphs, identity, molecules
 from experiments.common.driver import Plan
 from experiments.common.studies import Study
 from experiments.graphs import nodes, regression
 from experiments.graphs.cells import DictionaryCell, MoleculeCell, NodeCell
-from experiments.graphs.dictionary import DictionaryRunner
+from experiments.graphs.dictionary import HELD_OUT, DictionaryRunner
 from experiments.graphs.presets import DICTIONARY, MOLECULES, WORDNET, Experiment
 
 
@@ -32,6 +32,7 @@ def dictionary_plan(experiment: Experiment) -> Plan:
                 keys=keys,
                 graphs=experiment.lookup_graphs,
                 batch_size=32,
+                held_out=HELD_OUT,
                 learning_rate=experiment.lookup_rates[0],
                 weight_decay=0.0,
                 **DICTIONARY[model],
@@ -62,7 +63,11 @@ def wordnet_task(experiment: Experiment) -> nodes.Task:
 
 
 def node_cell(
-    experiment: Experiment, graph: graphs.NodeGraph, model: str, n: int
+    experiment: Experiment,
+    graph: graphs.NodeGraph,
+    model: str,
+    n: int,
+    differs: identity.Differs = (),
 ) -> NodeCell:
     """The cell of a model with n training nodes."""
     traits: dict[str, Any] = WORDNET[model]
@@ -81,6 +86,7 @@ def node_cell(
         shown=0.7 if traits["reads_labels"] else 0.0,
         features=experiment.node_features,
         learning_rate=experiment.node_rate,
+        differs=differs,
         **traits,
     )
 
@@ -93,21 +99,31 @@ def wordnet_plan(experiment: Experiment) -> Plan:
             f"node_ns must be at most {len(task.pool):,}, the nodes that are not held "
             f"out, got {max(experiment.node_ns):,}."
         )
+    parts = dict(test=len(task.test), validation=len(task.validation))
+    differs = identity.differs("wordnet", text_features=graphs.TEXT_FEATURES, **parts)
     studies = {}
     for n in experiment.node_ns:
         first = n == experiment.node_ns[0]
         for model in experiment.node_models if first else experiment.node_few:
-            cell = node_cell(experiment, task.graph, model, n)
+            cell = node_cell(experiment, task.graph, model, n, differs)
             name = f"{model} n={n}"
             studies[name] = Study(
                 name, (cell,), experiment.node_updates, experiment.seeds
             )
+    floors = nodes.baselines(task, experiment.node_ns)
+    made_of = identity.differs(
+        "wordnet",
+        data_sha256=task.graph.sha256,
+        node_ns=list(experiment.node_ns),
+        **parts,
+    )
     return Plan(
         "wordnet",
         task.graph.describe(),
         studies,
-        nodes.baselines(task, experiment.node_ns),
+        floors,
         functools.partial(nodes.NodeRunner, task),
+        dict.fromkeys(floors, made_of),
     )
 
 
@@ -116,6 +132,12 @@ def molecule_plan(experiment: Experiment, name: molecules.Task) -> Plan:
     data = molecules.load_molecules(name, limit=experiment.molecules)
     task = regression.Task(data)
     epochs = experiment.epochs if name == "melting_point" else experiment.logp_epochs
+    parts = dict(split=identity.digest(task.train, task.validation, task.test))
+    differs = identity.differs(
+        name,
+        graphs=identity.digest([(graph.atoms, graph.pairs) for graph in data.graphs]),
+        **parts,
+    )
     studies = {}
     for model in experiment.molecule_models:
         cell = MoleculeCell(
@@ -132,6 +154,7 @@ def molecule_plan(experiment: Experiment, name: molecules.Task) -> Plan:
             batch_atoms=experiment.batch_atoms,
             learning_rate=experiment.molecule_rate,
             weight_decay=0.05,
+            differs=differs,
             **MOLECULES[model],
         )
         indices = task.part("final")[0]
@@ -144,12 +167,20 @@ def molecule_plan(experiment: Experiment, name: molecules.Task) -> Plan:
             metric="val_rmse",
             minimise=True,
         )
+    floors = regression.baselines(task, experiment.trees)
+    made_of = dict.fromkeys(
+        floors, identity.differs(name, data_sha256=data.sha256, **parts)
+    )
+    made_of["forest"] = identity.differs(
+        name, data_sha256=data.sha256, trees=experiment.trees, **parts
+    )
     return Plan(
         name,
         data.describe(),
         studies,
-        regression.baselines(task, experiment.trees),
+        floors,
         functools.partial(regression.MoleculeRunner, task),
+        made_of,
     )
 
 

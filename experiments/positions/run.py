@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from experiments.common import sequence_tasks
+from experiments.common import identity, sequence_tasks
 from experiments.common.driver import Plan
+from experiments.common.identity import Differs
 from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.sequences import Part, SequenceData
 from experiments.common.studies import Study
 from experiments.positions.presets import Experiment
 
 
-def cell_of(experiment: Experiment, data: SequenceData, encoding: str) -> LabelCell:
+def cell_of(
+    experiment: Experiment,
+    data: SequenceData,
+    encoding: str,
+    differs: Differs = (),
+) -> LabelCell:
     """The cell of an encoding, before a learning rate is chosen."""
     order = data.name.startswith("order")
     return LabelCell(
@@ -33,6 +39,7 @@ def cell_of(experiment: Experiment, data: SequenceData, encoding: str) -> LabelC
         train_length=None if order else experiment.train_length,
         id_dropout=0.0 if order else experiment.id_dropout,
         dropout_rate=0.0,
+        differs=differs,
     )
 
 
@@ -60,9 +67,10 @@ def make_plans(experiment: Experiment) -> list[Plan]:
         if task != "order":
             data = by_length(data, experiment)
         updates = experiment.order_updates if task == "order" else experiment.updates
+        differs = identity.of_sequences(data)
         studies: dict[str, Study] = {}
         for encoding in experiment.encodings:
-            cell = cell_of(experiment, data, encoding)
+            cell = cell_of(experiment, data, encoding, differs)
             studies[encoding] = Study(
                 encoding,
                 tuple(
@@ -80,6 +88,7 @@ def make_plans(experiment: Experiment) -> list[Plan]:
                 studies,
                 {"majority": functools.partial(sequence_tasks.majority, data)},
                 functools.partial(LabelRunner, data),
+                {"majority": differs},
             )
         )
     return plans

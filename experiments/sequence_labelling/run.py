@@ -7,9 +7,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments.common import sequence_tasks
+from experiments.common import identity, sequence_tasks
 from experiments.common.config import attention_digest
 from experiments.common.driver import Plan
+from experiments.common.identity import Differs
 from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.sequences import SequenceData
 from experiments.common.studies import Study
@@ -46,7 +47,9 @@ def base_cell(
     return dataclasses.replace(cell, attention_sha256=attention_digest(cell.attention))
 
 
-def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
+def plan_studies(
+    experiment: Experiment, task: str, differs: Differs = ()
+) -> dict[str, Study]:
     """All studies by name, in the order of their importance.
 
     The models first; what is varied about one of them, and a smaller N, takes over the
@@ -54,7 +57,7 @@ def plan_studies(experiment: Experiment, task: str) -> dict[str, Study]:
     """
 
     def grid(model: str, **traits: Any) -> tuple[LabelCell, ...]:
-        cell = base_cell(experiment, task, model, **traits)
+        cell = base_cell(experiment, task, model, differs=differs, **traits)
         return tuple(
             dataclasses.replace(cell, learning_rate=rate)
             for rate in experiment.learning_rates
@@ -129,14 +132,17 @@ def make_plans(experiment: Experiment) -> list[Plan]:
                 f"ns, sweep_n: {n} is larger than the training part of {data.name}, "
                 f"which has {len(data.train)} sequences."
             )
-    studies = plan_studies(experiment, data.name)
+    differs = identity.of_sequences(data)
+    studies = plan_studies(experiment, data.name, differs)
+    floors = baselines(data.name, data)
     return [
         Plan(
             data.name,
             data.describe(),
             studies,
-            baselines(data.name, data),
+            floors,
             functools.partial(LabelRunner, data, save_params=_is_first_transformer),
+            dict.fromkeys(floors, differs),
         )
     ]
 

@@ -205,6 +205,7 @@ def cells_of(records: Sequence[Record]) -> list[LabelCell]:
         if config["seed"] or record["status"] != "done":
             continue
         config["position_options"] = tuple(config["position_options"].items())
+        config["differs"] = tuple(sorted(config.get("differs", {}).items()))
         found.append(LabelCell(**config))
     return found
 

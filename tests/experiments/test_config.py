@@ -32,6 +32,7 @@ def test_the_hash_of_a_cell_is_fixed():
 def test_every_field_makes_another_cell():
     other = {
         str: "x", int: 7, float: 0.5, bool: True, type(None): "x",
+        tuple: (("data_sha256", "x"),),
     }  # fmt: skip
     hashes = {config_hash(CELL.config())}
     for field in dataclasses.fields(Cell):

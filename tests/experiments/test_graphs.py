@@ -159,6 +159,7 @@ def lookup_cell(**changes):
         keys=3,
         graphs=64,
         batch_size=16,
+        held_out=20,
     )
     return DictionaryCell(**(settings | changes))
 
@@ -173,6 +174,23 @@ def test_gatv2_answers_the_dictionary_and_gat_does_not(tmp_path):
     assert scores["gatv2"]["train_accuracy"] == scores["gatv2"]["test_accuracy"] == 1
     assert scores["gatv2"]["train_whole_graphs"] == 1
     assert scores["gat"]["train_accuracy"] < 0.9
+
+
+def test_all_graphs_are_scored_also_those_that_fill_no_batch(tmp_path, monkeypatch):
+    found = runner(dictionary.DictionaryRunner, tmp_path)
+    cell = lookup_cell(held_out=20, graphs=20)
+    graphs = dictionary.lookup_graphs(cell.keys, 20, "test")
+    seen = []
+
+    def hits(params, values):
+        assert len(values) == cell.batch_size == 16
+        seen.extend(map(tuple, values.tolist()))
+        return (values == graphs[-1]).sum(axis=1)
+
+    monkeypatch.setattr(dictionary, "programs", lambda cell: (None, hits))
+    metrics = found.result(cell, None)
+    assert set(map(tuple, graphs.tolist())) <= set(seen)
+    assert metrics["test_accuracy"] == pytest.approx((graphs == graphs[-1]).mean())
 
 
 def test_a_graph_of_the_dictionary_by_hand():
