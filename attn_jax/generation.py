@@ -183,7 +183,8 @@ def _drawn(sample: Sample, rng: jax.Array, output: Any, token: jax.Array) -> jax
             f"`sample` must return tokens {token.dtype} {tuple(token.shape)} as in "
             f"`prompt`, but returned {new.dtype} {tuple(new.shape)}."
         )
-    return new
+    drawn: jax.Array = _checks.varying(new, token)
+    return drawn
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "step", "init", "draw"))
@@ -200,21 +201,30 @@ def _generate(
     batch, given = prompt.shape[:2]
     state = init(batch, given + steps - 1)
 
-    def consume(state: Any, token: jax.Array) -> tuple[Any, None]:
-        return step(params, state, token)[0], None
+    # A carry keeps its type, so each leaf varies from the start over all the mesh axes
+    # that any of these does, and still does after a step that does not touch it.
+    given_arrays = (params, prompt, rng)
+    token = _checks.varying(prompt[:, -1], given_arrays)
 
+    def advance(state: Any, token: jax.Array) -> tuple[Any, Any]:
+        state, output = step(params, state, token)
+        return _checks.varying(state, given_arrays), output
+
+    def consume(state: Any, token: jax.Array) -> tuple[Any, None]:
+        return advance(state, token)[0], None
+
+    state = _checks.varying(state, given_arrays)
     state, _ = jax.lax.scan(consume, state, jnp.moveaxis(prompt[:, :-1], 1, 0))
 
     def extend(
         carry: tuple[Any, jax.Array], index: jax.Array
     ) -> tuple[tuple[Any, jax.Array], jax.Array]:
         state, token = carry
-        state, output = step(params, state, token)
+        state, output = advance(state, token)
         token = _drawn(draw, jax.random.fold_in(rng, index), output, token)
         return (state, token), token
 
-    start = (state, prompt[:, -1])
-    _, tokens = jax.lax.scan(extend, start, jnp.arange(steps))
+    _, tokens = jax.lax.scan(extend, (state, token), jnp.arange(steps))
     return jnp.moveaxis(tokens, 0, 1)
 
 
@@ -250,7 +260,7 @@ def _generate_uncached(
         tokens = jnp.where(index < steps - 1, kept, tokens)
         return (tokens, token), token
 
-    start = (tokens, prompt[:, -1])
+    start = _checks.varying((tokens, prompt[:, -1]), params, prompt, rng)
     _, found = jax.lax.scan(extend, start, jnp.arange(steps))
     return jnp.moveaxis(found, 0, 1)
 
@@ -405,6 +415,7 @@ def cache_step(
         empty,
         jnp.zeros(value.shape, dtype),
     )
+    sums = _checks.varying(sums, scaled, cache, position)
     _, total, mixed = jax.lax.fori_loop(0, block + 1, read, sums)
     return cache, (mixed / total[..., None]).astype(value.dtype)
 

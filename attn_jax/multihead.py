@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from attn_jax.attention import _checks
 from attn_jax.attention.blockwise import blockwise, window_sides
@@ -46,6 +47,43 @@ _LAYOUTS = {
 }
 
 Operands = dict[str, Any]
+
+
+def _with_automatic_axes(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Lets `attend` take arrays that are sharded along explicit axes of a mesh.
+
+    With explicit axes each operation must be told how its result is sharded wherever
+    that is not plain. Inside of `attend` they are automatic: XLA propagates them. The
+    result is sharded as the query is, and whole along V.
+    """
+
+    @functools.wraps(attend)
+    def wrapped(
+        query: jax.Array, key: jax.Array, value: jax.Array, *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        def is_array(given: Any) -> bool:
+            return any(isinstance(x, jax.Array) for x in jax.tree.leaves(given))
+
+        arrays = {name: given for name, given in kwargs.items() if is_array(given)}
+        operands = ((query, key, value, *args), arrays)
+        meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands)]
+        explicit = [mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types]
+        if not explicit:
+            return attend(query, key, value, *args, **kwargs)
+        rest = {name: given for name, given in kwargs.items() if name not in arrays}
+        spec = PartitionSpec(*jax.typeof(query).sharding.spec[:3])
+
+        def run(args: tuple[Any, ...], arrays: dict[str, Any]) -> jax.Array:
+            return attend(*args, **arrays, **rest)
+
+        automatic = jax.sharding.auto_axes(
+            run,
+            axes=explicit[0].explicit_axes,
+            out_sharding=NamedSharding(explicit[0], spec),
+        )
+        return automatic(*operands)
+
+    return wrapped
 
 
 def _check_arrays(
@@ -205,6 +243,7 @@ def multi_head(
         )
     takes = inspect.signature(variant.fn).parameters
 
+    @_with_automatic_axes
     def mapped(
         query: jax.Array,
         key: jax.Array,
@@ -294,7 +333,10 @@ def multi_head(
         if how == "auto":
             least = _LOOP_FROM_SCORES if whole is None else _CPU_BLOCKWISE_FROM_SCORES
             large = num_queries * num_keys >= least
-            how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
+            loops = large and jax.default_backend() == "cpu"
+            if loops and _checks.may_be_sharded(query, key, value):
+                loops = False  # a loop would gather what lies along its axis
+            how = "loop" if loops else "vmap"
         if how == "loop" and whole is not None:
             out = whole(
                 query, key, value, bias, given_mask, key_mask=key_mask, **for_whole

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from attn_jax.attention import _checks
 from attn_jax.attention.convolution import quadratic
 from attn_jax.attention.relative import relative_shift
 from attn_jax.attention.softmax import score_dtype
@@ -434,7 +435,8 @@ def floater(
             return (state, memory), state
 
         memory = method.init(term, ends[0], ends[1], first, theta)
-        _, later = jax.lax.scan(advance, (first, memory), (ends[:-1], ends[1:]))
+        carry = _checks.varying((first, memory), first, theta)
+        _, later = jax.lax.scan(advance, carry, (ends[:-1], ends[1:]))
         codes = jnp.concatenate(
             [first[None], later[steps_per_position - 1 :: steps_per_position]]
         )

@@ -36,6 +36,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import DTypeLike
 
 from attn_jax.attention import _checks
@@ -496,6 +497,7 @@ def stream(
         jnp.pad(frames, ((0, more), (0, 0))).reshape(steps, chunk, dim),
         jnp.pad(real, (0, more)).reshape(steps, chunk),
     )
+    state = _checks.varying(state, chunks, jax.tree.leaves(nnx.state(encoder)))
     _, outputs = jax.lax.scan(step, state, chunks)
     return outputs.reshape(steps * chunk, dim)[delay : delay + length]
 

@@ -7,6 +7,7 @@ message names the argument, says what came and what would be right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -200,6 +201,66 @@ def check_params(
                 f"{shape}. Under `multi_head` every leaf leads with the number of "
                 "heads N."
             )
+
+
+def _mesh_axes(array: object) -> frozenset[str]:
+    """The mesh axes that an array varies over, inside of `jax.shard_map`."""
+    kind = getattr(jax.typeof(array), "manual_axis_type", None)
+    return frozenset() if kind is None else kind.varying
+
+
+def varying(tree: Any, *like: Any) -> Any:
+    """`tree`, varying over all mesh axes that an array in `like` varies over.
+
+    In `jax.shard_map` the type of an array says over which axes of the mesh it may
+    differ, and what a loop carries must keep its type. So what begins as zeros says
+    from the start what it will be after the first step. Elsewhere nothing changes.
+
+    Args:
+      tree: pytree of arrays, such as the first carry of a loop.
+      *like: pytrees of all arrays that the steps will mix into it.
+
+    Returns:
+      The same numbers.
+    """
+    axes = frozenset().union(*map(_mesh_axes, jax.tree.leaves(like)))
+
+    def mark(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - _mesh_axes(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(mark, tree)
+
+
+def may_be_sharded(*arrays: jax.Array) -> bool:
+    """Whether batch or heads of the arrays might lie on several devices.
+
+    What takes them apart, such as a loop over heads, would then bring all of them to
+    every device. Arrays that are traced tell nothing of it, so this asks for devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:  # inside of `jax.shard_map` arrays are local along its axes
+        kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+        return any(n > 1 and kind != jax.sharding.AxisType.Manual for n, kind in kinds)
+    if jax.device_count() == 1:
+        return False
+    return any(
+        isinstance(array, jax.core.Tracer)
+        or (isinstance(array, jax.Array) and len(array.sharding.device_set) > 1)
+        for array in arrays
+    )
+
+
+def largest(scores: jax.Array, count: int) -> jax.Array:
+    """Places of the `count` largest along the last axis, the largest first: int32.
+
+    XLA cannot split its search for them over devices, and would gather the scores; it
+    can split a sort, which is slower.
+    """
+    if may_be_sharded(scores):
+        order = jnp.argsort(scores, axis=-1, stable=True, descending=True)
+        return order[..., :count].astype(jnp.int32)
+    return jax.lax.top_k(scores, count)[1]
 
 
 def zero_masked(array: jax.Array, key_mask: jax.Array | None) -> jax.Array:

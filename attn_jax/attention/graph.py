@@ -173,6 +173,7 @@ def _gatv2_scores(query: jax.Array, key: jax.Array, score: jax.Array) -> jax.Arr
     wide = score_dtype(query.dtype)
     total = jnp.zeros((query.shape[0], key.shape[0]), wide)
     channels = (query.T.astype(wide), key.T.astype(wide), score.astype(wide))
+    total = _checks.varying(total, channels)
     return jax.lax.scan(add_channel, total, channels, unroll=_UNROLL)[0]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from attn_jax import generation
+from attn_jax.attention import _checks
 from attn_jax.attention.linear import linear_state, linear_step
 from attn_jax.models.encoder import MlpBlock
 from attn_jax.multihead import multi_head
@@ -185,11 +186,9 @@ class LstmLayer(nnx.Module):
         """Maps [B, T, D] to [B, T, D], from the beginning of the sequence."""
         batch, length, dim = x.shape
         gates = self.into(jnp.swapaxes(x, 0, 1).reshape(-1, dim))
-        _, hidden = jax.lax.scan(
-            self._advance,
-            self.init_state(batch, length),
-            gates.reshape(length, batch, -1),
-        )
+        state = self.init_state(batch, length)
+        state = _checks.varying(state, gates, self.recur.kernel[...])
+        _, hidden = jax.lax.scan(self._advance, state, gates.reshape(length, batch, -1))
         out = self.out(hidden.reshape(length * batch, -1))
         return jnp.swapaxes(out.reshape(length, batch, dim), 0, 1)
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attn_jax.attention import _checks
 from attn_jax.attention.graph import Score, gat_init, gatv2_init, graph_attention
 from attn_jax.attention.graph import _check_indices as check_indices
 from attn_jax.models.encoder import Encoder, MlpBlock
@@ -321,6 +322,7 @@ class GraphEncoder(nnx.Module):
 
         for name in ("senders", "receivers"):
             check_indices(f"edges.{name}", getattr(edges, name), x.shape[0], "N")
+        x = _checks.varying(x, stacked, edges)
         x, _ = jax.lax.scan(step, x, (stacked, keys))
         return self.norm(x)
 
