@@ -266,7 +266,7 @@ def _panel(axes: Any, centres: np.ndarray, precisions: np.ndarray, reach: int) -
     axes.set_yticks([])
     axes.plot(0, 0, marker="s", color="#bbbbbb", markersize=5, zorder=1)
     for head, (centre, precision) in enumerate(zip(centres, precisions, strict=True)):
-        color = PALETTE[head % len(PALETTE)]
+        color = PALETTE[head % len(PALETTE)]  # 9 heads have one each
         _ellipse(axes, centre, precision, color)
         axes.plot(centre[1], centre[0], marker="o", color=color, markersize=3.5)
 
@@ -451,8 +451,8 @@ def _starts(
         if all(row is not None and row.records for row in ends):
             gap = stats.gap(*(_seeds(row) for row in ends if row is not None))
             difference = f"{gap.mean:+.3f}".replace("0.", ".", 1)
-            if gap.t_low is not None and gap.t_high is not None:
-                interval = f" [{gap.t_low:+.3f}, {gap.t_high:+.3f}]"
+            if gap.low is not None and gap.high is not None:
+                interval = f" [{gap.low:+.3f}, {gap.high:+.3f}]"
                 difference += interval.replace("0.", ".")
             cells.append(difference)
         else:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.plots import Styles, legend_inside, save_figure
 from experiments.common.stats import Summary
 from experiments.common.store import Record
 from experiments.common.tables import Row, redraw, rows_of, table
@@ -98,50 +99,46 @@ def _axes(columns: int) -> Any:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _style(index: int) -> dict[str, Any]:
-    from experiments.common.plots import LINES, PALETTE
-
-    return dict(
-        color=PALETTE[index % len(PALETTE)],
-        linestyle=LINES[index % len(LINES)],
-        linewidth=1.5,
-    )
-
-
 def _curves(
     groups: Mapping[str, Sequence[Row]],
     metric: str,
     ylabel: str,
     path: pathlib.Path,
+    styles: Styles,
     top: float | None = None,
 ) -> None:
     """A training curve for every model, the mean over its seeds; one panel a group."""
-    from experiments.common.plots import save_figure
-
     figure, panels = _axes(len(groups))
     for axes, (title, rows) in zip(panels, groups.items(), strict=True):
-        for index, row in enumerate(rows):
+        for row in rows:
             curves = [r["curves"] for r in row.records if metric in r["curves"]]
             if not curves:
                 continue
             mean = np.mean([curve[metric] for curve in curves], axis=0)
+            name = row.config["model"]
+            style = styles[name]
             axes.plot(
-                curves[0]["step"], mean, label=row.config["model"], **_style(index)
+                curves[0]["step"],
+                mean,
+                label=name,
+                color=style.color,
+                linestyle=style.line,
+                linewidth=1.5,
             )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("updates", fontsize=9)
         axes.set_ylabel(ylabel, fontsize=9)
         if top is not None:
             axes.set_ylim(0, top)
+        legend_inside(axes)
         axes.grid(color="#e3e3e3", linewidth=0.7)
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
-def _dictionary(rows: Sequence[Row], folder: pathlib.Path) -> list[str]:
+def _dictionary(rows: Sequence[Row], folder: pathlib.Path, styles: Styles) -> list[str]:
     sizes = sorted({row.config["keys"] for row in rows})
     text = [
         "## DictionaryLookup",
@@ -178,7 +175,7 @@ def _dictionary(rows: Sequence[Row], folder: pathlib.Path) -> list[str]:
         for keys in sizes
     }
     path = folder / "dictionary.png"
-    _curves(groups, "accuracy", "training accuracy", path, top=1.05)
+    _curves(groups, "accuracy", "training accuracy", path, styles, top=1.05)
     return [*text, "![training accuracy](dictionary.png)", ""]
 
 
@@ -197,7 +194,10 @@ def _verdict(name: str, value: float, floor: str, other: float, less: bool) -> s
 
 
 def _wordnet(
-    rows: Sequence[Row], records: Sequence[Record], folder: pathlib.Path
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    folder: pathlib.Path,
+    styles: Styles,
 ) -> list[str]:
     floors = _metrics(records, "wordnet")
     sizes = sorted({row.config["n"] for row in rows}, reverse=True)
@@ -262,7 +262,7 @@ def _wordnet(
         f"{n:,} training nodes": [row for row in rows if row.config["n"] == n]
         for n in sizes
     }
-    _curves(groups, "loss", "training loss", folder / "wordnet.png")
+    _curves(groups, "loss", "training loss", folder / "wordnet.png", styles)
     return [*text, "![training loss](wordnet.png)", ""]
 
 
@@ -280,7 +280,11 @@ def _ensemble(row: Row, right: Sequence[float] | None, digits: int) -> str:
 
 
 def _molecules(
-    task: str, rows: Sequence[Row], records: Sequence[Record], folder: pathlib.Path
+    task: str,
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    folder: pathlib.Path,
+    styles: Styles,
 ) -> list[str]:
     floors = _metrics(records, task)
     right = floors.get("mean", {}).get("test_targets")
@@ -342,7 +346,7 @@ def _molecules(
         name = f"The best network, {best.config['model']}"
         text.append(_verdict(name, value, floor, _EARLIER[task], less=True))
     path = f"{task}.png"
-    _curves({_TITLES[task]: some}, "loss", "training loss", folder / path)
+    _curves({_TITLES[task]: some}, "loss", "training loss", folder / path, styles)
     return [*text, "", f"![training loss]({path})", ""]
 
 
@@ -382,6 +386,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
     if not by_task:
         raise ValueError("records: there is no finished cell to report.")
     folder.mkdir(parents=True, exist_ok=True)
+    styles = Styles(sorted(row.config["model"] for row in rows))
     text = [
         "# Graph neural networks are attention on edges",
         "",
@@ -389,12 +394,12 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "",
     ]
     if "dictionary" in by_task:
-        text += _dictionary(by_task["dictionary"], folder)
+        text += _dictionary(by_task["dictionary"], folder, styles)
     if "wordnet" in by_task:
-        text += _wordnet(by_task["wordnet"], records, folder)
+        text += _wordnet(by_task["wordnet"], records, folder, styles)
     for task in ("melting_point", "logp"):
         if task in by_task:
-            text += _molecules(task, by_task[task], records, folder)
+            text += _molecules(task, by_task[task], records, folder, styles)
     text += _timing(folder)
     found = "\n".join(text).rstrip() + "\n"
     (folder / "report.md").write_text(found, encoding="utf-8")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attn_jax.models import POSITIONS
-from experiments.common.plots import Series, curve
+from experiments.common.plots import Series, Styles, curve
 from experiments.common.store import Record
 from experiments.common.tables import Row, number, redraw, rows_of, table
 
@@ -162,6 +162,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 title=f"{name}: accuracy by length, trained on {length}",
                 xlabel="longest sequence of the bin (log scale)",
                 note="Mean and standard deviation over seeds.",
+                styles=Styles(POSITIONS),
             )
             text += [f"![{name}](lengths_{name}.png)", ""]
     if "floater, adjoint" in overhead:

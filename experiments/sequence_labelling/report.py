@@ -12,10 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.common.plots import Series, curve
+from experiments.common.plots import Series, Styles, curve
 from experiments.common.stats import summarize
 from experiments.common.store import Record
 from experiments.common.tables import Row, number, redraw, rows_of, table
+
+# Names of the figures about the window; models have the colours after theirs.
+_WINDOW = ("window, test", "window, training", "window")
+_BESIDE = ("self-attention, test", "self-attention, training")
 
 
 def model_name(row: Row) -> str:
@@ -148,7 +152,7 @@ def _tuning(records: Sequence[Record]) -> str:
 
 
 def _window_costs(
-    points: Sequence[tuple[int, Row]], task: str, folder: pathlib.Path
+    points: Sequence[tuple[int, Row]], task: str, folder: pathlib.Path, styles: Styles
 ) -> list[str]:
     """Two more curves over the window: overfitting, and parameters."""
     measures: dict[str, tuple[str, Callable[[Any], float]]] = {
@@ -182,6 +186,7 @@ def _window_costs(
             title=f"{task}: {ylabel}",
             ylabel=ylabel,
             xlabel="vectors that one label sees (log scale)",
+            styles=styles,
         )
     return ["![gap](window_gap.png)", "", "![parameters](window_parameters.png)", ""]
 
@@ -284,6 +289,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "",
     ]
     summary = list(text)
+    styles = Styles([*_WINDOW, *sorted(map(model_name, rows))], _BESIDE)
     chosen = {id(row) for row in models}
     rest = [row for row in rows if id(row) not in chosen]
 
@@ -349,9 +355,10 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 ylabel="accuracy",
                 xlabel="vectors that one label sees (log scale)",
                 note="A fully connected network over the window; mean over seeds.",
+                styles=styles,
             )
             text += ["![window](window.png)", ""]
-            text += _window_costs(points, task, folder)
+            text += _window_costs(points, task, folder, styles)
 
     varied = [row for row in rest if row.config["model"] == "transformer"]
     groups: dict[tuple[Any, Any], list[Row]] = {}
@@ -396,6 +403,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
             title=f"{task}: accuracy and the number of training sequences",
             xlabel="number of training sequences N (log scale)",
             note=f"{sweep:,} updates for every N; mean and deviation over seeds.",
+            styles=styles,
         )
         text += [f"## Training data: {sweep:,} updates for every N", ""]
         text += ["![scaling](scaling.png)", ""]
