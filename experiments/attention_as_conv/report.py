@@ -348,13 +348,14 @@ def draw_maps(record: Record, path: pathlib.Path) -> pathlib.Path:
 
 
 def _baselines(records: Sequence[Record]) -> dict[tuple[str, int], Summary]:
-    """Accuracy of each baseline at each N."""
+    """Accuracy of each baseline at each N: at the number of images that it saw."""
     found: dict[tuple[str, int], list[float]] = {}
     for record in records:
         if record["config"].get("phase") == "baseline":
             metrics = record["metrics"]
-            key = metrics["baseline"], metrics["n"]
-            found.setdefault(key, []).append(metrics["test_accuracy"])
+            if metrics.get("n_used", metrics["n"]) == metrics["n"]:
+                key = metrics["baseline"], metrics["n"]
+                found.setdefault(key, []).append(metrics["test_accuracy"])
     return {key: summarize(values) for key, values in found.items()}
 
 
