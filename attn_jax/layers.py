@@ -20,8 +20,11 @@ What the two layers hand over, and what becomes of it:
   runs in float32 whatever it is, so `force_fp32_for_softmax` holds always.
 * `precision`: the precision of every matrix product of the variant, forward and
   backward. (With a precision, derivatives are reverse-mode only.)
-* `module` (from `sow_weights=True`): the weights are sown as Flax sows them.
-* `is_causal`: from nnx. linen has no such argument; give it to `as_attention_fn`.
+* `module` (from `sow_weights=True`): the weights are sown as Flax sows them: with
+  `force_fp32_for_softmax`, which linen has, in float32, else in the dtype computed in.
+* `is_causal`: from nnx. linen has no such argument; give it to `as_attention_fn`. While
+  a layer decodes, one query comes with all keys of the cache, and a mask that says
+  which of them came before: that is what makes it causal, and nothing is added.
 * Custom einsums (`qk_attn_weights_einsum`, ...) are refused.
 
 One difference from Flax is meant: a query that may attend to nothing gives zeros
@@ -44,7 +47,7 @@ from flax import linen, nnx
 from flax.errors import TraceContextError
 from jax.typing import DTypeLike
 
-from attn_jax.attention.softmax import dot_product
+from attn_jax.attention.softmax import dot_product, score_dtype
 from attn_jax.multihead import (
     Implementation,
     MapHeads,
@@ -278,8 +281,11 @@ class _FlaxCall:
           dtype: dtype to compute in; None takes that of the arrays.
           precision: precision of the matrix products; None takes JAX's setting.
           module: Flax module that the weights are sown into, or None.
-          is_causal: whether query t attends only to keys s ≤ t.
-          force_fp32_for_softmax: holds whether asked or not.
+          is_causal: whether query t attends only to keys s ≤ t, aligned at the top
+            left, as Flax does it. One query with a mask and more keys than one is a
+            decoding layer's, whose mask says it all.
+          force_fp32_for_softmax: the softmax is in float32 whether asked or not; if
+            asked, the weights are sown so as well.
           einsum_dot_general: must be None.
           qk_attn_weights_einsum: must be None.
           attn_weights_value_einsum: must be None.
@@ -291,7 +297,6 @@ class _FlaxCall:
           ValueError: on what the variant cannot honour, and on wrong shapes.
           TypeError: on wrong dtypes.
         """
-        del force_fp32_for_softmax  # the contract of every variant
         variant = self.variant
         for name, given in (
             ("einsum_dot_general", einsum_dot_general),
@@ -331,7 +336,21 @@ class _FlaxCall:
             operands["params"] = jax.tree.map(lambda leaf: _cast(leaf, dtype), params)
 
         options = dict(self.options)
-        options["is_causal"] = bool(options.get("is_causal", False) or is_causal)
+        always = {**variant.options, **options}.get("is_causal", False)
+        options["is_causal"] = bool(always or is_causal)
+        num_queries, num_keys = query.shape[-3], key.shape[-3]
+        masked = mask is not None and mask.shape[-1] == num_keys
+        if options["is_causal"] and masked and num_queries == 1 < num_keys:
+            # A step of a decoding layer. Aligned at the top left it would see key 0.
+            options["is_causal"] = False
+            if variant.options.get("is_causal"):
+                variant = variant.bind(is_causal=False)
+        elif always and num_queries < num_keys:
+            raise ValueError(
+                f"is_causal=True was given for every call, but here T={num_queries} "
+                f"queries meet S={num_keys} keys, and which keys came before them is "
+                "not known: leave `is_causal` out, and give a mask [T, S] that says so."
+            )
         drops = not deterministic and dropout_rate > 0.0
         if drops:
             require(variant, "dropout")
@@ -374,6 +393,9 @@ class _FlaxCall:
             revealing = dict(options)
 
             def reveal(operands: Any) -> Any:
+                if force_fp32_for_softmax:  # nothing is rounded on the way out
+                    wide = score_dtype(jnp.dtype(dtype))
+                    operands = jax.tree.map(lambda leaf: _cast(leaf, wide), operands)
                 identity = _identity_values(operands["key"])
                 return attend(revealing, {**operands, "value": identity})
 
@@ -570,7 +592,8 @@ def as_attention_fn(
         choice. None maps the variant's function, which alone can drop weights.
       **options: static options of its function, checked against its signature, such
         as `scale`. `is_causal=True` makes every call causal, which is how a linen
-        layer asks for it.
+        layer asks for it; the steps of a decoding layer, which are causal by their
+        mask, are as without. Other calls with fewer queries than keys raise.
 
     Returns:
       What the layer takes as `attention_fn`.

@@ -180,10 +180,24 @@ def test_bfloat16_layer():
 
 
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
-def test_decoding_equals_a_causal_pass(framework):
-    """Step by step through Flax's cache, whose mask is float32."""
-    fn = as_attention_fn("dot_product")
-    if framework == "nnx":
+@pytest.mark.parametrize("said", [None, "option", "bound", "module"])
+def test_decoding_equals_a_causal_pass(framework, said):
+    """Step by step through Flax's cache, whose mask is float32.
+
+    That all calls are causal may have been said before: it is nothing to a step.
+    """
+    fn = {
+        None: as_attention_fn("dot_product"),
+        "option": as_attention_fn("dot_product", is_causal=True),
+        "bound": as_attention_fn(VARIANTS["blockwise"].bind(is_causal=True)),
+        "module": as_linen_attention_fn("dot_product", is_causal=True),
+    }[said]
+    if framework == "nnx" and said == "module":
+        layer = _nnx_layer(as_attention_fn("dot_product"), decode=True)
+        layer.init_cache(_X.shape)
+        steps = [layer(_X[:, t : t + 1], is_causal=True) for t in range(LENGTH)]
+        whole = _nnx_layer()(_X, mask=MASKS["bool"])
+    elif framework == "nnx":
         layer = _nnx_layer(fn, decode=True)
         layer.init_cache(_X.shape)
         steps = [layer(_X[:, t : t + 1]) for t in range(LENGTH)]
@@ -202,6 +216,23 @@ def test_decoding_equals_a_causal_pass(framework):
         whole = _linen_layer().apply({"params": params}, _X, mask=MASKS["bool"])
     np.testing.assert_allclose(
         jnp.concatenate(steps, axis=1), whole, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_causal_by_option_refuses_queries_of_unknown_place():
+    """Two new tokens against a cache: aligned at the top left they see its first."""
+    fn = as_attention_fn("dot_product", is_causal=True)
+    heads = _X.reshape(BATCH, LENGTH, HEADS, HEAD_DIM)
+    with pytest.raises(ValueError, match=r"T=2 queries meet S=\d+ keys.*give a mask"):
+        fn(heads[:, 1:3], heads, heads, mask=MASKS["bool"][..., 1:3, :])
+    with pytest.raises(ValueError, match="T=1 queries"):
+        fn(heads[:, 1:2], heads, heads)
+    # Asked for at the call, it is aligned as Flax aligns it.
+    fn = as_attention_fn("dot_product")
+    np.testing.assert_allclose(
+        fn(heads[:, :2], heads, heads, is_causal=True),
+        fn(heads[:, :2], heads, heads, mask=MASKS["bool"][..., :2, :]),
+        rtol=1e-6,
     )
 
 
@@ -400,6 +431,26 @@ def test_weights_are_sown_as_by_flax(variant):
         assert weights.shape == (BATCH, HEADS, LENGTH, LENGTH)
         np.testing.assert_allclose(weights, flax_weights, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(out, flax_out, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_sown_weights_have_the_dtype_of_flax(forced):
+    def sown(fn):
+        settings = dict(dtype=jnp.bfloat16, force_fp32_for_softmax=forced)
+        with jax.numpy_dtype_promotion("standard"):
+            out, state = _linen_layer(fn, **settings).apply(
+                _linen_variables(_linen_layer()), _X,
+                sow_weights=True, mutable="intermediates",
+            )  # fmt: skip
+        return out, state["intermediates"]["attention_weights"][0]
+
+    out, weights = sown(as_attention_fn("dot_product"))
+    flax_out, flax_weights = sown(None)
+    assert weights.dtype == flax_weights.dtype
+    assert out.dtype == flax_out.dtype == jnp.bfloat16
+    assert (weights.dtype == jnp.float32) == forced
+    if forced:  # and they are not rounded before
+        np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
 
 
 def test_sown_weights_are_those_before_dropout():
