@@ -202,7 +202,6 @@ print(json.dumps(found))
 
 
 def test_sharded_arrays_stay_where_they_are():
-    devices = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", COLLECTIVES],
         cwd=ROOT,
@@ -210,7 +209,7 @@ def test_sharded_arrays_stay_where_they_are():
         | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}",
+            "JAX_NUM_CPU_DEVICES": "4",
         },
         capture_output=True,
         text=True,
