@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from flax import errors, linen, nnx
 
-from attn_jax import VARIANTS, multi_head
+from attn_jax import VARIANTS, Variant, multi_head, resolve
 from attn_jax.layers import (
     AttentionFn,
+    AttentionState,
     LinenAttentionFn,
     ModuleAttentionFn,
     as_attention_fn,
     as_linen_attention_fn,
+    training,
 )
+from attn_jax.multihead import multi_head_update
 
 BATCH, LENGTH, FEATURES, HEADS = 2, 5, 8, 2
 HEAD_DIM = FEATURES // HEADS
@@ -920,3 +923,127 @@ def test_training_step_of_a_layer_lowers_for_accelerators(variant):
     )
     assert exported.platforms == ("cuda", "tpu")
     assert "dot_general" in exported.mlir_module()
+
+
+def _mine_with_state():
+    """A user's variant that counts the tokens it has seen beside a trained gain."""
+
+    def scaled(query, key, value, *, params, key_mask=None):
+        return params["gain"] * value
+
+    def update(params, query, key, key_mask=None):
+        seen = jnp.ones(len(key), bool) if key_mask is None else key_mask
+        return {"seen": params["seen"] + seen.sum().astype(jnp.float32)}
+
+    def init(rng, head_dim):
+        return {"gain": jnp.ones(()), "seen": jnp.zeros(())}
+
+    return Variant(name="mine", fn=scaled, init=init, update=update)
+
+
+@pytest.mark.parametrize("name", ["routing", "clusterformer", "mine"])
+def test_state_learns_in_training_calls_alone_and_is_no_parameter(name):
+    variant = _mine_with_state() if name == "mine" else resolve(name)
+    fn = as_attention_fn(
+        variant, num_heads=HEADS, head_dim=HEAD_DIM, max_length=9, rngs=nnx.Rngs(1)
+    )
+    layer = _nnx_layer(fn)
+    leaf = "seen" if name == "mine" else "centroid"
+    assert isinstance(fn.params[leaf], AttentionState)
+    trained = nnx.to_pure_dict(nnx.state(fn, nnx.Param)).get("params", {})
+    assert set(trained) == ({"gain"} if name == "mine" else set())
+    start = fn.params[leaf][...]
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [LENGTH - 2]])
+    given = {"mask": mask[:, None, None]}
+    want = multi_head_update(
+        variant,
+        fn._head_params(HEADS, HEAD_DIM),
+        layer.query(_X),
+        layer.key(_X),
+        key_mask=mask,
+    )[leaf]
+    assert not np.array_equal(start, want)
+
+    layer(_X, **given, deterministic=True)
+    layer.eval()
+    layer(_X, **given)
+    with training(False):
+        layer.train()
+        layer(_X, **given)
+    np.testing.assert_array_equal(fn.params[leaf][...], start)
+    layer(_X, **given)  # after `train()`
+    np.testing.assert_allclose(fn.params[leaf][...], want, atol=1e-6)
+
+    # All examples of the batch, end to end, without padding; each head its own.
+    head = jax.tree.map(lambda leaf: leaf[1], fn._head_params(HEADS, HEAD_DIM))
+    head[leaf] = start[1]
+    real = [np.asarray(x[:, :, 1])[mask] for x in (layer.query(_X), layer.key(_X))]
+    alone = variant.update(head, *map(jnp.asarray, real))[leaf]
+    np.testing.assert_allclose(want[1], alone, atol=1e-6)
+
+    # In a layer with dropout Flax passes on what was asked, and that goes before.
+    now = fn.params[leaf][...]
+    heads = layer.query(_X), layer.key(_X), layer.value(_X)
+    fn(*heads, dropout_rate=0.1, deterministic=True)
+    np.testing.assert_array_equal(fn.params[leaf][...], now)
+
+
+@pytest.mark.parametrize("name", ["routing", "mine"])
+def test_state_in_linen_is_a_collection_of_its_own(name):
+    variant = _mine_with_state() if name == "mine" else resolve(name)
+    layer = _linen_layer(as_linen_attention_fn(variant))
+    variables = layer.init(jax.random.key(0), _X)
+    state = variables["attention_state"]["attention_fn"]["head"]
+    of_params = variables["params"].get("attention_fn", {"head": {}})["head"]
+    assert set(state) == {"seen" if name == "mine" else "centroid"}
+    assert set(of_params) == ({"gain"} if name == "mine" else set())
+    if name == "mine":
+        assert not np.any(state["seen"])  # init is no training call
+    layer.apply(variables, _X)
+    _, moved = layer.apply(variables, _X, mutable=["attention_state"])
+    now = moved["attention_state"]["attention_fn"]["head"]
+    assert all(not np.array_equal(state[k], now[k]) for k in state)
+    with training(False):
+        _, still = layer.apply(variables, _X, mutable=["attention_state"])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        dict(still),
+        {"attention_state": variables["attention_state"]},
+    )
+
+
+def test_noise_for_training_is_on_in_training_calls_alone():
+    fn = as_attention_fn(
+        "sinkhorn",
+        num_heads=HEADS,
+        head_dim=HEAD_DIM,
+        rngs=nnx.Rngs(attention=1, params=2),
+        max_length=LENGTH,
+        block_size=2,
+        init_options={"block_size": 2},
+    )
+    layer = _nnx_layer(fn)
+    plain = layer(_X)
+    np.testing.assert_array_equal(layer(_X), plain)
+    twins = jnp.stack([_X[0], _X[0]])
+    with training(True):
+        noisy = layer(twins)
+    assert not np.allclose(noisy[0], plain[0])
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    linen_layer = _linen_layer(
+        as_linen_attention_fn("sinkhorn", block_size=2, init_options={"block_size": 2})
+    )
+    variables = linen_layer.init(jax.random.key(0), _X)
+    first = linen_layer.apply(variables, _X)  # needs no stream
+    with training(True):
+        other = linen_layer.apply(variables, _X, rngs={"attention": jax.random.key(1)})
+    assert not np.allclose(first, other)
+
+
+def test_an_update_that_returns_another_shape_is_named():
+    def update(params, query, key, key_mask=None):
+        return {"gain": jnp.ones(3), "other": params["gain"]}
+
+    wrong = dataclasses.replace(_mine_with_state(), update=update)
+    with pytest.raises(ValueError, match="the `update` of .*'mine' must return leaves"):
+        as_attention_fn(wrong, num_heads=HEADS, head_dim=HEAD_DIM, rngs=nnx.Rngs(1))

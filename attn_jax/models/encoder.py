@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attn_jax.layers import as_attention_fn
+from attn_jax.layers import as_attention_fn, training
 from attn_jax.models.positional import Positions
 from attn_jax.variants import Variant
 
@@ -152,12 +152,13 @@ class EncoderBlock(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Maps tokens [B, T, D] to [B, T, D]; ``mask`` is bool, True = attend."""
-        h = self.attention(
-            self.attention_norm(x),
-            mask=mask,
-            deterministic=deterministic,
-            rngs=rngs,
-        )
+        with training(not deterministic):
+            h = self.attention(
+                self.attention_norm(x),
+                mask=mask,
+                deterministic=deterministic,
+                rngs=rngs,
+            )
         x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
         h = self.mlp(self.mlp_norm(x), deterministic=deterministic, rngs=rngs)
         return x + self.dropout(h, deterministic=deterministic, rngs=rngs)

@@ -40,6 +40,7 @@ _FUNCTIONS: dict[str, Callable[[Trial], Finding]] = {
     "scale": contract.scale,
     "determinism": contract.determinism,
     "dropout": numerics.dropout,
+    "state": contract.state,
     "approximation": numerics.approximation,
     "cost": cost.cost,
     "lowering": cost.lowering,
