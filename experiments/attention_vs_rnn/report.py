@@ -384,15 +384,27 @@ def _copy(
             ],
         ),
     ]
+    after: list[str] = []
     for record in _baselines(records, "copy"):
         found = record["metrics"]
         text.append(
             f"| {record['config']['model']} | {found['test_loss']:.3f} | "
             f"{found['test_accuracy']:.3f} | 0 | 0 | 0 | – |"
         )
+        behind = [
+            NAMES[row.config["model"]]
+            for row in rows
+            if (s := row.of("test_accuracy")) and s.mean <= found["test_accuracy"]
+        ]
+        if behind:
+            after.append(
+                f"**Not better than a {record['config']['model']}: "
+                f"{', '.join(behind)}.**"
+            )
     return [
         *text,
         "",
+        *(line for said in after for line in (said, "")),
         "![training curves](copy.png)",
         "",
         "Mean over seeds of the training loss, each sequence seen once; the band is "
