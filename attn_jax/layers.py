@@ -244,6 +244,30 @@ def _bool_mask(mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     return mask != 0, is_mask
 
 
+def _check_unambiguous(mask: jax.Array, query: jax.Array) -> None:
+    """Refuses [T, S] that might as well be [B, S], and [N, T, S] that might [B, T, S].
+
+    Flax reads both without the batch, and so a mask of padding as one of pairs.
+    """
+    *batch, length, heads, _ = query.shape
+    missing = len(batch) + 3 - mask.ndim
+    first = mask.shape[0] if mask.ndim else 1
+    if not batch or first == 1 or first != batch[-1]:
+        return
+    for rank, letters, size, fix in (
+        (2, "[T, S] or [B, S]", length, "[:, None, None]"),
+        (3, "[N, T, S] or [B, T, S]", heads, "[:, None]"),
+    ):
+        if missing > 0 and mask.ndim == rank and first == size:
+            raise ValueError(
+                f"`mask` of shape {mask.shape} may be {letters}, since B={first} too; "
+                "give it all axes: "
+                f"`mask{fix}` for one that differs between examples (which keys are "
+                "real is `key_mask` in attn_jax), else "
+                f"`mask{'[None, None]' if rank == 2 else '[None]'}`."
+            )
+
+
 def _to_4d(name: str, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     """Brings [batch..., N or 1, T or 1, S or 1] to one batch axis, B or 1."""
     rank = len(batch) + 3
@@ -334,7 +358,8 @@ class _FlaxCall:
           key: [batch..., S, K, H].
           value: [batch..., S, K, V].
           bias: broadcastable to [batch..., N, T, S], or None.
-          mask: broadcastable to [batch..., N, T, S], bool or {0, 1}, or None.
+          mask: broadcastable to [batch..., N, T, S], bool or {0, 1}, or None. One with
+            fewer axes must fit in one way alone.
           broadcast_dropout: whether all examples and heads drop the same weights.
           dropout_rng: random key for dropout.
           dropout_rate: fraction of the weights to drop.
@@ -391,6 +416,7 @@ class _FlaxCall:
             operands["bias"] = _to_4d("bias", bias, batch)
         if mask is not None:
             mask, is_mask = _bool_mask(mask)
+            _check_unambiguous(mask, query)
             operands["mask"] = _to_4d("mask", mask, batch)
         params = self._head_params(*query.shape[-2:])
         if params is not None:

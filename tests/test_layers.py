@@ -270,12 +270,24 @@ def test_additive_mask_is_refused_or_poisons():
         ((3, 1, LENGTH, LENGTH), r"`mask` has batch sizes \(3,\) .* has \(2,\)"),
         ((1, 3, LENGTH, LENGTH), r"`mask` must have shape .*N=2"),
         ((1, 1, 1, LENGTH, LENGTH), "`mask` must be broadcastable to"),
+        # Of two heads or of two examples: Flax takes it to be the former.
+        ((2, LENGTH, LENGTH), r"`mask` .* \[N, T, S\] or \[B, T, S\], since B=2"),
     ],
 )
 def test_mask_of_a_wrong_shape(shape, message):
     layer = _nnx_layer(as_attention_fn("dot_product"))
     with pytest.raises(ValueError, match=message):
         layer(_X, mask=np.ones(shape, bool))
+
+
+def test_mask_of_as_many_examples_as_queries_is_not_guessed():
+    layer = _nnx_layer(as_attention_fn("dot_product"))
+    x, real = _inputs(shape=(LENGTH, LENGTH, FEATURES)), np.tri(LENGTH, dtype=bool)
+    with pytest.raises(ValueError, match=r"may be \[T, S\] or \[B, S\], .* `key_mask`"):
+        layer(x, mask=real)
+    np.testing.assert_array_equal(
+        layer(x[:2], mask=real), layer(x, mask=real[None, None])[:2]
+    )
 
 
 # Dropout

@@ -1,7 +1,8 @@
 """Shape and dtype checks that every attention function runs first, and safe masking.
 
-They look at shapes and dtypes alone, so they cost nothing under `jax.jit`. Each
-message names the argument, says what came and what would be right.
+They look at shapes and dtypes, and at the values of whole numbers where these are
+known, so they cost nothing under `jax.jit`. Each message names the argument, says what
+came and what would be right.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+
+LARGEST_INT = int(np.iinfo(np.int32).max)
 
 
 def check_shape(
@@ -160,6 +164,84 @@ def check_int(name: str, given: int, least: int) -> int:
     if given < least:
         raise ValueError(f"`{name}` must be at least {least}, but is {given}.")
     return int(given)
+
+
+def _known(array: object) -> bool:
+    """Whether the values of an array can be looked at, here and now."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def as_int32(name: str, given: ArrayLike) -> jax.Array:
+    """Whole numbers of any dtype as int32, in which index arithmetic does not wrap.
+
+    What int32 cannot hold becomes the nearest number that it can, and so stays out of
+    every range that it was out of.
+
+    Args:
+      name: argument name, for the message.
+      given: integers of any width, signed or not.
+
+    Raises:
+      TypeError: if they are no integers; bool is none.
+    """
+    # JAX, without 64 bits, would cut large numbers of numpy short.
+    array = given if isinstance(given, jax.Array) else np.asarray(given)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be integers, but has dtype {array.dtype}.")
+    if jnp.iinfo(array.dtype).max > LARGEST_INT:
+        least = max(jnp.iinfo(array.dtype).min, -LARGEST_INT - 1)
+        array = array.clip(least, LARGEST_INT)
+    return jnp.asarray(array.astype(jnp.int32))
+
+
+def check_ids(
+    name: str, given: ArrayLike, size: int | Sequence[int], *, why: str = ""
+) -> jax.Array:
+    """Numbers of rows, nodes or kinds: int32 in 0 … size − 1, or −1 for no such thing.
+
+    Args:
+      name: argument name, for the message.
+      given: integers of any width.
+      size: how many there are; several along the last axis if a sequence.
+      why: what the message says besides.
+
+    Returns:
+      int32, of the same shape. Numbers out of range, which raise where they are known,
+      are −1 where they are traced. (JAX itself reads the last row for −1.)
+
+    Raises:
+      TypeError: if they are no integers.
+      ValueError: if they are known, and one is out of range.
+    """
+    ids = as_int32(name, given)
+    if not _known(given):
+        sizes = jnp.asarray(size, jnp.int32)
+        sizes = sizes.reshape((1,) * (ids.ndim - sizes.ndim) + sizes.shape)
+        return jnp.where((ids >= 0) & (ids < sizes), ids, -1)
+    values = np.asarray(given)
+    several = not isinstance(size, int | np.integer)
+    for k, number in enumerate(size if several else [size]):
+        column = values[..., k] if several else values
+        if column.size == 0:
+            continue
+        low, high = int(column.min()), int(column.max())
+        if low < 0 or high >= number:
+            raise ValueError(
+                f"`{name}{f'[..., {k}]' if several else ''}` must lie in "
+                f"0 … {number - 1}, but has values from {low} to {high}{why}."
+            )
+    return ids
+
+
+def rows_at(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows [..., D] of a table [V, D], and NaN for −1, as which `check_ids` tells none.
+
+    >>> rows_at(jnp.array([[1.0], [2.0]]), jnp.array([1, -1])).tolist()
+    [[2.0], [nan]]
+    """
+    return table.at[ids].get(mode="fill", wrap_negative_indices=False)
 
 
 def check_same_length(name: str, num_queries: int, num_keys: int, why: str) -> None:

@@ -383,7 +383,7 @@ def linear_step(
     S ← S + φ(k) vᵀ,  z ← z + φ(k),  o = φ(q)ᵀ S / φ(q)·z
 
     Args:
-      state: of all tokens before; `linear_state` makes the first.
+      state: of all tokens before; `linear_state` makes the first. It keeps its dtype.
       query: [H].
       key: [H].
       value: [V].
@@ -412,6 +412,7 @@ def linear_step(
     sizes = {"M": new.shape[1], "V": value.shape[0]}
     _checks.check_shape("state.memory", state.memory, ("M", "V"), sizes)
     _checks.check_shape("state.normalizer", state.normalizer, ("M",), sizes)
+    new, features = (x.astype(state.memory.dtype) for x in (new, features))
     rows = _checks.zero_masked(value[None].astype(new.dtype), real)
     state = LinearState(state.memory + new.T @ rows, state.normalizer + new[0])
     joined = jnp.concatenate([state.memory, state.normalizer[:, None]], axis=1)
