@@ -62,7 +62,9 @@ def threshold(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> float:
         return 0.0
     best = floor
     for row in group:
-        if row is not blind and (found := _in_bin(row, low, high)) is not None:
+        if row is blind or row.config["positions"] in SYMMETRIC:
+            continue
+        if (found := _in_bin(row, low, high)) is not None:
             if found > best and difference(row, blind, metric)[0].clear:
                 best = found
     return (floor + best) / 2 if best > floor else float("inf")
