@@ -147,12 +147,7 @@ from attn_jax.attention.synthesizer import (
     synthesizer_random_factorized_init,
     synthesizer_random_init,
 )
-from attn_jax.multihead import (
-    dot_product_attention,
-    multi_head,
-    multi_head_init,
-    multi_head_update,
-)
+from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
 from attn_jax.variants import (
     CAPABILITIES,
     VARIANTS,
@@ -166,7 +161,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionFn",
-    "AttentionState",
     "CAPABILITIES",
     "FEATURE_MAPS",
     "KeyValueCache",
@@ -252,7 +246,6 @@ __all__ = [
     "mfcc",
     "multi_head",
     "multi_head_init",
-    "multi_head_update",
     "nystromformer",
     "nystromformer_init",
     "one_hot",
@@ -308,7 +301,6 @@ __all__ = [
     "synthesizer_random_init",
     "t5_bias",
     "t5_buckets",
-    "training",
     "transformer_xl",
     "transformer_xl_init",
     "truncated",
@@ -341,12 +333,10 @@ if TYPE_CHECKING:
     )
     from attn_jax.layers import (
         AttentionFn,
-        AttentionState,
         LinenAttentionFn,
         ModuleAttentionFn,
         as_attention_fn,
         as_linen_attention_fn,
-        training,
     )
     from attn_jax.positions import (
         LearnedPositions,
@@ -394,12 +384,10 @@ else:
         ),
         "layers": (
             "AttentionFn",
-            "AttentionState",
             "LinenAttentionFn",
             "ModuleAttentionFn",
             "as_attention_fn",
             "as_linen_attention_fn",
-            "training",
         ),
         "positions": (
             "LearnedPositions",

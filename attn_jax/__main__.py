@@ -13,13 +13,13 @@ import functools
 import inspect
 import json
 import multiprocessing
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attn_jax import CAPABILITIES, VARIANTS, Variant, __version__, resolve
+from attn_jax._program import program
 
 __all__ = ["describe", "main"]
 
@@ -368,6 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -391,13 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"attn-jax {arguments.command}: {error}", file=sys.stderr)
         return 2
-    if hasattr(sys.stdout, "reconfigure"):
-        # A terminal that cannot show "·" gets a question mark, not a traceback.
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `attn-jax list | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     return status
 
 

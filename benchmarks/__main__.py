@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from attn_jax._program import program
 from benchmarks import (
     attention,
     group_norm,
@@ -179,6 +180,7 @@ def measure_and_store(
     return made
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
     """Runs the groups and writes the page; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

@@ -202,4 +202,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from attn_jax._program import program  # an earlier commit has it not
+
+    sys.exit(program(main)(None))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attn_jax import VARIANTS, Variant, benchmarking
+from attn_jax._program import program
 from attn_jax.benchmarking import Direction, alternate, size_text
 from benchmarks.timing import Effort
 
@@ -142,6 +143,7 @@ def group(effort: Effort, folder: pathlib.Path | None = None) -> dict[str, Any]:
     return group
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
     """Measures, draws and stores; returns the exit status."""
     from benchmarks import report

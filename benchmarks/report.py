@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attn_jax._program import program
 from attn_jax.benchmarking import size_text
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
@@ -303,6 +304,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
     """Writes the page anew; returns the exit status."""
     parser = argparse.ArgumentParser(

@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from attn_jax import models
+from attn_jax._program import program
 from benchmarks.timing import Call, alternate, summarize
 from experiments.common import train
 from experiments.common.memory import keep_freed_memory
@@ -291,6 +292,7 @@ def compare(
     return rows
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
     """Runs the comparison; returns the exit status."""
     parser = argparse.ArgumentParser(

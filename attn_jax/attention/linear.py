@@ -169,7 +169,6 @@ def causal_product(
     empty = jnp.zeros((num_features, value.shape[2]), dtype)
     if log_scale is None and log_decay is None:
         added = jnp.einsum("csm,csv->cmv", key, value)
-        empty = _checks.varying(empty, added)
         _, states = jax.lax.scan(lambda state, new: (state + new, state), empty, added)
         seen = jnp.einsum("ctm,cmv->ctv", query, states)
     else:
@@ -198,9 +197,9 @@ def causal_product(
             both = jnp.exp(size - larger) * state + jnp.exp(top - larger) * new
             return (both, larger + decay), carry
 
-        new = (added, top[:, -1], decay[:, -1])
-        start = _checks.varying((empty, least), new)
-        _, (states, size) = jax.lax.scan(step, start, new)
+        _, (states, size) = jax.lax.scan(
+            step, (empty, least), (added, top[:, -1], decay[:, -1])
+        )
         top = jnp.maximum(size[:, None], top)
         between = logs[:, None, :] - top[:, :, None]
         scores = scores * jnp.exp(jnp.where(past, between, MASKED_LOGIT))
@@ -383,7 +382,7 @@ def linear_step(
     S ← S + φ(k) vᵀ,  z ← z + φ(k),  o = φ(q)ᵀ S / φ(q)·z
 
     Args:
-      state: of all tokens before; `linear_state` makes the first. It keeps its dtype.
+      state: of all tokens before; `linear_state` makes the first.
       query: [H].
       key: [H].
       value: [V].
@@ -412,7 +411,6 @@ def linear_step(
     sizes = {"M": new.shape[1], "V": value.shape[0]}
     _checks.check_shape("state.memory", state.memory, ("M", "V"), sizes)
     _checks.check_shape("state.normalizer", state.normalizer, ("M",), sizes)
-    new, features = (x.astype(state.memory.dtype) for x in (new, features))
     rows = _checks.zero_masked(value[None].astype(new.dtype), real)
     state = LinearState(state.memory + new.T @ rows, state.normalizer + new[0])
     joined = jnp.concatenate([state.memory, state.normalizer[:, None]], axis=1)
@@ -472,8 +470,7 @@ def linear_recurrent(
 
     num_features = jax.eval_shape(lambda x: _features(x, feature_map), key).shape[1]
     state = linear_state(num_features, value.shape[1], value.dtype)
-    tokens = (query, key, value, key_mask)
-    return jax.lax.scan(step, _checks.varying(state, tokens), tokens)[1]
+    return jax.lax.scan(step, state, (query, key, value, key_mask))[1]
 
 
 def cosformer(

@@ -33,13 +33,12 @@ from flax import nnx
 from attn_jax.attention.softmax import dot_product
 from attn_jax.layers import AttentionFn, ModuleAttentionFn, as_attention_fn
 from attn_jax.positions import (
-    _NEAR,
     LearnedPositions,
-    _rotary,
     alibi,
     alibi_slopes,
     floater,
     floater_init,
+    rotary,
     sinusoidal_1d,
     t5_bias,
 )
@@ -390,12 +389,9 @@ class _Rope(Positions):
         key: jax.Array,
         value: jax.Array,
     ) -> dict[str, Any]:
-        length = query.shape[-3]
+        places = jnp.arange(query.shape[-3])
         turn = functools.partial(
-            _rotary,
-            positions=jnp.arange(length, dtype=jnp.int32),
-            max_wavelength=self.max_wavelength,
-            near=length <= _NEAR,
+            rotary, positions=places, max_wavelength=self.max_wavelength
         )
         of_heads = jax.vmap(jax.vmap(turn, in_axes=1, out_axes=1))
 

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from attn_jax._program import program
 from experiments.attention_as_conv.presets import PRESETS, Experiment
 from experiments.common import driver
 from experiments.common.config import Runtime
@@ -41,6 +42,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     return driver.parse(Arguments, PRESETS, argv, module=MODULE, description=__doc__)
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -55,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         out=options.runtime.out
         or pathlib.Path("runs/attention_as_conv") / options.preset,
         runtime=options.runtime,
-        make_plans=lambda: make_plans(options.experiment),
-        report=lambda store: write_report(store.records(), store.folder),
+        experiment=options.experiment,
+        preset=PRESETS[options.preset],
+        make_plans=make_plans,
+        write_report=write_report,
     )
 
 

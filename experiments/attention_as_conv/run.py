@@ -21,7 +21,7 @@ from experiments.common import data, identity, train, trial
 from experiments.common.data import Dataset
 from experiments.common.driver import Plan
 from experiments.common.studies import Study
-from experiments.data_scaling.baselines import CAPS, fit_baseline
+from experiments.data_scaling.baselines import fit_baseline
 
 # Images a step of scoring, of the training part that accuracy is told of, of the
 # validation part, and of the test part that attention maps are averaged over.
@@ -30,8 +30,8 @@ TRAIN_EVAL = 1_000
 VALIDATION = 2_000
 MAP_IMAGES = 64
 
-# Committed floors of more images than this were fitted to a part of so many.
-EARLIER_CAP = 10_000
+# Most images that logistic regression is fitted to.
+BASELINE_CAP = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,8 @@ class ImageCell:
     def label(self) -> str:
         """A short name for progress lines."""
         start = f" {self.start}" if self.start else ""
-        return f"{self.model}{start} n={self.n} seed={self.seed} {self.phase}"
+        phase = trial.phase_label(self)
+        return f"{self.model}{start} n={self.n} seed={self.seed} {phase}"
 
 
 # What shapes a program: cells that agree in it share the compiled one. Where heads
@@ -255,7 +256,6 @@ class ImageRunner(trial.Runner):
 
     def start(self, cell: ImageCell) -> trial.Job:
         """How a cell is trained."""
-        train.check_batch_size(cell.batch_size, self.mesh)
         chosen, _ = self._parts(cell)
 
         def batch(step: int) -> train.Batch:
@@ -476,6 +476,7 @@ def make_baselines(
             dataset.test_images,
             dataset.test_labels,
             seed=seed,
+            cap=None if model == "majority" else BASELINE_CAP,
         )
 
     return {
@@ -484,15 +485,6 @@ def make_baselines(
         for n in experiment.ns
         for seed in range(experiment.seeds)
     }
-
-
-def floor_differs(name: str, differs: identity.Differs) -> identity.Differs:
-    """What a baseline is made of, as far as committed records had it otherwise."""
-    model, n, _ = name.split(" ")
-    size = int(n.removeprefix("n="))
-    if model == "majority" or size <= EARLIER_CAP:
-        return differs
-    return (*differs, ("fitted_to", min(size, CAPS[model])))
 
 
 def make_plans(experiment: Experiment) -> list[Plan]:
@@ -524,6 +516,6 @@ def make_plans(experiment: Experiment) -> list[Plan]:
             make_studies(experiment, task, differs),
             floors,
             functools.partial(ImageRunner, dataset),
-            {name: floor_differs(name, differs) for name in floors},
+            dict.fromkeys(floors, differs),
         )
     ]

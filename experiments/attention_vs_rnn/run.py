@@ -107,7 +107,8 @@ class DecoderCell:
     @property
     def label(self) -> str:
         """A short name for progress lines."""
-        return f"{self.task} {self.model} seed={self.seed} {self.phase}"
+        phase = trial.phase_label(self)
+        return f"{self.task} {self.model} seed={self.seed} {phase}"
 
 
 class Shape(NamedTuple):
@@ -257,7 +258,6 @@ class _DecoderRunner(trial.Runner):
 
     def _job(self, cell: DecoderCell, batch: Callable[[int], Any]) -> trial.Job:
         program = programs(Shape.of(cell))
-        train.check_batch_size(cell.batch_size, self.mesh)
         return trial.Job(program.initial_params(cell.seed), program.step, batch)
 
 

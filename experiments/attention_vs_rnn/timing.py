@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import VARIANTS, benchmarking
+from attn_jax._program import program
 from attn_jax.benchmarking import size_text
 from attn_jax.models import logistic_mixture_sample
 from experiments.attention_vs_rnn import run
@@ -286,6 +287,7 @@ def measure(*, smoke: bool) -> dict[str, Any]:
     )
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes timing.json; returns the exit status."""
     parser = argparse.ArgumentParser(

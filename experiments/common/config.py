@@ -111,7 +111,21 @@ class Cell:
         model = f"{self.model}-{self.size}"
         if self.attention is not None:
             model += f"[{self.attention}]"
-        return f"{self.task} {model} n={self.n} seed={self.seed} {self.phase}"
+        label = f"{self.task} {model} n={self.n} seed={self.seed} {self.phase}"
+        return label + (f" ({self._tried})" if self.phase == "tune" else "")
+
+    @property
+    def _tried(self) -> str:
+        """The hyper-parameters, as far as they are on."""
+        parts = [f"learning rate {self.learning_rate:g}"]
+        for name in "weight_decay label_smoothing crop mixup dropout_rate".split():
+            if getattr(self, name):
+                parts.append(f"{name.replace('_', ' ')} {getattr(self, name):g}")
+        return ", ".join(parts)
+
+
+class EditedError(ValueError):
+    """The file of an attention variant is not what it was when the run began."""
 
 
 def attention_digest(attention: str | None) -> str | None:

@@ -37,6 +37,7 @@ from typing import Literal
 
 import numpy as np
 
+from attn_jax._program import program
 from experiments.common.fetch import (
     DataError,
     Files,
@@ -357,21 +358,19 @@ def _load_npz(path: pathlib.Path) -> Dataset:
     }
     try:
         with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array, not an .npz archive")
-            with file:
-                found = {name: file[name] for name in file.files if name in known}
+            _check_npz(path, stream.read(16))
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
                 unknown = sorted(set(file.files) - known)
+                found = {
+                    name: _plain_array(path, name, file)
+                    for name in file.files
+                    if name in known
+                }
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(
-            f"{path} is not a whole .npz file ({error}): write it again, for example "
-            "with numpy.savez_compressed"
-        ) from error
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read as plain arrays ({error}): write it with "
-            "numpy.savez_compressed from arrays of numbers, not objects"
+            f"{path} is not a whole .npz file ({error}): it was cut short or damaged; "
+            "copy it again, or write it again with numpy.savez_compressed"
         ) from error
     for needed in ("train_images", "train_labels"):
         if needed not in found:
@@ -420,6 +419,46 @@ def _load_npz(path: pathlib.Path) -> Dataset:
     return _dataset(
         f"npz:{path.name}", source, images, labels, test_images, test_labels, names
     )
+
+
+def _check_npz(path: pathlib.Path, begins: bytes) -> None:
+    """Raises ValueError, which says what the file seems to be, unless it is a zip."""
+    if begins[:2] == b"PK":
+        return
+    if begins.startswith(b"\x93NUMPY"):
+        what = "a single array (.npy)"
+    elif begins[:1] == b"\x80":
+        what = "a pickle, which is not read because it may run code"
+    elif begins[:2] == b"\x1f\x8b":
+        what = "compressed by gzip"
+    elif not begins:
+        what = "empty"
+    elif all(32 <= byte < 127 or byte in b"\t\r\n" for byte in begins):
+        what = f"text, which begins with {begins.decode()!r}"
+    else:
+        what = f"another format, which begins with the bytes {begins[:8].hex(' ')}"
+    raise ValueError(
+        f"{path} is not an .npz file but {what}: write one with "
+        "numpy.savez_compressed(path, train_images=..., train_labels=...)"
+    )
+
+
+def _plain_array(
+    path: pathlib.Path, name: str, file: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError as error:
+        if "pickle" not in str(error) and "Object" not in str(error):
+            raise DataError(
+                f"{path}: the array {name!r} is damaged ({error}); write it again with "
+                "numpy.savez_compressed"
+            ) from error
+        raise ValueError(
+            f"{path}: the array {name!r} holds Python objects (dtype object), which "
+            "are pickled and not read because they may run code: write it as an array "
+            "of numbers, such as numpy.asarray(images, numpy.uint8)"
+        ) from error
 
 
 def _check_arrays(
@@ -778,6 +817,8 @@ def _class_ranks(
 # --- Command line ------------------------------------------------------------------
 
 
+@program
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch and describe data sets; 0 when all are there."""
     parser = argparse.ArgumentParser(

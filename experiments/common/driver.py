@@ -9,20 +9,29 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
 
+from attn_jax._program import silence
 from experiments.common import workers
 from experiments.common.config import Runtime
 from experiments.common.data import DataError
 from experiments.common.identity import Differs, with_differs
-from experiments.common.loop import Interrupted, StopSignal
+from experiments.common.loop import (
+    Interrupted,
+    StopSignal,
+    ends_the_run,
+    interruptible,
+    store_failure,
+)
 from experiments.common.memory import keep_freed_memory
 from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore, SchemaError, shard
+from experiments.common.rehearsal import is_message
+from experiments.common.store import Record, ResultsStore, SchemaError, shard
 from experiments.common.studies import Study, run_studies
+from experiments.common.tables import reported
 from experiments.common.trial import Runner
 
 # What a message on one line is enough for.
@@ -68,6 +77,17 @@ class Plan:
         )
         return found + sum(study.done(store) for study in self.studies.values())
 
+    def kinds(self) -> Iterator[dict[str, Any]]:
+        """Configs of this plan, one of each kind at least."""
+        yield from map(self.baseline_config, self.baselines)
+        yield from (study.grid[0].config() for study in self.studies.values())
+
+    def possible(self) -> Iterator[dict[str, Any]]:
+        """Configs of all records there may be, whatever validation data choose."""
+        yield from map(self.baseline_config, self.baselines)
+        for study in self.studies.values():
+            yield from (cell.config() for cell in study.possible())
+
     def baseline_config(self, name: str) -> dict[str, Any]:
         """What names the record of a baseline."""
         config = dict(task=self.name, model=name, phase="baseline", seed=0)
@@ -112,6 +132,100 @@ def parse(
         raise SystemExit(2) from error
 
 
+def watched(settings: Any) -> tuple[Any, set[str]]:
+    """The same settings, and the names of those that have been read of them so far.
+
+    >>> copy, read = watched(Runtime())
+    >>> copy.workers, sorted(read)
+    (0, ['workers'])
+    """
+    read: set[str] = set()
+    names = {field.name for field in dataclasses.fields(settings)}
+
+    class Watched(type(settings)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            if name in names:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    copy = object.__new__(Watched)
+    copy.__dict__.update(vars(settings))
+    return copy, read
+
+
+def idle_settings(
+    experiment: Any, preset: Any, read: Collection[str], plans: Sequence[Plan]
+) -> list[str]:
+    """Settings that are not the preset's and that planning has not read.
+
+    Args:
+      experiment: the settings.
+      preset: where those come from that were not given.
+      read: names, see `watched`.
+      plans: what was planned.
+    """
+    tunes = any(s.tuning() for plan in plans for s in plan.studies.values())
+    return [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(experiment)
+        if getattr(experiment, field.name) != getattr(preset, field.name)
+        and (field.name not in read or (field.name == "tune_updates" and not tunes))
+    ]
+
+
+class _Floors:
+    """The baselines of a plan: each is measured once, by whoever comes first."""
+
+    def __init__(
+        self, plan: Plan, store: ResultsStore, progress: Progress, stop: StopSignal
+    ):
+        self.plan, self.store = plan, store
+        self.progress, self.stop = progress, stop
+
+    def run(self) -> tuple[bool, bool]:
+        """Measures those that have no record; (measured one, another is at work).
+
+        Raises:
+          Interrupted: a signal came.
+        """
+        ran = waits = False
+        for name, measure in self.plan.baselines.items():
+            if self.stop.signum is not None:
+                raise Interrupted(self.stop.signum)
+            config = self.plan.baseline_config(name)
+            if self.store.get(config) is not None:
+                continue
+            with self.store.claim(config) as claimed:
+                waits = waits or not claimed
+                if claimed and self.store.get(config) is None:
+                    self._measure(f"{self.plan.name} {name}", config, measure)
+                    ran = True
+        return ran, waits
+
+    def _measure(
+        self,
+        label: str,
+        config: dict[str, Any],
+        measure: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.progress.begin(label, 1)
+        began = time.monotonic()
+        try:
+            metrics = interruptible(measure, self.stop)
+        except Exception as error:
+            if ends_the_run(error):
+                raise
+            record = store_failure(self.store, config, error, began)
+        else:
+            record = self.store.put(
+                config,
+                status="done",
+                metrics=metrics,
+                wall_time_s=time.monotonic() - began,
+            )
+        self.progress.finish(label, record)
+
+
 def _work(
     plans: Sequence[Plan],
     runtime: Runtime,
@@ -127,21 +241,18 @@ def _work(
     ):
         if done and worker is None:
             progress.say(f"{done} of {total} cells were done before.")
-        for plan in plans:
-            for name, measure in plan.baselines.items():
-                config = plan.baseline_config(name)
-                with store.claim(config) as claimed:
-                    if not claimed or store.get(config) is not None:
-                        continue
-                    began = time.monotonic()
-                    record = store.put(
-                        config,
-                        status="done",
-                        metrics=measure(),
-                        wall_time_s=time.monotonic() - began,
-                    )
-                    progress.finish(f"{plan.name} {name}", record)
-            run_studies(plan.studies, plan.runner(store, runtime, progress, stop))
+        floors = [_Floors(plan, store, progress, stop) for plan in plans]
+        for plan, floor in zip(plans, floors, strict=True):
+            floor.run()
+            if plan.studies:
+                runner = plan.runner(store, runtime, progress, stop)
+                run_studies(plan.studies, runner)
+        while True:  # until those are there that others had in hand
+            found = [floor.run() for floor in floors]
+            if not any(waits for _, waits in found):
+                return
+            if not any(ran for ran, _ in found):
+                time.sleep(0.5)
 
 
 def drive(
@@ -150,8 +261,10 @@ def drive(
     *,
     out: pathlib.Path,
     runtime: Runtime,
-    make_plans: Callable[[], list[Plan]],
-    report: Callable[[ResultsStore], str],
+    experiment: Any,
+    preset: Any,
+    make_plans: Callable[[Any], list[Plan]],
+    write_report: Callable[[Sequence[Record], pathlib.Path], str],
 ) -> int:
     """Runs an experiment to its end, by workers where the machine has cores for them.
 
@@ -160,14 +273,19 @@ def drive(
       arguments: its command line, which workers get too.
       out: folder of the results.
       runtime: how to run.
-      make_plans: loads the data and plans the cells.
-      report: writes report and figures, returns what to print.
+      experiment: what to run, a dataclass.
+      preset: the experiment that gave the settings that were not given.
+      make_plans: loads the data and plans the cells of an experiment.
+      write_report: writes report and figures of records, returns what to print.
 
     Returns:
-      The exit status: 0, 1 or 2 after an error, 128 + signal after an interruption.
+      The exit status: 0; 1 where a cell failed or a worker ended early; 2 after an
+      error that a message tells; 128 + signal after an interruption.
     """
     worker = workers.pin_worker()
     keep_freed_memory()
+    if worker is None:
+        workers.leave_memory(runtime)
     idle = [
         f"--{name.replace('_', '-')}"
         for name in (
@@ -175,25 +293,34 @@ def drive(
         ).split()
         if getattr(runtime, name) != getattr(Runtime(), name)
     ]
-    if idle:
-        print(
-            f"error: nothing would read {', '.join(idle)} here, leave it out.",
-            file=sys.stderr,
-        )
-        return 2
     store = ResultsStore(out)
     try:
-        store.check_writable()
-        earlier = store.folder / "results.jsonl"
-        if worker is None and earlier.is_file():
-            store.import_jsonl(earlier)  # a checkout keeps this file alone
-        plans = [plan.part(runtime.shard) for plan in make_plans()]
+        if not idle:
+            store.check_writable()
+            copy, read = watched(experiment)
+            whole = make_plans(copy)
+            idle = idle_settings(experiment, preset, read, whole)
+        if idle:
+            raise SettingsError(
+                f"nothing would read {', '.join(idle)} here, leave it out."
+            )
+        plans = [plan.part(runtime.shard) for plan in whole]
+        if worker is None:
+            begin(store, [config for plan in plans for config in plan.possible()])
         total = sum(plan.total() for plan in plans)
+        left = total - sum(plan.done(store) for plan in plans)
         if worker is None:
             for plan in plans:
                 print(plan.description)
             print(f"{total} cells -> {store.folder}", flush=True)
-        count = 1 if worker else workers.worker_count(runtime)
+        if worker is None and left:
+            for plan in plans:
+                quiet = Progress(0, live=False)
+                plan.runner(store, runtime, quiet, StopSignal()).rehearse(
+                    [cell for s in plan.studies.values() for cell in s.grid]
+                )
+        # No more processes than there are cells for them.
+        count = 1 if worker else min(workers.worker_count(runtime), max(1, left))
         if count > 1:
             status = workers.run_workers(
                 count,
@@ -205,29 +332,56 @@ def drive(
             )
             if status:
                 done = sum(plan.done(store) for plan in plans)
-                how = f"with status {status}"
-                if status < 0:
-                    how = f"by signal {-status} ({signal.Signals(-status).name})"
-                print(
-                    f"error: a worker ended {how}; {done} of {total} cells are done, "
-                    "and the same command goes on from there.",
-                    file=sys.stderr,
-                )
-                return 2 if status == 2 else 1
+                return workers.ended_early(status, done, total)
         else:
             _work(plans, runtime, store, worker)
-        if worker is None:
-            store.export_jsonl(store.folder / "results.jsonl")
-            print(report(store))
-    except Interrupted as interrupted:
-        if worker is None:
+        if worker is not None:
+            return 0  # what failed is told once, by the process that waits for all
+        store.export_jsonl(store.folder / "results.jsonl")
+        kinds = [config for plan in whole for config in plan.kinds()]
+        print(reported(store.records(), write_report, store.folder, kinds))
+        found = (store.get(config) for plan in plans for config in plan.possible())
+        return int(any(r is not None and r["status"] == "failed" for r in found))
+    except Exception as error:
+        return ended_by(error, quiet=worker is not None)
+
+
+class SettingsError(ValueError):
+    """A setting was given that nothing reads."""
+
+
+def begin(store: ResultsStore, possible: Iterable[Mapping[str, Any]]) -> None:
+    """Takes over what a checkout keeps of a folder, and lets failed cells try again."""
+    earlier = store.folder / "results.jsonl"
+    if earlier.is_file():
+        store.import_jsonl(earlier)
+    for config in possible:
+        store.retry(config)
+
+
+def ended_by(error: Exception, *, quiet: bool = False) -> int:
+    """Tells an error that ended a run in a line where that is enough; else raises it.
+
+    Args:
+      error: what came.
+      quiet: says nothing of an interruption, which the parent does.
+
+    Returns:
+      The exit status.
+    """
+    if isinstance(error, Interrupted):
+        if not quiet:
             print(
-                f"\nStopped by {interrupted}; everything is saved. The same command "
+                f"\nStopped by {error}; everything is saved. The same command "
                 "goes on from here.",
                 flush=True,
             )
-        return 128 + interrupted.signum
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 128 + error.signum
+    if isinstance(error, BrokenPipeError):
+        silence()
+        return 128 + signal.SIGPIPE
+    known = isinstance(error, DataError | ImportError | OSError)
+    if not known and not (isinstance(error, KNOWN_ERRORS) and is_message(error)):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,8 +20,9 @@ from flax import nnx
 from attn_jax.models import Labeller, labeller_cost
 from attn_jax.variants import resolve
 from experiments.common import sequences, train, trial
-from experiments.common.config import attention_digest
+from experiments.common.config import EditedError, attention_digest
 from experiments.common.identity import Differs, config_of
+from experiments.common.rehearsal import does_not_run
 from experiments.common.sequences import Batch, Batches, Part, SequenceData
 from experiments.common.store import ResultsStore
 
@@ -135,7 +136,7 @@ class LabelCell:
                 parts.append(f"{name}={getattr(self, name)}")
         if self.n is not None:
             parts.append(f"n={self.n}")
-        return " ".join([*parts, f"seed={self.seed}", self.phase])
+        return " ".join([*parts, f"seed={self.seed}", trial.phase_label(self)])
 
 
 class Hyper(NamedTuple):
@@ -187,7 +188,7 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
     if traits["model"] == "transformer":
         attention: Any = traits["attention"]
         if attention_digest(attention) != traits["attention_sha256"]:
-            raise ValueError(
+            raise EditedError(
                 f"attention: the file of {attention!r} was edited since the run began; "
                 "run the same command again."
             )
@@ -240,12 +241,12 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.where(real, loss, 0.0), real
 
 
-def make_train_step(apply: train.Apply, *, hides: bool) -> trial.Step:
+def make_train_step(apply: Callable[..., jax.Array], *, hides: bool) -> trial.Step:
     """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``."""
 
     def loss_fn(
         params: Any, batch: Batch, rng: jax.Array, hyper: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         hide_rng, dropout_rng = jax.random.split(rng)
         inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
         if hides:  # id 1 of a table is the unknown word
@@ -253,14 +254,11 @@ def make_train_step(apply: train.Apply, *, hides: bool) -> trial.Step:
             first = jnp.where(hidden, jnp.ones((), inputs.dtype), inputs[..., 0])
             inputs = inputs.at[..., 0].set(first)
         real = labels != sequences.IGNORED
-        logits, moved = train.training_call(
-            apply, params, inputs, real, rng=dropout_rng
-        )
+        logits = apply(params, inputs, real, rng=dropout_rng)
         losses, real = _losses(logits, labels)
         count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
         hits = ((jnp.argmax(logits, -1) == labels) & real).sum()
-        accuracy = hits.astype(jnp.float32) / count
-        return losses.sum() / count, {"accuracy": accuracy, train.MOVED: moved}
+        return losses.sum() / count, {"accuracy": hits.astype(jnp.float32) / count}
 
     return trial.make_step(loss_fn)
 
@@ -332,11 +330,6 @@ class LabelRunner(trial.Runner):
     def __init__(self, data: SequenceData, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.data = data
-        if sequences.ROWS % self.mesh.size:
-            raise ValueError(
-                f"a batch has a multiple of {sequences.ROWS} rows, which "
-                f"{self.mesh.size} devices cannot share evenly: use 1, 2, 4 or 8."
-            )
 
     def predict(
         self,
@@ -355,13 +348,50 @@ class LabelRunner(trial.Runner):
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(part)
         total = 0.0
         for indices, batch in sequences.in_order(part, lengths, cell.tokens):
-            labels, losses = program.predict(
-                params, train.put(batch, self.mesh, "data")
-            )
+            predict = train.on_mesh(program.predict, batch, self.mesh)
+            labels, losses = predict(params, train.place_batch(batch, self.mesh))
             rows, total = np.asarray(labels), total + float(losses.sum())
             for row, index in enumerate(indices):
                 found[index] = rows[row, : len(part.labels[index])]
         return found, total / max(1, int(part.lengths.sum()))
+
+    def rehearse(self, cells: Sequence[LabelCell]) -> None:
+        """Traces training and prediction with each attention, at each padded length.
+
+        Raises:
+          ValueError: one does not run; of a user's file, with file and line.
+        """
+        known = set()
+        for cell in cells:
+            if cell.attention is None:
+                continue
+            # What a built-in can do is tested; of a user's, each shape is tried.
+            own = ".py:" in cell.attention
+            traits = cell.attention, cell.attention_sha256, cell.left is None
+            key = (program_key(cell, self.data), cell.tokens) if own else traits
+            if key in known:
+                continue
+            known.add(key)
+            try:
+                self._trace(cell)
+            except Exception as error:
+                model = f"the {cell.model} with positions={cell.positions!r}"
+                raise does_not_run(cell.attention, model, error) from error
+
+    def _trace(self, cell: LabelCell) -> None:
+        program = programs(program_key(cell, self.data))
+        hyper = Hyper(*trial.hyper_of(cell), np.asarray(cell.id_dropout, np.float32))
+        params = jax.eval_shape(lambda: program.initial_params(0))
+        state = jax.eval_shape(lambda p: train.init_state(p, hyper), params)
+        first = self.data.train.inputs[0]
+        for length in self.data.lengths:
+            shape = sequences.rows_of(length, cell.tokens), length
+            batch = Batch(
+                jax.ShapeDtypeStruct((*shape, first.shape[1]), first.dtype),
+                jax.ShapeDtypeStruct(shape, np.int32),
+            )
+            jax.eval_shape(program.step, state, batch, jax.random.key(0))
+            jax.eval_shape(program.predict, params, batch)
 
     def start(self, cell: LabelCell) -> trial.Job:
         """How a cell is trained."""

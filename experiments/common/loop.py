@@ -9,35 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import math
 import os
-import pathlib
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from attn_jax import models
 from attn_jax.variants import Variant, resolve
 from experiments.common import train
 from experiments.common.checkpoint import CheckpointError, Checkpoints
-from experiments.common.config import Cell, Runtime, attention_digest
+from experiments.common.config import Cell, EditedError, Runtime, attention_digest
 from experiments.common.data import (
+    DataError,
     Dataset,
     balanced_subset,
     normalize_stats,
     train_validation_split,
 )
 from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore, StoreError
+from experiments.common.rehearsal import does_not_run
+from experiments.common.store import Record, ResultsStore, SchemaError, StoreError
+
+Result = TypeVar("Result")
 
 EVAL_BATCH = 1000
 TRAIN_EVAL = 5000
@@ -70,6 +75,7 @@ class StopSignal:
         self._since = 0.0
         self._parent = parent
         self._before: dict[int, Any] = {}
+        self._raises = False
 
     @property
     def signum(self) -> int | None:
@@ -83,9 +89,27 @@ class StopSignal:
         now = time.monotonic()
         if self._signum is None:
             self._signum, self._since = signum, now
+            if self._raises:
+                raise Interrupted(signum)
         elif now - self._since > self.GRACE:
             self._restore(signum)
             signal.raise_signal(signum)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal does not wait to be asked for here.
+
+        Raises:
+          Interrupted: it came.
+        """
+        signum = self.signum
+        if signum is not None:
+            raise Interrupted(signum)
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
 
     def _restore(self, signum: int) -> None:
         handler = self._before[signum]  # None: it was not set from Python
@@ -100,6 +124,73 @@ class StopSignal:
     def __exit__(self, *error: object) -> None:
         for signum in self._before:
             self._restore(signum)
+
+
+def interruptible(function: Callable[[], Result], stop: StopSignal) -> Result:
+    """Calls a function of minutes that a signal may end, also one that runs in C.
+
+    It runs in a thread. What is left of it after a signal is given up with the process.
+
+    Raises:
+      Interrupted: a signal came.
+    """
+    found: list[Result] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(function())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        if stop.signum is not None and thread.is_alive():
+            raise Interrupted(stop.signum)
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def ends_the_run(error: Exception) -> bool:
+    """Whether an error is not the matter of one cell: the next would have it too."""
+    if isinstance(error, OSError):
+        full = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE
+        return isinstance(error, StoreError) or error.errno in full
+    return isinstance(error, Interrupted | SchemaError | DataError | EditedError)
+
+
+def store_failure(
+    store: ResultsStore,
+    config: Mapping[str, Any],
+    error: Exception,
+    began: float,
+) -> Record:
+    """Stores that a cell failed, and how; the next run tries it again."""
+    return store.put(
+        config,
+        status="failed",
+        metrics=dict(
+            error=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+        ),
+        wall_time_s=time.monotonic() - began,
+    )
+
+
+def at_once(stop: StopSignal) -> contextlib.AbstractContextManager[None]:
+    """`StopSignal.at_once`; not on a cluster, whose processes stop together."""
+    return stop.at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+
+
+def lost(signum: int, error: CheckpointError) -> StoreError:
+    """What to say where a run has to end and cannot be saved."""
+    return StoreError(
+        f"stopped by {signal.Signals(signum).name}, and what this cell has done is "
+        f"lost: {error}. Free some space and run the same command again."
+    )
 
 
 def agree(value: int) -> int:
@@ -169,7 +260,7 @@ def _variant(attention: str, digest: str | None) -> Variant:
     """The variant as its file was when the run began, however it is edited later."""
     variant = resolve(attention)
     if attention_digest(attention) != digest:
-        raise ValueError(
+        raise EditedError(
             f"attention: the file of {attention!r} was edited while the run was "
             "starting; run the same command again."
         )
@@ -209,35 +300,46 @@ def model_cost(key: _ProgramKey) -> models.Cost:
 def check(cell: Cell, dataset: Dataset, mesh: Mesh) -> None:
     """Traces a cell's model, so that what it cannot do shows before anything runs.
 
+    With an attention of one's own the whole step is traced, and scoring, on the shapes
+    of the run.
+
     Raises:
       ValueError: the model, its attention or its batch size cannot serve; the message
         names the setting.
     """
     train.check_batch_size(cell.batch_size, mesh)
 
+    key = _ProgramKey.of(cell, dataset, mesh, False, True)
+
     def forward() -> jax.Array:
-        key = _ProgramKey.of(cell, dataset, mesh, False, True)
         apply, params = train.split_model(build_model(key, 0))
         images = jnp.zeros((1, *key.image_shape))
         rng = jax.random.key(0) if cell.dropout_rate else None
         return apply(params, images, rng=rng)
 
-    try:
+    if cell.attention is None:
         jax.eval_shape(forward)
+        return
+    try:
+        _trace(key, cell, dataset)
     except Exception as error:
-        if cell.attention is None:
-            raise
-        frames = traceback.extract_tb(error.__traceback__)
-        file = cell.attention.rpartition(":")[0]
-        own = [
-            f for f in frames if file and f.filename.endswith(pathlib.Path(file).name)
-        ]
-        place = f", line {own[-1].lineno} of {own[-1].filename}" if own else ""
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(
-            f"attention: {cell.attention!r} does not run inside {cell.model!r}{place}: "
-            f"{kind}{error}"
-        ) from error
+        raise does_not_run(cell.attention, repr(cell.model), error) from error
+
+
+def _trace(key: _ProgramKey, cell: Cell, dataset: Dataset) -> None:
+    """Traces training and scoring on the shapes of a run."""
+    program = programs(key)
+    hyper = _hyper(cell, dataset, _Split(np.arange(1), None))
+    params = jax.eval_shape(lambda: program.initial_params(0))
+    state = jax.eval_shape(lambda p: train.init_state(p, hyper), params)
+    data = train.Batch(dataset.train_images, dataset.train_labels)
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+    where = jax.ShapeDtypeStruct((1, cell.batch_size), np.int32)
+    jax.eval_shape(program.step, state, data, where, jax.random.key(0))
+    rows = math.ceil(EVAL_BATCH / key.mesh.size) * key.mesh.size
+    at = jax.ShapeDtypeStruct((rows,), np.int32)
+    valid = jax.ShapeDtypeStruct((rows,), np.float32)
+    jax.eval_shape(program.evaluate, state, data, at, valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +361,9 @@ def programs(key: _ProgramKey) -> Programs:
     """
     apply, _ = train.split_model(build_model(key, 0))
     train_step = train.make_train_step(apply, key.num_classes, key.augment)
+    # What devices cannot share evenly: XLA fills it up with rows that count nothing.
+    # Of several seeds at once, each device then has all rows.
+    uneven = None if key.vmapped else NamedSharding(key.mesh, PartitionSpec("data"))
     eval_step = train.make_eval_step(apply)
 
     def batch_of(source: train.Batch, where: jax.Array | None) -> train.Batch:
@@ -276,6 +381,8 @@ def programs(key: _ProgramKey) -> Programs:
             state: train.TrainState, item: Any
         ) -> tuple[train.TrainState, dict[str, jax.Array]]:
             batch = item if where is None else batch_of(source, item)
+            if uneven and jax.tree.leaves(batch)[0].shape[0] % key.mesh.size:
+                batch = jax.lax.with_sharding_constraint(batch, uneven)
             return train_step(state, batch, rng)
 
         items = source if where is None else where
@@ -447,8 +554,21 @@ class Runner:
                 return False
             missing = [cell for cell in cells if not self.has(cell)]
             if missing:
-                self._run(missing)
+                self._try(missing)
         return True
+
+    def _try(self, cells: list[Cell]) -> None:
+        """Runs cells; what fails in them becomes a record, not the end of the run."""
+        began = time.monotonic()
+        try:
+            self._run(cells)
+        except Exception as error:
+            if ends_the_run(error) or jax.process_count() > 1:
+                raise  # of a cluster, others would wait for this process for ever
+            for cell in cells:
+                if not self.has(cell):
+                    record = store_failure(self.store, cell.config(), error, began)
+                    self.progress.finish(cell.label, record)
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell has a record; process 0 answers for a whole cluster."""
@@ -503,7 +623,9 @@ class Runner:
             ]
         ).astype(np.int32)
         where = where if vmapped else where[0]
-        axes = (None,) * (where.ndim - 1) + ("data",)
+        axes: tuple[str | None, ...] = (None,) * (where.ndim - 1) + ("data",)
+        if where.shape[-1] % self.mesh.size:
+            axes = ()  # the program splits it, see `programs`
         if self.runtime.device_data:
             return self._train_data, train.put(where, self.mesh, *axes)
         batch = train.Batch(
@@ -565,6 +687,14 @@ class Runner:
             )
             checkpoints.save(step, state, progress)
 
+        def try_to_save(signum: int) -> None:
+            try:
+                save()
+            except CheckpointError as error:
+                if signum:
+                    raise lost(signum, error) from error
+                self.progress.say(f"warning: {error}; the run goes on without it")
+
         label = first.label if not vmapped else f"{first.label} (x{len(cells)} seeds)"
         self.progress.begin(label, first.updates, step)
         writers = self._tensorboard(cells)
@@ -580,6 +710,8 @@ class Runner:
             state, metrics = program.step(state, source, where, rng)
             window.append(metrics)
             step += count
+            if len(window) > 1:  # else a signal would wait for all that is queued
+                jax.block_until_ready(window[-2])
             at_point = step % self.runtime.log_every == 0 or step == first.updates
             if at_point:
                 means = {name: gathered(name).mean(1) for name in ("loss", "accuracy")}
@@ -599,18 +731,7 @@ class Runner:
                 signum = agree_any(self.stop.signum or 0)
                 due = time.monotonic() - saved >= self.runtime.checkpoint_seconds
                 if signum or agree(int(due)):
-                    try:
-                        save()
-                    except CheckpointError as error:
-                        if signum:
-                            raise StoreError(
-                                f"stopped by {signal.Signals(signum).name}, and what "
-                                f"this cell has done is lost: {error}. Free some space "
-                                "and run the same command again."
-                            ) from error
-                        self.progress.say(
-                            f"warning: {error}; the run goes on without it"
-                        )
+                    try_to_save(signum)
                     saved = time.monotonic()
                 if signum:
                     for writer in writers:
@@ -623,7 +744,22 @@ class Runner:
         if timed is not None and step > timed[0]:
             images = (step - timed[0]) * first.batch_size * len(cells)
             rate = images / max(ended - timed[1], 1e-9)
-        scores = self._scores(cells, splits, program, state, vmapped)
+        try:
+            with at_once(self.stop):
+                scores = self._scores(cells, splits, program, state, vmapped)
+        except Interrupted as interrupted:
+            try_to_save(interrupted.signum)
+            for writer in writers:
+                writer.close()
+            raise
+        finite = [
+            train.all_finite(
+                jax.tree.map(lambda x, row=row: x[row], state.params)
+                if vmapped
+                else state.params
+            )
+            for row in range(len(cells))
+        ]
         wall = spent + time.monotonic() - began
         cost = model_cost(key)
         for row, cell in enumerate(cells):
@@ -636,7 +772,8 @@ class Runner:
                 ),
                 None,
             )
-            if broken is None and not all(map(math.isfinite, scores[row].values())):
+            known = all(map(math.isfinite, scores[row].values()))
+            if broken is None and not (known and finite[row]):
                 broken = step  # the last update did it
             result: dict[str, Any] = dict(
                 params=cost.params,

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +28,37 @@ def describe(label: str, record: Record) -> str:
     'vit n=10: diverged at update 50 (2 s)'
     """
     metrics, seconds = record["metrics"], record["wall_time_s"]
+    if record["status"] == "failed":
+        error = str(metrics["error"]).split("\n")[0]
+        return f"{label}: failed, {error} ({seconds:.0f} s)"
     if record["status"] == "diverged":
         return f"{label}: diverged at update {metrics['diverged_at']} ({seconds:.0f} s)"
     scores = [
         f"{name.replace('_', ' ')} {metrics[name]:.4f}"
-        for name in ("val_accuracy", "test_accuracy", "train_accuracy")
+        for name in _scores(metrics)
         if metrics.get(name) is not None
     ]
-    return f"{label}: {', '.join(scores)} ({seconds:.0f} s)"
+    return f"{label}: {', '.join(scores) or 'done'} ({seconds:.0f} s)"
+
+
+# What a task is scored by, the first that a record has; "bits" of a pixel.
+_KINDS = ("accuracy", "rmse", "bits", "error", "loss")
+
+
+def _scores(metrics: Mapping[str, Any]) -> list[str]:
+    """Names of the score of a record, on each part that it was measured on.
+
+    A baseline may have one for every N: "test_accuracy_1000".
+    """
+    for kind in _KINDS:
+        whole = [f"{part}_{kind}" for part in ("val", "test", "train")]
+        found = [name for name in whole if name in metrics]
+        if not found:
+            sized = re.compile(rf"(val|test)_{kind}_\d+")
+            found = [name for name in metrics if sized.fullmatch(name)]
+        if found:
+            return found
+    return []
 
 
 class Progress:

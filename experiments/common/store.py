@@ -214,6 +214,27 @@ class ResultsStore:
             raise _store_error(self.folder, error) from error
         return record
 
+    def retry(self, config: Mapping[str, Any]) -> bool:
+        """Set the record of a cell that failed aside, so that it is tried again.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            StoreError: The folder cannot be written.
+        """
+        record, path = self.get(config), self.path(config)
+        if record is None or record["status"] != "failed":
+            return False
+        target = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.failed")
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            return False  # another process has set it aside
+        except OSError as error:
+            raise _store_error(self.folder, error) from error
+        return True
+
     def records(self) -> list[Record]:
         """Return all records, ordered by their configs; damaged files set aside.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.common.loop import Interrupted
@@ -24,7 +24,7 @@ class Study:
       seeds: how many final cells.
       tuned_by: another study whose choice is taken over, index by index, in place of
         trying this one's grid.
-      metric: what is compared; a grid cell without it (it diverged) loses.
+      metric: what is compared; a grid cell without it (it diverged or failed) loses.
       minimise: whether less of it is better.
     """
 
@@ -64,6 +64,12 @@ class Study:
             )
             for seed in range(self.seeds)
         )
+
+    def possible(self) -> Iterator[Any]:
+        """Every cell that may be run, whatever the validation part chooses."""
+        yield from self.tuning()
+        for best in range(len(self.grid)):
+            yield from self.final(best)
 
     def total(self) -> int:
         """Number of records of a finished study, without those of another."""

@@ -12,9 +12,8 @@ from __future__ import annotations
 import abc
 import math
 import pathlib
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,9 +24,15 @@ import optax
 from experiments.common import train
 from experiments.common.checkpoint import CheckpointError, Checkpoints
 from experiments.common.config import Runtime
-from experiments.common.loop import Interrupted, StopSignal
+from experiments.common.loop import (
+    Interrupted,
+    StopSignal,
+    ends_the_run,
+    lost,
+    store_failure,
+)
 from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore, StoreError
+from experiments.common.store import ResultsStore
 
 PyTree = Any
 
@@ -69,6 +74,12 @@ def check_recipe(cell: Cell) -> None:
             raise ValueError(f"{name} must be {expected}, got {getattr(cell, name)!r}.")
 
 
+def phase_label(cell: Cell) -> str:
+    """The phase for a progress line; of a tuning cell, also what it tries."""
+    tried = f" (learning rate {cell.learning_rate:g})" if cell.phase == "tune" else ""
+    return cell.phase + tried
+
+
 class Hyper(NamedTuple):
     """Numbers of a recipe that the compiled step takes as data, not as constants."""
 
@@ -102,9 +113,7 @@ def make_step(loss_fn: LossFn) -> Step:
 
     Args:
       loss_fn: ``loss_fn(params, batch, rng, hyper)`` gives the loss and scalars by
-        name. ``rng`` is the run's key with the number of the update folded in. The
-        state that `train.training_call` returned as moved goes into the metrics under
-        `train.MOVED`: the step takes it over into the parameters.
+        name. ``rng`` is the run's key with the number of the update folded in.
 
     Returns:
       The step; its metrics are those of ``loss_fn`` and "loss".
@@ -121,8 +130,7 @@ def make_step(loss_fn: LossFn) -> Step:
             updates, opt_state = train.optimizer(state.hyper).update(
                 grads, state.opt_state, state.params
             )
-        moved = metrics.pop(train.MOVED, {})
-        params = train.move(optax.apply_updates(state.params, updates), moved)
+        params = optax.apply_updates(state.params, updates)
         state = train.TrainState(state.step + 1, params, opt_state, state.hyper)
         return state, {"loss": loss, **metrics}
 
@@ -195,76 +203,113 @@ class Runner(abc.ABC):
         """Runs a cell that has no record.
 
         Returns:
-          True when its record is in the store; False when another process is at work
-          on it.
+          True when its record is in the store, and be it that it failed; False when
+          another process is at work on it.
 
         Raises:
           Interrupted: a signal came; what was done is saved.
+          StoreError: the folder cannot be written.
         """
         with self.store.claim(cell.config()) as claimed:
             if not claimed:
                 return False
             if not self.has(cell):
-                self._run(cell)
+                began = time.monotonic()
+                try:
+                    self._run(cell)
+                except Exception as error:
+                    if ends_the_run(error):
+                        raise
+                    record = store_failure(self.store, cell.config(), error, began)
+                    self.progress.finish(cell.label, record)
         return True
+
+    def rehearse(self, cells: Sequence[Any]) -> None:  # noqa: B027
+        """Traces what is a user's own in the training of cells, on their shapes.
+
+        Raises:
+          ValueError: it does not run; the message says where.
+        """
 
     def _run(self, cell: Any) -> None:
         job = self.start(cell)
         hyper = hyper_of(cell) if job.hyper is None else job.hyper
         state = train.put(train.init_state(job.params, hyper), self.mesh)
         rng = train.put(jax.random.key(cell.seed), self.mesh)
-        axes = ("data",) if job.split else ()
         checkpoints = Checkpoints(self.store.checkpoint_dir(cell.config()))
         step, spent = 0, 0.0
         curves: dict[str, list[Any]] = {"step": []}
+        waiting: list[Mapping[str, Any]] = []  # metrics since the last point
         restored = self._restored(checkpoints, state)
         if restored is not None:
             state, progress = restored
             step, spent, curves = (progress[k] for k in ("step", "spent", "curves"))
+            waiting = progress.get("waiting", [])
             state = jax.tree.map(jnp.copy, state)  # donation needs memory of our own
         else:
             self._observe(cell, 0, state, curves)
         self.progress.begin(cell.label, cell.updates, step)
         began = saved = time.monotonic()
-        waiting: list[dict[str, jax.Array]] = []
         times: list[tuple[int, float]] = []
         diverged = None
+
+        def save(signum: int) -> None:
+            kept = [{name: float(x) for name, x in m.items()} for m in waiting]
+            passed = spent + time.monotonic() - began
+            progress = dict(step=step, spent=passed, curves=curves, waiting=kept)
+            self._save(checkpoints, state, progress, signum)
+
         while step < cell.updates:
-            batch = train.put(job.batch(step), self.mesh, *axes)
-            state, metrics = job.step(state, batch, rng)
+            batch, train_step = job.batch(step), job.step
+            if job.split:
+                train_step = train.on_mesh(job.step, batch, self.mesh, donate=0)
+                batch = train.place_batch(batch, self.mesh)
+            else:
+                batch = train.put(batch, self.mesh)
+            state, metrics = train_step(state, batch, rng)
             waiting.append(metrics)
             step += 1
-            if step % self.runtime.log_every and step < cell.updates:
-                continue
-            means = {
-                name: float(np.mean([float(m[name]) for m in waiting]))
-                for name in waiting[0]
-            }
-            waiting = []
-            times.append((step, time.monotonic()))
-            curves["step"].append(step)
-            for name, value in means.items():
-                curves.setdefault(name, []).append(value)
-            self.progress.update(step, means["loss"])
-            if not math.isfinite(means["loss"]):
-                diverged = step
-                break
-            self._observe(cell, step, state, curves)
-            signum = self.stop.signum or 0
-            due = time.monotonic() - saved >= self.runtime.checkpoint_seconds
-            if step < cell.updates and (signum or due):
-                passed = spent + time.monotonic() - began
-                progress = dict(step=step, spent=passed, curves=curves)
-                self._save(checkpoints, state, progress, signum)
-                saved = time.monotonic()
-            if signum and step < cell.updates:
-                raise Interrupted(signum)
+            if len(waiting) > 1:  # else a signal would wait for all that is queued
+                jax.block_until_ready(waiting[-2])
+            if step % self.runtime.log_every == 0 or step == cell.updates:
+                means = {
+                    name: float(np.mean([float(m[name]) for m in waiting]))
+                    for name in waiting[0]
+                }
+                waiting = []
+                times.append((step, time.monotonic()))
+                curves["step"].append(step)
+                for name, value in means.items():
+                    curves.setdefault(name, []).append(value)
+                self.progress.update(step, means["loss"])
+                if not math.isfinite(means["loss"]):
+                    diverged = step
+                    break
+                self._observe(cell, step, state, curves)
+            if step < cell.updates:
+                signum = self.stop.signum or 0
+                due = time.monotonic() - saved >= self.runtime.checkpoint_seconds
+                if signum or due:
+                    save(signum)
+                    saved = time.monotonic()
+                if signum:
+                    raise Interrupted(signum)
         result = self.costs(cell) | {"updates": step}
-        if diverged is None:
-            result |= self.result(cell, state.params)
+        found: dict[str, Any] | None = None
+        if diverged is None and train.all_finite(state.params):
+            try:
+                with self.stop.at_once():
+                    found = self.result(cell, state.params)
+            except Interrupted as interrupted:
+                save(interrupted.signum)
+                raise
+        numbers = [x for x in (found or {}).values() if isinstance(x, float)]
+        if found is not None and all(map(math.isfinite, numbers)):
+            result |= found
             if cell.phase == "final" and self.save_params(cell):
                 _keep(params_file(self.store, cell), state.params)
-        else:
+        else:  # if no loss told, the last update did it
+            diverged = step if diverged is None else diverged
             result["diverged_at"] = diverged
         if len(times) > 1:
             (first, start), (last, end) = times[0], times[-1]
@@ -303,11 +348,7 @@ class Runner(abc.ABC):
             checkpoints.save(progress["step"], state, progress)
         except CheckpointError as error:
             if signum:
-                raise StoreError(
-                    f"stopped by {signal.Signals(signum).name}, and what this cell has "
-                    f"done is lost: {error}. Free some space and run the same command "
-                    "again."
-                ) from error
+                raise lost(signum, error) from error
             self.progress.say(f"warning: {error}; the run goes on without it")
 
     def _restored(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -21,8 +21,22 @@ WORKER_VARIABLE = "ATTN_JAX_WORKER"
 
 
 def worker_count(runtime: Runtime) -> int:
-    """How many processes share the cells on this machine."""
+    """How many processes share the cells on this machine.
+
+    Raises:
+      ValueError: more were asked for than there are accelerators, one for each.
+    """
     if runtime.workers:
+        most = runtime.workers
+        if most > 1 and jax.default_backend() != "cpu":
+            # Which chips a process sees is told by CUDA_VISIBLE_DEVICES alone.
+            many = jax.default_backend() in ("gpu", "cuda", "rocm")
+            most = jax.local_device_count() if many else 1
+        if runtime.workers > most:
+            raise ValueError(
+                f"workers must be at most {most} here, one for each accelerator, got "
+                f"{runtime.workers}: two processes on one would fight for its memory."
+            )
         return runtime.workers
     if runtime.distributed or jax.default_backend() != "cpu":
         return 1
@@ -47,6 +61,39 @@ def pin_worker() -> tuple[int, int] | None:
     if hasattr(os, "sched_setaffinity") and len(cores) >= count:
         os.sched_setaffinity(0, cores[index::count])
     return index, count
+
+
+def environment_of(
+    index: int, count: int, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Environment of a worker, which alone sees its part of the accelerators.
+
+    >>> environment_of(1, 2, {"CUDA_VISIBLE_DEVICES": "4,5,6"})["CUDA_VISIBLE_DEVICES"]
+    '5'
+    """
+    found = {**environment, WORKER_VARIABLE: f"{index}/{count}"}
+    if _left:
+        found.pop(_UNSHARED, None)
+    if jax.default_backend() != "cpu" or "CUDA_VISIBLE_DEVICES" in environment:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(count)]
+        if len(names) >= count:
+            found["CUDA_VISIBLE_DEVICES"] = names[index]
+    return found
+
+
+_UNSHARED = "XLA_PYTHON_CLIENT_PREALLOCATE"
+_left: list[str] = []  # what `leave_memory` set
+
+
+def leave_memory(runtime: Runtime) -> None:
+    """Makes a process that only starts workers take no accelerator's memory.
+
+    Call it before the first computation.
+    """
+    if runtime.workers > 1 and _UNSHARED not in os.environ:
+        os.environ[_UNSHARED] = "false"
+        _left.append(_UNSHARED)
 
 
 def status_file(store: ResultsStore, index: int) -> pathlib.Path:
@@ -85,14 +132,17 @@ def run_workers(
     processes = []
     with StopSignal() as stop:
         for index in range(count):
-            environment = os.environ | {WORKER_VARIABLE: f"{index}/{count}"}
+            environment = environment_of(index, count, os.environ)
+            if display:
+                environment["PYTHONIOENCODING"] = "utf-8:replace"  # as it is read
             processes.append(
                 subprocess.Popen(
                     command,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
-                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
                     start_new_session=True,  # Ctrl-C reaches them through us, once
                 )
             )
@@ -110,6 +160,19 @@ def run_workers(
             raise Interrupted(stop.signum)
     codes = [process.returncode for process in processes]
     return next((code for code in codes if code), 0)
+
+
+def ended_early(status: int, done: int, total: int) -> int:
+    """Says that a worker ended before its time; returns the exit status."""
+    how = f"with status {status}"
+    if status < 0:
+        how = f"by signal {-status} ({signal.Signals(-status).name})"
+    print(
+        f"error: a worker ended {how}; {done} of {total} cells are done, "
+        "and the same command goes on from there.",
+        file=sys.stderr,
+    )
+    return 2 if status == 2 else 1
 
 
 def _watch(

@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import tyro
 
+from attn_jax._program import program
 from experiments.common.config import Runtime
 from experiments.common.memory import keep_freed_memory
+from experiments.common.store import Record
 from experiments.data_scaling.presets import PRESETS, Experiment, idle_settings
 
 
@@ -67,6 +68,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise SystemExit(2) from error
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -78,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     worker = workers.pin_worker()
     keep_freed_memory()
+    if worker is None:
+        workers.leave_memory(runtime)
 
     import jax
 
@@ -94,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 2
 
-    from experiments.common.data import DataError
-    from experiments.common.loop import Interrupted
-    from experiments.common.store import ResultsStore, SchemaError, StoreError
+    from experiments.common.driver import begin, ended_by
+    from experiments.common.store import ResultsStore
+    from experiments.common.tables import reported
+    from experiments.data_scaling.report import summary_table, write_report
 
     primary = jax.process_index() == 0
     out = runtime.out or pathlib.Path("runs/data_scaling") / options.preset
@@ -104,65 +109,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if primary:
             store.check_writable()
-            earlier = store.folder / "results.jsonl"
-            if worker is None and earlier.is_file():
-                store.import_jsonl(earlier)  # a checkout keeps this file alone
         experiment, dataset, units = run.prepare(experiment, runtime)
-        if worker is None:
-            run.check_cells(units, dataset)
+        possible = list(run.possible(units, experiment))
+        if worker is None and primary:
+            begin(store, possible)
+        total = run.count_cells(units, experiment)
+        left = total - run.count_done(units, store, experiment)
         if worker is None and primary:
             print(dataset.describe())
-            print(
-                f"{run.count_cells(units, experiment)} cells -> {store.folder}",
-                flush=True,
-            )
-        count = 1 if worker else workers.worker_count(runtime)
+            print(f"{total} cells -> {store.folder}", flush=True)
+        if worker is None and left:
+            run.check_cells(units, dataset)
+        count = 1 if worker else min(workers.worker_count(runtime), max(1, left))
         if count > 1:
             status = workers.run_workers(
                 count,
                 "experiments.data_scaling",
                 arguments,
                 store,
-                total=run.count_cells(units, experiment),
+                total=total,
                 count_done=lambda: run.count_done(units, store, experiment),
             )
             if status:
                 done = run.count_done(units, store, experiment)
-                total = run.count_cells(units, experiment)
-                how = f"with status {status}"
-                if status < 0:
-                    how = f"by signal {-status} ({signal.Signals(-status).name})"
-                print(
-                    f"error: a worker ended {how}; {done} of {total} cells are done, "
-                    "and the same command goes on from there.",
-                    file=sys.stderr,
-                )
-                return 2 if status == 2 else 1
+                return workers.ended_early(status, done, total)
         else:
             run.work(experiment, runtime, dataset, units, store, worker)
-    except Interrupted as interrupted:
-        if worker is None and primary:
-            print(
-                f"\nStopped by {interrupted}; everything is saved. The same command "
-                "goes on from here.",
-                flush=True,
-            )
-        return 128 + interrupted.signum
-    except (DataError, StoreError, SchemaError, ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if worker is None and primary:
-        from experiments.data_scaling.report import summary_table, write_report
+        if worker is not None or not primary:
+            return 0  # the process that waits for all tells what came out
 
-        try:
-            records = store.records()
-            write_report(records, store.folder)
-        except (OSError, SchemaError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(summary_table(records))
+        def write(records: Sequence[Record], folder: pathlib.Path) -> str:
+            write_report(records, folder)
+            return summary_table(records)
+
+        records = store.records()
+        print(reported(records, write, store.folder, possible))
+        store.export_jsonl(store.folder / "results.jsonl")
         print(f"Report and figures: {store.folder}/report.md, curve.png, gap.png")
-    return 0
+        found = map(store.get, possible)
+        return int(any(r is not None and r["status"] == "failed" for r in found))
+    except Exception as error:
+        return ended_by(error, quiet=worker is not None or not primary)
 
 
 if __name__ == "__main__":

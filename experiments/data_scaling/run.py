@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,9 @@ from experiments.common.loop import (
     agree,
     agree_any,
     check,
+    ends_the_run,
+    interruptible,
+    store_failure,
 )
 from experiments.common.progress import Progress
 from experiments.common.store import ResultsStore, shard
@@ -35,7 +38,7 @@ from experiments.data_scaling.presets import Experiment, family_size
 from experiments.data_scaling.tasks import load_task
 
 # Most training images of a baseline whose time grows with the square of N.
-BASELINE_CAPS = {"rbf_svm": 60_000}
+BASELINE_CAPS = {"rbf_svm": 10_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,21 +290,32 @@ class Work:
         self.progress.begin(label, 1)
         began = time.monotonic()
         labels = self.dataset.train_labels
-        subset = balanced_subset(labels, config["n"], seed=config["seed"])
-        metrics = fit_baseline(
-            config["model"],
-            self.dataset.train_images[subset],
-            labels[subset],
-            self.dataset.test_images,
-            self.dataset.test_labels,
-            seed=config["seed"],
-        )
-        record = self.store.put(
-            config,
-            status="done",
-            metrics=metrics,
-            wall_time_s=time.monotonic() - began,
-        )
+
+        def measure() -> dict[str, Any]:
+            subset = balanced_subset(labels, config["n"], seed=config["seed"])
+            return fit_baseline(
+                config["model"],
+                self.dataset.train_images[subset],
+                labels[subset],
+                self.dataset.test_images,
+                self.dataset.test_labels,
+                seed=config["seed"],
+            )
+
+        cluster = jax.process_count() > 1
+        try:
+            metrics = measure() if cluster else interruptible(measure, self.stop)
+        except Exception as error:
+            if ends_the_run(error) or cluster:
+                raise
+            record = store_failure(self.store, config, error, began)
+        else:
+            record = self.store.put(
+                config,
+                status="done",
+                metrics=metrics,
+                wall_time_s=time.monotonic() - began,
+            )
         self.progress.finish(label, record)
 
 
@@ -313,6 +327,16 @@ def final_cells(unit: Unit, best: int, experiment: Experiment) -> tuple[Cell, ..
         dataclasses.replace(cell, phase="final", updates=updates, seed=seed)
         for seed in range(experiment.seeds)
     )
+
+
+def possible(units: Sequence[Unit], experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Configs of all records there may be, whatever the validation split chooses."""
+    for unit in units:
+        yield from unit.baseline
+        yield from (cell.config() for cell in unit.grid)
+        for best in range(len(unit.grid)):
+            cells = final_cells(unit, best, experiment)
+            yield from (cell.config() for cell in cells)
 
 
 def count_done(

@@ -53,7 +53,8 @@ class Recipe:
     @property
     def label(self) -> str:
         """A short name for progress lines."""
-        return f"{self.task} {self.model} {self._size}seed={self.seed} {self.phase}"
+        phase = trial.phase_label(self)
+        return f"{self.task} {self.model} {self._size}seed={self.seed} {phase}"
 
     @property
     def _size(self) -> str:

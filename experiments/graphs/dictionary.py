@@ -130,7 +130,7 @@ def _plain(cell: DictionaryCell) -> DictionaryCell:
     kept = {name: getattr(cell, name) for name in _SHAPE}
     rest: dict[str, Any] = dict(task="", model="", seed=0, updates=1, learning_rate=1.0)
     rest |= dict(graphs=1, batch_size=1, held_out=1)
-    return DictionaryCell(**rest, **kept)  # type: ignore[arg-type]
+    return DictionaryCell(**rest, **kept)
 
 
 class DictionaryRunner(trial.Runner):
@@ -138,7 +138,6 @@ class DictionaryRunner(trial.Runner):
 
     def start(self, cell: DictionaryCell) -> trial.Job:
         """Parameters, step and batches."""
-        train.check_batch_size(cell.batch_size, self.mesh)
         graphs = lookup_graphs(cell.keys, cell.graphs, "train")
 
         def batch(k: int) -> np.ndarray:

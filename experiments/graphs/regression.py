@@ -20,7 +20,7 @@ from experiments.graphs.cells import MoleculeCell
 # Padded numbers of atoms; a batch holds molecules of one of them.
 LENGTHS = (16, 32, 128)
 
-# Rows of a batch are a multiple of this, so that as many devices can share it.
+# Rows of a batch are a multiple of this, whatever the number of devices.
 _ROWS = 8
 
 # Training molecules that the error on seen data is read from.
@@ -223,7 +223,6 @@ class MoleculeRunner(trial.Runner):
     def __init__(self, task: Task, *common: Any):
         super().__init__(*common)
         self.task = task
-        train.check_batch_size(_ROWS, self.mesh)
 
     def start(self, cell: MoleculeCell) -> trial.Job:
         """Parameters, step and batches."""
@@ -262,8 +261,9 @@ class MoleculeRunner(trial.Runner):
             for start in range(0, len(at), rows):
                 some = at[start : start + rows]
                 batch = self.task.batch(indices[some], rows, cell.phase)
-                batch = train.put(batch, self.mesh, "data")
-                numbers = np.asarray(programs(cell).predict(params, batch))
+                predict = train.on_mesh(programs(cell).predict, batch, self.mesh)
+                batch = train.place_batch(batch, self.mesh)
+                numbers = np.asarray(predict(params, batch))
                 found[some] = numbers[: len(some)] * deviation + mean
         return found
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from attn_jax._program import program
 from experiments.common import graphs
 from experiments.graphs.presets import CPU, Experiment
 from experiments.graphs.report import TIMING
@@ -113,6 +114,7 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     )
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures all models, one process each; returns the exit status."""
     parser = argparse.ArgumentParser(

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from attn_jax._program import program
 from attn_jax.models import POSITIONS
 from experiments.common import labelling, sequence_tasks, train
 from experiments.common.data import DataError
@@ -108,6 +109,7 @@ def measure(
     return found
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes overhead.json; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -22,9 +22,10 @@ from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from attn_jax._program import program
 from attn_jax.models import Encoder
 from experiments.common import labelling, sequence_tasks, speech, text, trial
-from experiments.common.driver import KNOWN_ERRORS
+from experiments.common.driver import ended_by
 from experiments.common.plots import save_figure
 from experiments.common.store import ResultsStore, provenance
 from experiments.sequence_labelling.streaming import cells_of, encoder_of, labeller_of
@@ -170,6 +171,7 @@ def draw(maps: Sequence[dict[str, Any]], folder: pathlib.Path) -> list[pathlib.P
     return paths
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes maps.json and draws it; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -190,9 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = json.loads(path.read_text(encoding="utf-8"))
         for file in draw(found["maps"], options.folder):
             print(f"-> {file}")
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return ended_by(error)
     return 0
 
 

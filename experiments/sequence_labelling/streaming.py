@@ -29,11 +29,12 @@ import numpy as np
 from flax import nnx
 
 from attn_jax import inputs
+from attn_jax._program import program
 from attn_jax.models import Encoder, Labeller
 from attn_jax.models.labeller import TransformerBody
 from attn_jax.streaming import StreamState, look_ahead, stream_init, stream_step
 from experiments.common import labelling, sequence_tasks, speech, trial
-from experiments.common.driver import KNOWN_ERRORS
+from experiments.common.driver import ended_by
 from experiments.common.labelling import LabelCell
 from experiments.common.sequences import SequenceData
 from experiments.common.store import Record, ResultsStore, provenance
@@ -341,6 +342,7 @@ def measure(
     )
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures on one core and writes streaming.json; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -356,9 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = options.folder / "streaming.json"
         text = json.dumps(found | dict(provenance=provenance()), indent=1)
         path.write_text(text + "\n", encoding="utf-8")
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return ended_by(error)
     print(f"-> {path}")
     return 0
 

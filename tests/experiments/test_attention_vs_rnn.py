@@ -109,8 +109,10 @@ def store(dataset, tmp_path_factory):
             [],
             out=folder,
             runtime=Runtime(workers=1, log_every=1),
-            make_plans=lambda: run.make_plans(TINY),
-            report=lambda store: report.write_report(store.records(), store.folder),
+            experiment=TINY,
+            preset=TINY,
+            make_plans=run.make_plans,
+            write_report=report.write_report,
         )
     assert status == 0
     return ResultsStore(folder)

@@ -11,6 +11,7 @@ import http.server
 import io
 import os
 import pathlib
+import pickle
 import socket
 import struct
 import subprocess
@@ -624,7 +625,7 @@ def test_npz_without_test_set_is_split_and_says_so(tmp_path):
         ({"class_names": ["a", "b"]}, "at least 3 strings"),
         ({"class_names": ["a", "b", "c", "d"]}, "no training image has the label 3"),
         ({"class_names": [1, 2, 3]}, "class_names must be a list"),
-        ({"train_labels": np.array([{}] * 24)}, "not objects"),
+        ({"train_labels": np.array([{}] * 24)}, "holds Python objects"),
         (
             {
                 "train_labels": np.arange(24).clip(0, 1),
@@ -655,9 +656,17 @@ def test_npz_bad_files(tmp_path):
     path.write_bytes(whole[:200] + b"\xff" * 8 + whole[208:])
     with pytest.raises(data.DataError, match="not a whole .npz file"):
         data.load(f"npz:{path}")
-    path.write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match="cannot be read as plain arrays"):
-        data.load(f"npz:{path}")
+    for content, what in (
+        (b"label,pixel\n1,2\n", "text, which begins with 'label,pixel"),
+        (pickle.dumps([1]), "a pickle, which is not read"),
+        (gzip.compress(b"x"), "compressed by gzip"),
+        (b"", "empty"),
+        (bytes(range(1, 20)), "begins with the bytes 01 02"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=what) as error:
+            data.load(f"npz:{path}")
+        assert "allow_pickle" not in str(error.value)
     with path.open("wb") as stream:
         np.save(stream, np.zeros(3))
     with pytest.raises(ValueError, match="single array"):

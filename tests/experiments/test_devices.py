@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import socket
 import subprocess
 import sys
@@ -84,9 +83,6 @@ def same(found, expected):
 def test_eight_devices_give_the_curve_of_one(npz, one, tmp_path):
     finished(start(npz, tmp_path / "eight", devices=8))
     same(curves(tmp_path / "eight"), one)
-    said = finished(start(npz, tmp_path / "bad", "--batch-size", "12", devices=8), 2)
-    assert re.search("batch_size must be a multiple.*got 12 for 8 devices", said)
-    assert "Traceback" not in said
 
 
 def test_two_processes_agree_with_one(npz, one, tmp_path):

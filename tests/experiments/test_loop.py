@@ -29,10 +29,11 @@ CELL = Cell(
 RANDOM = dataclasses.replace(CELL, dropout_rate=0.1, crop=1, flip=True)
 
 
-class Stop:
+class Stop(StopSignal):
     """Asks to stop the `after`-th time that somebody looks."""
 
     def __init__(self, after=math.inf):
+        super().__init__()
         self.left = after
 
     @property

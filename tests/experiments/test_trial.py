@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
+import os
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import trial
+from experiments.common import loop, trial
 from experiments.common.config import Runtime
 from experiments.common.loop import Interrupted, StopSignal
 from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.common.store import ResultsStore, StoreError
 from experiments.common.studies import Study, run_studies
 
 
@@ -184,3 +188,135 @@ def test_a_study_takes_the_best_and_leaves_what_diverged(tmp_path, minimise, bes
 def test_a_bad_recipe_is_named(field, value, expected):
     with pytest.raises(ValueError, match=f"{field} must be .*{expected}"):
         LineCell(**{field: value})
+
+
+# ------------------------------------------- signals, failures, and no number at all
+
+
+def test_a_signal_is_seen_at_the_next_step_and_nothing_is_lost(tmp_path):
+    cell = LineCell()
+    whole = runner(tmp_path / "a")
+    whole.runtime = dataclasses.replace(whole.runtime, log_every=5)
+    assert whole.run(cell)
+    steps = []
+    # Within a window of the curve, on its end, and after the last update.
+    for looks in (1, 1, 3):
+        some = runner(tmp_path / "b", StopAfter(looks))
+        some.runtime = whole.runtime
+        some.progress.begin = lambda label, updates, step=0: steps.append(step)
+        with pytest.raises(Interrupted):
+            some.run(cell)
+    assert steps == [0, 2, 4]
+    again = runner(tmp_path / "b")
+    again.runtime = whole.runtime
+    assert again.run(cell)
+    one, two = (r.store.get(cell.config()) for r in (whole, again))
+    assert one["curves"]["step"] == [5, 8]
+    assert two["curves"] == one["curves"]
+    assert two["metrics"]["test_error"] == one["metrics"]["test_error"]
+
+
+def test_a_signal_during_scoring_keeps_what_was_trained(tmp_path):
+    cell = LineCell()
+    found = runner(tmp_path)
+
+    def result(cell, params):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+
+    found.result = result
+    with pytest.raises(Interrupted), found.stop:
+        found.run(cell)
+    again = runner(tmp_path)
+    begun = []
+    again.progress.begin = lambda label, updates, step=0: begun.append(step)
+    assert again.run(cell) and begun == [cell.updates]
+    assert again.store.get(cell.config())["curves"]["step"] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("where", ["params", "score"])
+def test_no_number_after_the_last_update_is_a_divergence(tmp_path, where):
+    found = runner(tmp_path)
+    cell, scores = LineCell(updates=1), {"test_error": 0.5}
+    if where == "params":  # the loss of an update is that before it
+        job = found.start(cell)
+
+        def step(state, batch, rng):
+            state, metrics = job.step(state, batch, rng)
+            return state._replace(params={"w": jnp.float32(jnp.nan)}), metrics
+
+        found.start = lambda cell: job._replace(step=step)
+    else:
+        scores = {"test_error": float("nan")}
+    found.result = lambda cell, params: scores
+    assert found.run(cell)
+    record = found.store.get(cell.config())
+    assert record["status"] == "diverged" and record["metrics"]["diverged_at"] == 1
+    assert "test_error" not in record["metrics"]
+
+
+class SometimesBroken(LineRunner):
+    """Cannot score some learning rates, and one seed."""
+
+    broken = (0.2,)
+
+    def result(self, cell, params):
+        if cell.learning_rate in self.broken or (cell.phase, cell.seed) == ("final", 1):
+            raise RuntimeError("no luck with this one")
+        return super().result(cell, params)
+
+
+def test_a_cell_that_fails_becomes_a_record_and_the_rest_goes_on(tmp_path):
+    grid = tuple(LineCell(phase="tune", learning_rate=r) for r in (0.2, 0.1, 1e-3))
+    study = Study("line", grid, 4, 3, metric="val_error", minimise=True)
+    told = []
+    found = SometimesBroken(
+        ResultsStore(tmp_path), Runtime(), Progress(1, live=False), StopSignal()
+    )
+    found.progress.say = told.append
+    run_studies({"line": study}, found)
+    store = found.store
+    assert study.best(store) == 1, "chosen among those that did not fail"
+    statuses = [store.get(cell.config())["status"] for cell in study.final(1)]
+    assert statuses == ["done", "failed", "done"]
+    metrics = store.get(grid[0].config())["metrics"]
+    assert metrics["error"] == "RuntimeError: no luck with this one"
+    assert "in result\n" in metrics["traceback"]
+    assert any("failed, RuntimeError: no luck" in line for line in told)
+    # The next run tries again what failed, and that alone.
+    again = LineRunner(store, Runtime(), Progress(1, live=False), StopSignal())
+    configs = [cell.config() for cell in study.possible()]
+    assert sum(store.retry(config) for config in configs) == 2
+    assert study.done(store) < study.total()
+    run_studies({"line": study}, again)
+    assert {r["status"] for r in store.records()} == {"done"}
+
+
+def test_a_full_disk_is_not_the_matter_of_one_cell(tmp_path, monkeypatch):
+    found = runner(tmp_path)
+
+    def full(*arguments, **more):
+        raise StoreError(errno.ENOSPC, "cannot write results")
+
+    monkeypatch.setattr(found.store, "put", full)
+    with pytest.raises(StoreError):
+        found.run(LineCell())
+    for error in (KeyboardInterrupt(), OSError(errno.ENOSPC, "full")):
+
+        def result(cell, params, error=error):
+            raise error
+
+        found.result = result
+        with pytest.raises(type(error)):
+            found.run(LineCell())
+
+
+def test_a_function_in_another_thread_is_left_at_a_signal():
+    forever = threading.Event()
+    assert loop.interruptible(lambda: 3, StopSignal()) == 3
+    with pytest.raises(ZeroDivisionError):
+        loop.interruptible(lambda: 1 // 0, StopSignal())
+    with StopSignal() as stop, pytest.raises(Interrupted):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        loop.interruptible(forever.wait, stop)
+    forever.set()

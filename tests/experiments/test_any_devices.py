@@ -1,0 +1,101 @@
+"""Any number of devices: six, which share no batch evenly, give the numbers of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Every runner, on its smallest cell; prints the curve and the scores of each.
+PROGRAM = """
+import json, tempfile
+import jax, numpy as np
+from experiments.attention_as_conv import run as conv
+from experiments.attention_vs_rnn import run as rnn
+from experiments.common import loop, molecules, sequence_tasks
+from experiments.common.config import Cell, Runtime
+from experiments.common.data import Dataset
+from experiments.common.labelling import LabelCell, LabelRunner
+from experiments.common.loop import StopSignal
+from experiments.common.progress import Progress
+from experiments.common.store import ResultsStore
+from experiments.graphs import dictionary, regression
+from experiments.graphs.cells import DictionaryCell, MoleculeCell
+from attn_jax.models import SIZES
+
+SIZES["mlp"]["mu"] = dict(hidden_dims=(16,))
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (64, 8, 8, 1)).astype(np.uint8)
+labels = (np.arange(64) % 2).astype(np.int32)
+dataset = Dataset("toy", "", images, labels, images, labels, ("a", "b"), "0")
+store = ResultsStore(tempfile.mkdtemp())
+common = store, Runtime(log_every=1), Progress(1), StopSignal()
+small = dict(seed=0, updates=2, dim=8, depth=1, num_heads=2, learning_rate=1e-2)
+graph = dict(small, mlp_dim=8, phase="final", dropout_rate=0.1)
+text = LabelCell("toy_pos", "transformer", 0, 2, tokens=128, dim=8, depth=1, mlp_dim=8,
+                 num_heads=2, attention="dot_product", positions="rope",
+                 id_dropout=0.3, dropout_rate=0.1)
+cells = {
+    "labelling": (LabelRunner(sequence_tasks.load_task("toy_pos"), *common), text),
+    "images": (conv.ImageRunner(dataset, *common), conv.ImageCell(
+        "toy", "quadratic", 40, 0, 2, batch_size=16, start="random", patch=4, dim=8,
+        depth=1, mlp_dim=8, num_heads=4)),
+    "pixels": (rnn.CopyRunner(*common), rnn.DecoderCell(
+        "copy", "softmax", batch_size=8, length=16, test_size=8, **small)),
+    "lookup": (dictionary.DictionaryRunner(*common), DictionaryCell(
+        task="dictionary", model="gat", score="gat", keys=3, graphs=32, batch_size=8,
+        held_out=12, **graph)),
+    "molecules": (
+        regression.MoleculeRunner(regression.Task(molecules.toy_molecules()), *common),
+        MoleculeCell(task="toy", model="all", sees="all", pairs="both",
+                     data=molecules.toy_molecules().sha256, batch_atoms=128, **graph)),
+}
+found = {}
+for name, (runner, cell) in cells.items():
+    assert runner.run(cell)
+    found[name] = cell
+cell = Cell("toy", "mlp", "mu", 40, 0, 2, batch_size=8)
+assert loop.Runner(dataset, *common).run([cell])
+found["mlp"] = cell
+numbers = {}
+for name, cell in found.items():
+    record = store.get(cell.config())
+    assert record["status"] == "done", record["metrics"]
+    scores = [v for k, v in sorted(record["metrics"].items())
+              if k.startswith(("train_", "test_")) and isinstance(v, float)]
+    numbers[name] = [record["curves"]["loss"], scores]
+print(json.dumps([jax.device_count(), numbers]))
+"""
+
+
+def numbers(devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, found = json.loads(done.stdout.splitlines()[-1])
+    assert count == devices
+    return found
+
+
+def test_six_devices_give_the_numbers_of_one():
+    one, six = numbers(1), numbers(6)
+    assert one.keys() == six.keys() and len(one) == 6
+    for name, (losses, scores) in one.items():
+        assert six[name][0] == pytest.approx(losses, rel=1e-5), name
+        assert six[name][1] == pytest.approx(scores, rel=1e-5), name
