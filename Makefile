@@ -29,11 +29,11 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run test check lint typecheck bench figures lock clean
+.PHONY: help install data run test test-newest check lint typecheck bench figures lock clean
 
 help: ## Show this list
 	@echo "attn_jax: make <target>"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' \
 		$(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## Make .venv with the locked versions and attn_jax, editable
@@ -54,8 +54,11 @@ data: install ## Fetch Fashion-MNIST once, check it, say where it came from
 run: data ## The data-scaling experiment, quick preset: table and figure
 	$(BIN)/python -m experiments.data_scaling --preset quick
 
-test: install ## Run the tests and the examples in docstrings
-	$(BIN)/python -m pytest
+test: install ## Run the tests and the examples in docstrings (ARGS: pytest's)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-newest: ## The same on the newest JAX: in a Debian of its own, or NEWEST_PYTHON
+	.ci/newest make install test ARGS='$(ARGS)'
 
 check: install ## Try every claim of every built-in variant
 	$(BIN)/python -m attn_jax check --all --jobs $(JOBS)

@@ -147,7 +147,12 @@ from attn_jax.attention.synthesizer import (
     synthesizer_random_factorized_init,
     synthesizer_random_init,
 )
-from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
+from attn_jax.multihead import (
+    dot_product_attention,
+    multi_head,
+    multi_head_init,
+    multi_head_update,
+)
 from attn_jax.variants import (
     CAPABILITIES,
     VARIANTS,
@@ -161,6 +166,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionFn",
+    "AttentionState",
     "CAPABILITIES",
     "FEATURE_MAPS",
     "KeyValueCache",
@@ -246,6 +252,7 @@ __all__ = [
     "mfcc",
     "multi_head",
     "multi_head_init",
+    "multi_head_update",
     "nystromformer",
     "nystromformer_init",
     "one_hot",
@@ -301,6 +308,7 @@ __all__ = [
     "synthesizer_random_init",
     "t5_bias",
     "t5_buckets",
+    "training",
     "transformer_xl",
     "transformer_xl_init",
     "truncated",
@@ -333,10 +341,12 @@ if TYPE_CHECKING:
     )
     from attn_jax.layers import (
         AttentionFn,
+        AttentionState,
         LinenAttentionFn,
         ModuleAttentionFn,
         as_attention_fn,
         as_linen_attention_fn,
+        training,
     )
     from attn_jax.positions import (
         LearnedPositions,
@@ -384,10 +394,12 @@ else:
         ),
         "layers": (
             "AttentionFn",
+            "AttentionState",
             "LinenAttentionFn",
             "ModuleAttentionFn",
             "as_attention_fn",
             "as_linen_attention_fn",
+            "training",
         ),
         "positions": (
             "LearnedPositions",

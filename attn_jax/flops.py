@@ -198,9 +198,9 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
     | what | counts |
     |---|---|
     | matrix product | 2 a multiply-add, for each entry of its batch |
-    | convolution | 2 a multiply-add of an output with its kernel, of one group's |
-    | | channels where there are groups; zeros of padding are multiplied too, as \
-usual, those between the elements of a dilated input are not |
+    | convolution | 2 a multiply-add of an output with its group's kernel |
+    | ... zeros of padding | included, as is usual |
+    | ... zeros between the elements of a dilated input | left out |
     | other arithmetic on floating-point numbers, exp and tanh too | 1 an element |
     | reduction, cumulative sum | 1 an element of its input |
     | pooling | 1 an element of each window |

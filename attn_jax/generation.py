@@ -57,7 +57,7 @@ def sample_symbols(
       temperature: 1 samples from the model, 0 is greedy: the likeliest symbol.
 
     Returns:
-      int32 [B].
+      int32 [B]; −1, which is no symbol, where `logits` hold NaN.
 
     Raises:
       ValueError: if the temperature is negative.
@@ -69,9 +69,10 @@ def sample_symbols(
         raise ValueError(f"`temperature` must be 0 or more, but is {temperature}.")
     logits = logits.astype(score_dtype(logits.dtype))
     if temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    drawn = jax.random.categorical(rng, logits / temperature, axis=-1)
-    return drawn.astype(jnp.int32)
+        drawn = jnp.argmax(logits, axis=-1)
+    else:
+        drawn = jax.random.categorical(rng, logits / temperature, axis=-1)
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, drawn.astype(jnp.int32))
 
 
 def generate(
@@ -97,12 +98,15 @@ def generate(
     Args:
       params: what `step` takes, any pytree.
       prompt: [B, P, ...] with P ≥ 1: the tokens to begin with, such as a start symbol.
+        Integers of any width become int32.
       steps: number of new tokens, at least 1.
       rng: a JAX random key.
       step: pure, ``(params, state, token [B, ...]) -> (state, output)``; the output
         says what the next token is.
-      init: ``(B, L) -> state``, before any token, with room for L of them.
-      sample: ``(rng, output) -> token [B, ...]``, in the dtype of the prompt.
+      init: ``(B, L) -> state``, before any token, with room for L of them. Where
+        `step` returns its arrays in another dtype, they begin in that one.
+      sample: ``(rng, output) -> token [B, ...]``, integers of any width where the
+        prompt is of integers, else in its dtype.
 
     Returns:
       The new tokens [B, steps, ...].
@@ -120,7 +124,7 @@ def generate(
     ...          sample=lambda rng, logits: jnp.argmax(logits, -1))
     Array([[3, 4, 5, 6]], dtype=int32)
     """
-    steps = _check(prompt, steps)
+    prompt, steps = _check(prompt, steps)
     return _generate(
         params, prompt, rng, steps=steps, step=step, init=init, draw=sample
     )
@@ -160,30 +164,49 @@ def generate_uncached(
     ...                   sample=lambda rng, following: following)
     Array([[3, 4, 5, 6]], dtype=int32)
     """
-    steps = _check(prompt, steps)
+    prompt, steps = _check(prompt, steps)
     return _generate_uncached(
         params, prompt, rng, steps=steps, apply=apply, draw=sample
     )
 
 
-def _check(prompt: jax.Array, steps: int) -> int:
+def _check(prompt: jax.Array, steps: int) -> tuple[jax.Array, int]:
+    """The prompt, integers as int32, and the number of steps."""
     if prompt.ndim < 2 or prompt.shape[1] < 1:
         raise ValueError(
             "`prompt` must be [B, P, ...] with at least one token, such as a start "
             f"symbol, but has shape {tuple(prompt.shape)}."
         )
-    return _checks.check_int("steps", steps, 1)
+    if jnp.issubdtype(prompt.dtype, jnp.integer):
+        prompt = _checks.as_int32("prompt", prompt)
+    return prompt, _checks.check_int("steps", steps, 1)
 
 
 def _drawn(sample: Sample, rng: jax.Array, output: Any, token: jax.Array) -> jax.Array:
     """The next token; what it must look like is told by the one before."""
     new = sample(rng, output)
+    if jnp.issubdtype(new.dtype, jnp.integer) and token.dtype == jnp.int32:
+        new = _checks.as_int32("sample", new)
     if new.shape != token.shape or new.dtype != token.dtype:
         raise TypeError(
             f"`sample` must return tokens {token.dtype} {tuple(token.shape)} as in "
             f"`prompt`, but returned {new.dtype} {tuple(new.shape)}."
         )
-    return new
+    drawn: jax.Array = _checks.varying(new, token)
+    return drawn
+
+
+def _as_returned(step: Step, params: Any, state: Any, token: jax.Array) -> Any:
+    """A first state in the dtypes that it will have after a step."""
+    after = jax.eval_shape(step, params, state, token)[0]
+    if jax.tree.structure(after) != jax.tree.structure(state):
+        return state  # the scan says so
+
+    def cast(leaf: Any, then: jax.ShapeDtypeStruct) -> Any:
+        same = jnp.result_type(leaf) == then.dtype
+        return leaf if same else jnp.asarray(leaf).astype(then.dtype)
+
+    return jax.tree.map(cast, state, after)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "step", "init", "draw"))
@@ -200,21 +223,32 @@ def _generate(
     batch, given = prompt.shape[:2]
     state = init(batch, given + steps - 1)
 
-    def consume(state: Any, token: jax.Array) -> tuple[Any, None]:
-        return step(params, state, token)[0], None
+    # A carry keeps its type, so each leaf varies from the start over all the mesh axes
+    # that any of these does, and still does after a step that does not touch it.
+    given_arrays = (params, prompt, rng)
+    token = _checks.varying(prompt[:, -1], given_arrays)
 
+    def advance(state: Any, token: jax.Array) -> tuple[Any, Any]:
+        state, output = step(params, state, token)
+        return _checks.varying(state, given_arrays), output
+
+    def consume(state: Any, token: jax.Array) -> tuple[Any, None]:
+        return advance(state, token)[0], None
+
+    state = _checks.varying(state, given_arrays)
+    state = _as_returned(step, params, state, token)
     state, _ = jax.lax.scan(consume, state, jnp.moveaxis(prompt[:, :-1], 1, 0))
 
     def extend(
         carry: tuple[Any, jax.Array], index: jax.Array
     ) -> tuple[tuple[Any, jax.Array], jax.Array]:
         state, token = carry
-        state, output = step(params, state, token)
+        state, output = advance(state, token)
         token = _drawn(draw, jax.random.fold_in(rng, index), output, token)
         return (state, token), token
 
-    start = (state, prompt[:, -1])
-    _, tokens = jax.lax.scan(extend, start, jnp.arange(steps))
+    steps_to_come = jnp.arange(steps, dtype=jnp.int32)
+    _, tokens = jax.lax.scan(extend, (state, token), steps_to_come)
     return jnp.moveaxis(tokens, 0, 1)
 
 
@@ -250,8 +284,8 @@ def _generate_uncached(
         tokens = jnp.where(index < steps - 1, kept, tokens)
         return (tokens, token), token
 
-    start = (tokens, prompt[:, -1])
-    _, found = jax.lax.scan(extend, start, jnp.arange(steps))
+    start = _checks.varying((tokens, prompt[:, -1]), params, prompt, rng)
+    _, found = jax.lax.scan(extend, start, jnp.arange(steps, dtype=jnp.int32))
     return jnp.moveaxis(found, 0, 1)
 
 
@@ -313,6 +347,18 @@ def cache_state(
     )
 
 
+def _in_room(
+    position: jax.Array, room: int, *arrays: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+    """A position as int32 in 0 … room − 1, and arrays that are NaN if it was not."""
+    why = ", the room of the state: make it with a larger `length`"
+    position = _checks.check_ids("position", position, room, why=why)
+    exists = position >= 0
+    return jnp.maximum(position, 0), [
+        jnp.where(exists, x, jnp.asarray(jnp.nan, x.dtype)) for x in arrays
+    ]
+
+
 def cache_step(
     cache: KeyValueCache,
     position: jax.Array,
@@ -332,7 +378,7 @@ def cache_step(
 
     Args:
       cache: keys and values of the positions before; `cache_state` makes the first.
-      position: int32 [], t; it must be below C · c.
+      position: int [], t, below C · c.
       query: [..., H], with the leading axes of the cache.
       key: [..., H].
       value: [..., V].
@@ -343,7 +389,9 @@ def cache_step(
       the value.
 
     Raises:
-      ValueError: if the shapes do not belong together.
+      ValueError: if the shapes do not belong together, or a known position is beyond
+        the room of the cache; a traced one gives NaN from then on.
+      TypeError: if the position is no integer.
 
     >>> cache = cache_state(2, 4, 1)
     >>> x = jnp.ones(4)
@@ -367,7 +415,8 @@ def cache_step(
             )
     dtype = score_dtype(query.dtype)
     scale = head_dim**-0.5 if scale is None else scale
-    position = jnp.asarray(position, jnp.int32)
+    room = size * cache.key.shape[0]
+    position, (key, value) = _in_room(position, room, key, value)
     block, row = position // size, position % size
     zero = jnp.zeros((), jnp.int32)
     where = (block, *(zero,) * len(batch), row, zero)
@@ -405,6 +454,7 @@ def cache_step(
         empty,
         jnp.zeros(value.shape, dtype),
     )
+    sums = _checks.varying(sums, scaled, cache, position)
     _, total, mixed = jax.lax.fori_loop(0, block + 1, read, sums)
     return cache, (mixed / total[..., None]).astype(value.dtype)
 
@@ -482,7 +532,7 @@ def hash_step(
 
     Args:
       cache: of the positions before; `hash_state` makes the first.
-      position: int32 [], t.
+      position: int [], t, below L.
       query: [..., H], with the leading axes of the cache.
       key: [..., H].
       value: [..., V].
@@ -492,6 +542,11 @@ def hash_step(
 
     Returns:
       The new cache, and the output [..., V] in the dtype of the value.
+
+    Raises:
+      ValueError: if a known position is beyond the room of the cache; a traced one
+        gives NaN.
+      TypeError: if the position is no integer.
 
     Reference: Kitaev et al., 2020, arXiv:2001.04451, section 2.
 
@@ -507,7 +562,7 @@ def hash_step(
     tile_size, back = _tiling(chunk_size, chunk_size, True)
     dtype = score_dtype(query.dtype)
     scale = 1.0 if scale is None else scale
-    position = jnp.asarray(position, jnp.int32)
+    position, (query, key, value) = _in_room(position, length, query, key, value)
     flat = (query.reshape(-1, head_dim), key.reshape(-1, head_dim))
     x, unit = (part.reshape(*batch, head_dim) for part in _shared(*flat, None))
     buckets = functools.partial(

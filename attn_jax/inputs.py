@@ -52,29 +52,15 @@ _LEAST_ENERGY = float(np.finfo(np.float32).eps)
 _FULL_SCALE = 32_768.0
 
 
-def _check_ids(name: str, ids: Any, size: int, shape: str = "[T]") -> jax.Array:
-    """Whole numbers of the given shape, in 0 … size − 1 where that can be seen."""
-    concrete = not isinstance(ids, jax.core.Tracer)
-    # Looked at before JAX, without 64 bits, cuts large numbers short.
-    given = np.asarray(ids) if concrete else ids
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must be integers, but has dtype {given.dtype}.")
-    axes = shape.strip("[]").split(", ")
-    if given.ndim != len(axes) or (given.ndim == 2 and given.shape[1] != int(axes[1])):
+def _check_ids(name: str, ids: ArrayLike, size: int, shape: str = "[T]") -> jax.Array:
+    """int32 of the given shape in 0 … size − 1, or −1 where they are traced and not."""
+    given, axes = np.shape(ids), shape.strip("[]").split(", ")
+    if len(given) != len(axes) or (len(given) == 2 and given[1] != int(axes[1])):
         raise ValueError(
-            f"`{name}` must have shape {shape}, but has shape {given.shape}; use "
+            f"`{name}` must have shape {shape}, but has shape {given}; use "
             "`jax.vmap` for a batch."
         )
-    if concrete and given.size:
-        least, most = int(given.min()), int(given.max())
-        if least < 0 or most >= size:
-            raise ValueError(
-                f"`{name}` must lie in 0 … {size - 1}, but has values from {least} to "
-                f"{most}."
-            )
-    ids = jnp.asarray(ids)
-    # Eight bits could not count to `size`.
-    return ids if ids.dtype.itemsize >= 4 else ids.astype(jnp.int32)
+    return _checks.check_ids(name, ids, size)
 
 
 def _check_real(
@@ -136,7 +122,7 @@ def one_hot(ids: ArrayLike, size: int, *, dtype: DTypeLike = jnp.float32) -> jax
     """
     size = _checks.check_int("size", size, 1)
     ids = _check_ids("ids", ids, size)
-    return (ids[:, None] == jnp.arange(size, dtype=ids.dtype)[None, :]).astype(dtype)
+    return (ids[:, None] == jnp.arange(size, dtype=jnp.int32)[None, :]).astype(dtype)
 
 
 def embed(table: jax.Array, ids: ArrayLike) -> jax.Array:
@@ -170,7 +156,7 @@ def embed(table: jax.Array, ids: ArrayLike) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="num_nodes")
 def _degrees(edges: jax.Array, num_nodes: int) -> jax.Array:
     """How many edges enter each node, `[N]`; those of other nodes do not count."""
-    exists = jnp.all((edges >= 0) & (edges < num_nodes), axis=1)
+    exists = jnp.all(edges >= 0, axis=1)
     degrees = jnp.zeros(num_nodes, jnp.int32)
     return degrees.at[edges[:, 1]].add(exists.astype(jnp.int32), mode="drop")
 
@@ -209,12 +195,12 @@ def graph_nodes(
     [[0.0, 1.0, 0.0], [1.0, 0.0, 2.0], [1.0, 0.0, 0.0]]
     """
     num_types = _checks.check_int("num_types", num_types, 1)
-    types = _check_ids("node_types", node_types, num_types, "[N]")
-    nodes = one_hot(types, num_types, dtype=dtype)
+    _check_ids("node_types", node_types, num_types, "[N]")
+    nodes = one_hot(node_types, num_types, dtype=dtype)
     if edges is None:
         return nodes
-    edges = _check_ids("edges", edges, len(types), "[E, 2]")
-    degrees = _degrees(edges, len(types)).astype(dtype)
+    edges = _check_ids("edges", edges, len(nodes), "[E, 2]")
+    degrees = _degrees(edges, len(nodes)).astype(dtype)
     return jnp.concatenate([nodes, degrees[:, None]], axis=1)
 
 

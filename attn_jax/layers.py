@@ -20,8 +20,17 @@ What the two layers hand over, and what becomes of it:
   runs in float32 whatever it is, so `force_fp32_for_softmax` holds always.
 * `precision`: the precision of every matrix product of the variant, forward and
   backward. (With a precision, derivatives are reverse-mode only.)
-* `module` (from `sow_weights=True`): the weights are sown as Flax sows them.
-* `is_causal`: from nnx. linen has no such argument; give it to `as_attention_fn`.
+* `module` (from `sow_weights=True`): the weights are sown as Flax sows them: with
+  `force_fp32_for_softmax`, which linen has, in float32, else in the dtype computed in.
+* `is_causal`: from nnx. linen has no such argument; give it to `as_attention_fn`. While
+  a layer decodes, one query comes with all keys of the cache, and a mask that says
+  which of them came before: that is what makes it causal, and nothing is added.
+* whether it is training: `deterministic`, which Flax's layers do not pass on where they
+  have no dropout. There `layer.train()` and `layer.eval()` of nnx say it (or
+  `nnx.view(layer, deterministic=...)`), in linen whether the collection
+  `attention_state` is mutable, and in both `with training(True):` around the call,
+  which goes before all and is what the models here do. In training calls a variant's
+  untrained state learns (`Variant.update`), and noise for training is on.
 * Custom einsums (`qk_attn_weights_einsum`, ...) are refused.
 
 One difference from Flax is meant: a query that may attend to nothing gives zeros
@@ -31,11 +40,12 @@ here, and the mean of all values there.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -44,22 +54,26 @@ from flax import linen, nnx
 from flax.errors import TraceContextError
 from jax.typing import DTypeLike
 
-from attn_jax.attention.softmax import dot_product
+from attn_jax.attention.softmax import dot_product, score_dtype
 from attn_jax.multihead import (
     Implementation,
     MapHeads,
     dot_product_attention,
     multi_head,
     multi_head_init,
+    multi_head_update,
+    state_leaves,
 )
 from attn_jax.variants import Variant, require, resolve
 
 __all__ = [
     "AttentionFn",
+    "AttentionState",
     "LinenAttentionFn",
     "ModuleAttentionFn",
     "as_attention_fn",
     "as_linen_attention_fn",
+    "training",
 ]
 
 Options = tuple[tuple[str, Any], ...]
@@ -70,6 +84,42 @@ _SUPPLIED = (
     *("query", "key", "value", "bias", "mask", "key_mask", "params"),
     *("rng", "dropout_rng"),
 )
+
+
+_STATE = "attention_state"  # the collection of untrained state in linen
+
+_TRAINING: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "attn_jax_training", default=None
+)
+
+
+@contextlib.contextmanager
+def training(on: bool) -> Iterator[None]:
+    """Says to the attention of Flax's layers whether the calls inside are training.
+
+    Flax's multi-head layers tell it by `deterministic` alone, and pass that on only if
+    they have dropout. It is read while a call is traced.
+
+    Args:
+      on: whether untrained state learns, and noise for training is on.
+
+    >>> with training(True):
+    ...     pass  # out = layer(x)
+    """
+    token = _TRAINING.set(on)
+    try:
+        yield
+    finally:
+        _TRAINING.reset(token)
+
+
+class AttentionState(nnx.Variable):
+    """What a variant learns without a gradient, such as centroids: no `nnx.Param`.
+
+    It moves in training calls, by `Variant.update`, as the statistics of `BatchNorm`
+    do; optimisers of `nnx.Param` do not see it. Split it off by its type:
+    `nnx.split(model, nnx.Param, AttentionState, ...)`.
+    """
 
 
 def _checked_options(variant: Variant, options: Mapping[str, Any]) -> Options:
@@ -194,6 +244,30 @@ def _bool_mask(mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     return mask != 0, is_mask
 
 
+def _check_unambiguous(mask: jax.Array, query: jax.Array) -> None:
+    """Refuses [T, S] that might as well be [B, S], and [N, T, S] that might [B, T, S].
+
+    Flax reads both without the batch, and so a mask of padding as one of pairs.
+    """
+    *batch, length, heads, _ = query.shape
+    missing = len(batch) + 3 - mask.ndim
+    first = mask.shape[0] if mask.ndim else 1
+    if not batch or first == 1 or first != batch[-1]:
+        return
+    for rank, letters, size, fix in (
+        (2, "[T, S] or [B, S]", length, "[:, None, None]"),
+        (3, "[N, T, S] or [B, T, S]", heads, "[:, None]"),
+    ):
+        if missing > 0 and mask.ndim == rank and first == size:
+            raise ValueError(
+                f"`mask` of shape {mask.shape} may be {letters}, since B={first} too; "
+                "give it all axes: "
+                f"`mask{fix}` for one that differs between examples (which keys are "
+                "real is `key_mask` in attn_jax), else "
+                f"`mask{'[None, None]' if rank == 2 else '[None]'}`."
+            )
+
+
 def _to_4d(name: str, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     """Brings [batch..., N or 1, T or 1, S or 1] to one batch axis, B or 1."""
     rank = len(batch) + 3
@@ -233,6 +307,20 @@ class _FlaxCall:
     options: Options
     map_heads: MapHeads
     implementation: Implementation | Literal["auto"] | None = None
+    deterministic: bool | None = None
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        """Takes over what untrained state has become."""
+        raise AssertionError("as_attention_fn has seen to it")
+
+    def _trains(self, deterministic: bool, dropout_rate: float) -> bool:
+        """Whether a call is one of training, as far as it is said."""
+        said = _TRAINING.get()
+        if said is not None:
+            return said
+        if dropout_rate == 0.0 and self.deterministic is not None:
+            return not self.deterministic  # Flax would say True whatever was asked
+        return not deterministic
 
     def _head_params(self, num_heads: int, head_dim: int) -> Any:
         """Parameters with leading axis N, or None."""
@@ -270,7 +358,8 @@ class _FlaxCall:
           key: [batch..., S, K, H].
           value: [batch..., S, K, V].
           bias: broadcastable to [batch..., N, T, S], or None.
-          mask: broadcastable to [batch..., N, T, S], bool or {0, 1}, or None.
+          mask: broadcastable to [batch..., N, T, S], bool or {0, 1}, or None. One with
+            fewer axes must fit in one way alone.
           broadcast_dropout: whether all examples and heads drop the same weights.
           dropout_rng: random key for dropout.
           dropout_rate: fraction of the weights to drop.
@@ -278,8 +367,11 @@ class _FlaxCall:
           dtype: dtype to compute in; None takes that of the arrays.
           precision: precision of the matrix products; None takes JAX's setting.
           module: Flax module that the weights are sown into, or None.
-          is_causal: whether query t attends only to keys s ≤ t.
-          force_fp32_for_softmax: holds whether asked or not.
+          is_causal: whether query t attends only to keys s ≤ t, aligned at the top
+            left, as Flax does it. One query with a mask and more keys than one is a
+            decoding layer's, whose mask says it all.
+          force_fp32_for_softmax: the softmax is in float32 whether asked or not; if
+            asked, the weights are sown so as well.
           einsum_dot_general: must be None.
           qk_attn_weights_einsum: must be None.
           attn_weights_value_einsum: must be None.
@@ -291,7 +383,6 @@ class _FlaxCall:
           ValueError: on what the variant cannot honour, and on wrong shapes.
           TypeError: on wrong dtypes.
         """
-        del force_fp32_for_softmax  # the contract of every variant
         variant = self.variant
         for name, given in (
             ("einsum_dot_general", einsum_dot_general),
@@ -325,13 +416,29 @@ class _FlaxCall:
             operands["bias"] = _to_4d("bias", bias, batch)
         if mask is not None:
             mask, is_mask = _bool_mask(mask)
+            _check_unambiguous(mask, query)
             operands["mask"] = _to_4d("mask", mask, batch)
         params = self._head_params(*query.shape[-2:])
         if params is not None:
             operands["params"] = jax.tree.map(lambda leaf: _cast(leaf, dtype), params)
+        trains = self._trains(deterministic, dropout_rate)
 
         options = dict(self.options)
-        options["is_causal"] = bool(options.get("is_causal", False) or is_causal)
+        always = {**variant.options, **options}.get("is_causal", False)
+        options["is_causal"] = bool(always or is_causal)
+        num_queries, num_keys = query.shape[-3], key.shape[-3]
+        masked = mask is not None and mask.shape[-1] == num_keys
+        if options["is_causal"] and masked and num_queries == 1 < num_keys:
+            # A step of a decoding layer. Aligned at the top left it would see key 0.
+            options["is_causal"] = False
+            if variant.options.get("is_causal"):
+                variant = variant.bind(is_causal=False)
+        elif always and num_queries < num_keys:
+            raise ValueError(
+                f"is_causal=True was given for every call, but here T={num_queries} "
+                f"queries meet S={num_keys} keys, and which keys came before them is "
+                "not known: leave `is_causal` out, and give a mask [T, S] that says so."
+            )
         drops = not deterministic and dropout_rate > 0.0
         if drops:
             require(variant, "dropout")
@@ -348,7 +455,7 @@ class _FlaxCall:
         # A variant that is random by nature draws once; its weights, where they are
         # sown, come from the same draw as its output. One that can do without, as by
         # noise for training, does without where all is deterministic.
-        if variant.stochastic and (variant.needs_rng or not deterministic):
+        if variant.stochastic and (variant.needs_rng or trains):
             operands["rng"] = self._next_rng(dropout_rng if drops else None)
         if drops:
             operands["dropout_rng"] = dropout_rng
@@ -374,6 +481,9 @@ class _FlaxCall:
             revealing = dict(options)
 
             def reveal(operands: Any) -> Any:
+                if force_fp32_for_softmax:  # nothing is rounded on the way out
+                    wide = score_dtype(jnp.dtype(dtype))
+                    operands = jax.tree.map(lambda leaf: _cast(leaf, wide), operands)
                 identity = _identity_values(operands["key"])
                 return attend(revealing, {**operands, "value": identity})
 
@@ -386,7 +496,11 @@ class _FlaxCall:
             return run(fast)
         if drops:
             options["dropout_rate"] = dropout_rate
-        return run(functools.partial(attend, options))
+        out = run(functools.partial(attend, options))
+        if variant.update is not None and trains:
+            seen = (operands["query"], operands["key"], operands.get("mask"))
+            self._keep(multi_head_update(variant, params, *seen))
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,7 +527,8 @@ class ModuleAttentionFn(_FlaxCall, nnx.Module):
     """A variant with parameters or randomness of its own, as a part of an nnx layer.
 
     Its parameters are `nnx.Param`s under `params`, each leading with the number of
-    heads N, so that `nnx.split` of the layer finds them. Made by `as_attention_fn`.
+    heads N, so that `nnx.split` of the layer finds them; those that `Variant.update`
+    moves are `AttentionState`. Made by `as_attention_fn`.
 
     Args:
       variant: the record of the variant.
@@ -450,16 +565,37 @@ class ModuleAttentionFn(_FlaxCall, nnx.Module):
         self.names = tuple(
             jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
         )
+        state = state_leaves(variant, params, num_heads, head_dim)
+
+        def kept(name: str, leaf: jax.Array) -> nnx.Variable:
+            if name.partition("/")[0] in state:
+                return AttentionState(_cast(leaf, param_dtype))
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                return nnx.Param(leaf.astype(param_dtype))
+            return nnx.Variable(leaf)  # an index or the like is not trained
+
         self.params = nnx.Dict(
             {
-                # What is no real number, such as an index, is not trained.
-                name: nnx.Param(leaf.astype(param_dtype))
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
-                else nnx.Variable(leaf)
+                name: kept(name, leaf)
                 for name, (_, leaf) in zip(self.names, leaves, strict=True)
             }
         )
         self.rngs = rngs.attention.fork() if variant.stochastic else None
+        self.deterministic = None
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Used by `nnx.view`.
+
+        Args:
+          deterministic: whether calls are no training; see `training`.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(state)):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            self.params[name][...] = leaf
 
     def _head_params(self, num_heads: int, head_dim: int) -> Any:
         if (num_heads, head_dim) != (self.num_heads, self.head_dim):
@@ -492,8 +628,9 @@ class LinenAttentionFn(_FlaxCall, linen.Module):
     """A variant as a part of a linen layer, with its parameters in `params`.
 
     They stand under `attention_fn/head` of the layer, each leading with the number of
-    heads N. A random variant draws from the stream `attention`. Made by
-    `as_linen_attention_fn`.
+    heads N. What `Variant.update` moves stands there in the collection
+    `attention_state`: it is to be mutable in training, as `batch_stats` are. A random
+    variant draws from the stream `attention`. Made by `as_linen_attention_fn`.
 
     Attributes:
       variant: the record of the variant.
@@ -521,7 +658,31 @@ class LinenAttentionFn(_FlaxCall, linen.Module):
             )
             return jax.tree.map(lambda leaf: _cast(leaf, self.param_dtype), params)
 
-        return self.param("head", init)
+        if self.variant.update is None:
+            return self.param("head", init)
+        params = jax.eval_shape(init, jax.random.key(0))
+        state = state_leaves(self.variant, params, num_heads, head_dim)
+
+        def part(rng: jax.Array, of_state: bool) -> Any:
+            return {k: x for k, x in init(rng).items() if (k in state) == of_state}
+
+        learnt = self.variable(
+            _STATE, "head", lambda: part(self.make_rng("params"), True)
+        ).value
+        if len(state) == len(params):
+            return dict(learnt)
+        return {**self.param("head", part, False), **learnt}
+
+    def _trains(self, deterministic: bool, dropout_rate: float) -> bool:
+        if self.is_initializing():
+            return False
+        trains = super()._trains(deterministic, dropout_rate)
+        if _TRAINING.get() is None and dropout_rate == 0.0 and self.variant.update:
+            return trains or self.is_mutable_collection(_STATE)
+        return trains
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        self.put_variable(_STATE, "head", dict(state))
 
     def _next_rng(self, dropout_rng: jax.Array | None) -> jax.Array:
         return self.make_rng("attention")
@@ -570,7 +731,8 @@ def as_attention_fn(
         choice. None maps the variant's function, which alone can drop weights.
       **options: static options of its function, checked against its signature, such
         as `scale`. `is_causal=True` makes every call causal, which is how a linen
-        layer asks for it.
+        layer asks for it; the steps of a decoding layer, which are causal by their
+        mask, are as without. Other calls with fewer queries than keys raise.
 
     Returns:
       What the layer takes as `attention_fn`.

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+
+from attn_jax.attention import _checks
 
 __all__ = [
     "all_of",
@@ -27,11 +30,13 @@ __all__ = [
 ]
 
 
-def _check_count(name: str, value: int, *, minimum: int = 1) -> None:
+def _check_count(name: str, value: int, *, minimum: int = 1) -> int:
+    """A count as an int of Python, with which no arithmetic wraps around."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}: {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
 
 
 def _check_bool(name: str, value: jax.Array) -> jax.Array:
@@ -46,10 +51,10 @@ def _check_bool(name: str, value: jax.Array) -> jax.Array:
 
 def _offsets(length: int, key_length: int | None) -> jax.Array:
     """Key index minus query index, `[T, S]`: 0 on the diagonal, < 0 in the past."""
-    _check_count("length", length)
+    length = _check_count("length", length)
     if key_length is None:
         key_length = length
-    _check_count("key_length", key_length)
+    key_length = _check_count("key_length", key_length)
     return jnp.arange(key_length)[None, :] - jnp.arange(length)[:, None]
 
 
@@ -108,10 +113,10 @@ def window(
     offsets = _offsets(length, key_length)
     mask = jnp.ones(offsets.shape, jnp.bool_)
     if left is not None:
-        _check_count("left", left, minimum=0)
+        left = _check_count("left", left, minimum=0)
         mask &= offsets >= -left
     if right is not None:
-        _check_count("right", right, minimum=0)
+        right = _check_count("right", right, minimum=0)
         mask &= offsets <= right
     return mask
 
@@ -147,21 +152,21 @@ def strided(
     >>> strided(4, 2).astype(int).tolist()
     [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
     """
-    _check_count("stride", stride)
+    stride = _check_count("stride", stride)
     offsets = _offsets(length, key_length)
     mask = offsets % stride == 0
     return mask & (offsets <= 0) if is_causal else mask
 
 
-def from_lengths(lengths: jax.Array, size: int) -> jax.Array:
+def from_lengths(lengths: ArrayLike, size: int) -> jax.Array:
     """Key masks of padded sequences: key_mask[…, s] = (s < lengths[…]).
 
     This is what variants take as `key_mask`, which more of them can honour than
     a full `[T, S]` mask.
 
     Args:
-      lengths: `[...]`, int, number of real tokens of each sequence. A length above
-        `size` keeps all tokens and a negative one keeps none.
+      lengths: `[...]`, int of any width, number of real tokens of each sequence. A
+        length above `size` keeps all tokens and a negative one keeps none.
       size: padded length S.
 
     Returns:
@@ -174,11 +179,9 @@ def from_lengths(lengths: jax.Array, size: int) -> jax.Array:
     >>> from_lengths(jnp.array([1, 3]), 3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 1]]
     """
-    _check_count("size", size)
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths must be integers, got dtype {lengths.dtype}")
-    index = jnp.arange(size, dtype=lengths.dtype)
+    size = _check_count("size", size)
+    lengths = _checks.as_int32("lengths", lengths)
+    index = jnp.arange(size, dtype=jnp.int32)
     return index.reshape((1,) * lengths.ndim + (size,)) < lengths[..., None]
 
 
@@ -208,8 +211,8 @@ def padding(
     """
     key_mask = _check_bool("key_mask", key_mask)
     if query_mask is None:
-        _check_count("length", key_mask.shape[-1] if length is None else length)
-        query_mask = jnp.ones(key_mask.shape[-1] if length is None else length, bool)
+        length = key_mask.shape[-1] if length is None else length
+        query_mask = jnp.ones(_check_count("length", length), bool)
     elif length is not None and length != jnp.shape(query_mask)[0]:
         raise ValueError(
             f"length is {length} but query_mask has shape {jnp.shape(query_mask)}; "
@@ -269,8 +272,8 @@ def from_adjacency(adjacency: jax.Array, *, self_loops: bool = False) -> jax.Arr
 
 
 def from_edges(
-    senders: jax.Array,
-    receivers: jax.Array,
+    senders: ArrayLike,
+    receivers: ArrayLike,
     num_nodes: int,
     *,
     self_loops: bool = False,
@@ -301,28 +304,23 @@ def from_edges(
     >>> from_edges(jnp.array([0, 1]), jnp.array([1, 2]), 3).astype(int).tolist()
     [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     """
-    _check_count("num_nodes", num_nodes)
-    senders, receivers = jnp.asarray(senders), jnp.asarray(receivers)
+    num_nodes = _check_count("num_nodes", num_nodes)
+    nodes = {}
     for name, index in (("senders", senders), ("receivers", receivers)):
-        if not jnp.issubdtype(index.dtype, jnp.integer):
-            raise TypeError(f"{name} must be integers, got dtype {index.dtype}")
-        if index.ndim != 1:
-            raise ValueError(f"{name} must be a vector [E], got shape {index.shape}")
-        if not isinstance(index, jax.core.Tracer) and index.size:
-            low, high = int(index.min()), int(index.max())
-            if low < 0 or high >= num_nodes:
-                raise ValueError(
-                    f"{name} must lie in 0 … {num_nodes - 1} (num_nodes is "
-                    f"{num_nodes}), got values from {low} to {high}"
-                )
+        if np.ndim(index) != 1:
+            raise ValueError(
+                f"`{name}` must be a vector [E], but has shape {np.shape(index)}"
+            )
+        nodes[name] = _checks.check_ids(name, index, num_nodes)
+    senders, receivers = nodes.values()
     if senders.shape != receivers.shape:
         raise ValueError(
-            f"senders and receivers must have one length, got {senders.shape[0]} "
-            f"and {receivers.shape[0]}"
+            "`senders` and `receivers` must have one length, but have "
+            f"{senders.shape[0]} and {receivers.shape[0]}"
         )
     # Negative indices would wrap around; send them out of range, where they drop.
-    bad = (senders < 0) | (receivers < 0)
-    rows = jnp.where(bad, jnp.asarray(num_nodes, receivers.dtype), receivers)
+    exists = (senders >= 0) & (receivers >= 0)
+    rows = jnp.where(exists, receivers, num_nodes)
     mask = jnp.zeros((num_nodes, num_nodes), bool)
     mask = mask.at[rows, senders].set(True, mode="drop")
     return mask | jnp.eye(num_nodes, dtype=bool) if self_loops else mask

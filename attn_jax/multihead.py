@@ -15,13 +15,20 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from attn_jax.attention import _checks
 from attn_jax.attention.blockwise import blockwise, window_sides
 from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
 from attn_jax.variants import Variant, require, resolve
 
-__all__ = ["dot_product_attention", "multi_head", "multi_head_init"]
+__all__ = [
+    "dot_product_attention",
+    "multi_head",
+    "multi_head_init",
+    "multi_head_update",
+    "state_leaves",
+]
 
 MapHeads = Literal["auto", "vmap", "loop"]
 
@@ -46,6 +53,43 @@ _LAYOUTS = {
 }
 
 Operands = dict[str, Any]
+
+
+def _with_automatic_axes(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Lets `attend` take arrays that are sharded along explicit axes of a mesh.
+
+    With explicit axes each operation must be told how its result is sharded wherever
+    that is not plain. Inside of `attend` they are automatic: XLA propagates them. The
+    result is sharded as the query is, and whole along V.
+    """
+
+    @functools.wraps(attend)
+    def wrapped(
+        query: jax.Array, key: jax.Array, value: jax.Array, *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        def is_array(given: Any) -> bool:
+            return any(isinstance(x, jax.Array) for x in jax.tree.leaves(given))
+
+        arrays = {name: given for name, given in kwargs.items() if is_array(given)}
+        operands = ((query, key, value, *args), arrays)
+        meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands)]
+        explicit = [mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types]
+        if not explicit:
+            return attend(query, key, value, *args, **kwargs)
+        rest = {name: given for name, given in kwargs.items() if name not in arrays}
+        spec = PartitionSpec(*jax.typeof(query).sharding.spec[:3])
+
+        def run(args: tuple[Any, ...], arrays: dict[str, Any]) -> jax.Array:
+            return attend(*args, **arrays, **rest)
+
+        automatic = jax.sharding.auto_axes(
+            run,
+            axes=explicit[0].explicit_axes,
+            out_sharding=NamedSharding(explicit[0], spec),
+        )
+        return automatic(*operands)
+
+    return wrapped
 
 
 def _check_arrays(
@@ -205,6 +249,7 @@ def multi_head(
         )
     takes = inspect.signature(variant.fn).parameters
 
+    @_with_automatic_axes
     def mapped(
         query: jax.Array,
         key: jax.Array,
@@ -294,7 +339,10 @@ def multi_head(
         if how == "auto":
             least = _LOOP_FROM_SCORES if whole is None else _CPU_BLOCKWISE_FROM_SCORES
             large = num_queries * num_keys >= least
-            how = "loop" if large and jax.default_backend() == "cpu" else "vmap"
+            loops = large and jax.default_backend() == "cpu"
+            if loops and _checks.may_be_sharded(query, key, value):
+                loops = False  # a loop would gather what lies along its axis
+            how = "loop" if loops else "vmap"
         if how == "loop" and whole is not None:
             out = whole(
                 query, key, value, bias, given_mask, key_mask=key_mask, **for_whole
@@ -453,6 +501,110 @@ def multi_head_init(
     return jax.vmap(lambda key: init(key, head_dim, **options))(
         jax.random.split(rng, num_heads)
     )
+
+
+def multi_head_update(
+    fn: str | Callable[..., jax.Array] | Variant,
+    params: Mapping[str, Any],
+    query: jax.Array,
+    key: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    key_mask: jax.Array | None = None,
+) -> dict[str, Any]:
+    """The untrained state of a variant after it has seen a batch, such as centroids.
+
+    Each head learns from all examples, which share its state. A key that no query may
+    attend to is padding, and so is the token where T = S: of a mask nothing else is
+    read. No gradient passes.
+
+    Args:
+      fn: variant, function or name, as for `multi_head`.
+      params: each leaf leads with N.
+      query: [B, T, N, H].
+      key: [B, S, K, H], with N a multiple of K.
+      mask: bool [B or 1, N or 1, T or 1, S or 1], True = attend, or None.
+      key_mask: bool [B, S], True = a real token, or None.
+
+    Returns:
+      The leaves of `params` that are state, as they are now; none if the variant has
+      no `update`.
+
+    Raises:
+      ValueError: on wrong shapes, or if the variant's `update` returns what is no leaf
+        of `params`, or a leaf of another shape or dtype.
+
+    >>> x = jnp.ones((2, 5, 4, 8))
+    >>> params = multi_head_init("routing", jax.random.key(0), 4, 8, num_clusters=3)
+    >>> multi_head_update("routing", params, x, x)["centroid"].shape
+    (4, 3, 8)
+    """
+    variant = resolve(fn)
+    if variant.update is None:
+        return {}
+    sizes = _check_arrays(query, key, key, None, mask, key_mask)
+    num_heads, num_keys = sizes["N"], sizes["S"]
+    real = None
+    if mask is not None:
+        real = jnp.broadcast_to(mask.any(axis=2), (*mask.shape[:2], num_keys))
+    if key_mask is not None:
+        real = key_mask[:, None] if real is None else real & key_mask[:, None]
+    key = jnp.repeat(key, num_heads // sizes["K"], axis=2)
+    operands: Operands = {
+        name: x.transpose(2, 0, 1, 3).reshape(num_heads, -1, x.shape[3])
+        for name, x in (("query", query), ("key", key))
+    }
+    if real is not None:
+        real = jnp.broadcast_to(real, (sizes["B"], num_heads, num_keys))
+        operands["key_mask"] = real.swapaxes(0, 1).reshape(num_heads, -1)
+    params, operands = jax.lax.stop_gradient((dict(params), operands))
+    new = jax.vmap(lambda params, x: dict(variant.update(params, **x)))(
+        params, operands
+    )
+    for name, leaves in new.items():
+        was, now = (
+            jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), tree)
+            for tree in (params.get(name), leaves)
+        )
+        if name not in params or was != now:
+            raise ValueError(
+                f"the `update` of attention variant {variant.name!r} must return "
+                f"leaves of `params` as they are, but `{name}` of one head and all is "
+                f"{now} where `params` have {was}."
+            )
+    return jax.lax.stop_gradient(new)
+
+
+def state_leaves(
+    fn: str | Callable[..., jax.Array] | Variant,
+    params: Any,
+    num_heads: int,
+    head_dim: int,
+) -> tuple[str, ...]:
+    """Names of the leaves of a variant's parameters that are untrained state.
+
+    Args:
+      fn: variant, function or name, as for `multi_head`.
+      params: of `multi_head_init`, or their shapes.
+      num_heads: N.
+      head_dim: H.
+
+    Returns:
+      Names, sorted; none if the variant has no `update`.
+
+    Raises:
+      ValueError: as `multi_head_update`.
+
+    >>> params = multi_head_init("routing", jax.random.key(0), 4, 8)
+    >>> state_leaves("routing", params, 4, 8)
+    ('centroid',)
+    """
+    variant = resolve(fn)
+    if variant.update is None:
+        return ()
+    x = jax.ShapeDtypeStruct((1, 8, num_heads, head_dim), jnp.float32)
+    update = functools.partial(multi_head_update, variant)
+    return tuple(sorted(jax.eval_shape(update, params, x, x)))
 
 
 Implementation = Literal["reference", "blockwise", "xla", "cudnn", "tokamax"]

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
+from attn_jax.attention import _checks
 from attn_jax.attention.convolution import quadratic
 from attn_jax.attention.relative import relative_shift
 from attn_jax.attention.softmax import score_dtype
@@ -42,17 +43,110 @@ __all__ = [
 ]
 
 
-def _check_size(name: str, value: int, *, multiple_of: int = 1) -> None:
-    """Refuse anything but a positive int, divisible as the table needs it."""
+# Angles of positions below are the product in float32, good to 3e-4 there.
+_NEAR = 4096
+
+_LARGEST = 2**31 - 1
+
+
+def _check_size(name: str, value: int, *, multiple_of: int = 1) -> int:
+    """Refuse anything but a positive int, divisible as the table needs it.
+
+    Returns it as an int of Python, with which no arithmetic wraps around.
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}: {value!r}")
     if value < 1 or value % multiple_of:
         of = f" multiple of {multiple_of}" if multiple_of > 1 else ""
         raise ValueError(f"{name} must be a positive{of or ' number'}, got {value}")
+    return int(value)
+
+
+def frequencies(dim: int, max_wavelength: float) -> np.ndarray:
+    """ω_i = max_wavelength^(−2i/dim), [dim/2] in float64.
+
+    Raises:
+      ValueError: if `max_wavelength` is not positive.
+    """
+    if not max_wavelength > 0:
+        raise ValueError(f"max_wavelength must be positive, got {max_wavelength}")
+    # Static, so float64 on the host costs nothing and rounds only once.
+    return max_wavelength ** -(np.arange(0, dim, 2) / dim)
+
+
+def _high_word(x: jax.Array, y: jax.Array) -> jax.Array:
+    """⌊x · y / 2³²⌋ of uint32."""
+    half, low = jnp.uint32(16), jnp.uint32(0xFFFF)
+    x1, x0, y1, y0 = x >> half, x & low, y >> half, y & low
+    middle = x1 * y0 + (x0 * y0 >> half)
+    return x1 * y1 + (middle >> half) + ((x0 * y1 + (middle & low)) >> half)
+
+
+def _reduced_angles(positions: jax.Array, frequency: np.ndarray) -> jax.Array:
+    """Angles p · ω less whole turns, [T, F] float32 of int32 positions [T].
+
+    Whole numbers count turns in units of 2⁻⁶⁴ and lose, by their overflow, whole turns
+    alone. So no position is less exact than another.
+    """
+    units = np.ldexp(frequency / (2 * np.pi) % 1.0, 32)
+    words = np.floor(units), np.ldexp(units % 1.0, 32)
+    high, low = (jnp.asarray(word.astype(np.uint32))[None] for word in words)
+    steps = jax.lax.bitcast_convert_type(jnp.abs(positions), jnp.uint32)[:, None]
+    turns = steps * high + _high_word(steps, low)
+    angle = jax.lax.bitcast_convert_type(turns, jnp.int32).astype(jnp.float32)
+    angle = angle * jnp.float32(2 * np.pi / 2**32)
+    return jnp.where(positions[:, None] < 0, -angle, angle)
+
+
+def _angles(
+    positions: jax.Array, frequency: np.ndarray, dtype: jnp.dtype, near: bool = False
+) -> jax.Array:
+    """Angles p · ω, [T, F], exact to 3e-4 up to 4,096 and to 1e-6 from there on.
+
+    Args:
+      positions: [T], any real dtype.
+      frequency: ω [F].
+      dtype: float32 or float64, of the result.
+      near: whether it is known that all positions are less than `_NEAR`.
+
+    Returns:
+      In float32, NaN for positions that int32 does not hold.
+    """
+    wide = positions.astype(dtype)[:, None]
+    factor = jnp.asarray(frequency, dtype)[None, :]
+    angle = wide * factor
+    if near or dtype == jnp.float64:
+        return angle
+    if jnp.issubdtype(positions.dtype, jnp.integer):
+        whole = _checks.as_int32("positions", positions)
+        exact = positions == whole.astype(positions.dtype)
+        far = _reduced_angles(whole, frequency)
+    else:
+        floor = jnp.floor(positions)
+        exact = jnp.abs(floor.astype(jnp.float32)) < 2.0**31
+        whole = jnp.where(exact, floor, 0).astype(jnp.int32)
+        part = (positions - floor).astype(dtype)[:, None]
+        far = _reduced_angles(whole, frequency) + part * factor
+    far = jnp.where(exact[:, None], far, jnp.nan)
+    return jnp.where(jnp.abs(wide) < _NEAR, angle, far)
+
+
+def _as_positions(positions: ArrayLike) -> jax.Array:
+    """Positions as an array of JAX; known whole ones must be what int32 holds."""
+    known = not isinstance(positions, jax.core.Tracer)
+    array = np.asarray(positions) if known else positions
+    if known and jnp.issubdtype(array.dtype, jnp.integer) and array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < -_LARGEST - 1 or high > _LARGEST:
+            raise ValueError(
+                f"`positions` must lie in {-_LARGEST - 1} … {_LARGEST}, but has "
+                f"values from {low} to {high}"
+            )
+    return jnp.asarray(positions)
 
 
 def sinusoidal(
-    positions: jax.Array,
+    positions: ArrayLike,
     dim: int,
     *,
     max_wavelength: float = 10_000.0,
@@ -67,7 +161,9 @@ def sinusoidal(
     and the inner product of two codes depends on their distance alone.
 
     Args:
-      positions: `[T]`, any real dtype; computed in float32.
+      positions: `[T]`, any real dtype; computed in float32. Whole turns are taken off
+        exactly, so the code of every position that int32 holds is good to 3e-4, and
+        from 4,096 on to 1e-6; others give NaN.
       dim: size of the code, even.
       max_wavelength: the slowest channels turn once in about 2π times this many
         positions.
@@ -77,8 +173,8 @@ def sinusoidal(
       `[T, dim]`.
 
     Raises:
-      ValueError: if `positions` is not a vector, `dim` is odd, or
-        `max_wavelength` is not positive.
+      ValueError: if `positions` is not a vector or has known integers that int32 does
+        not hold, `dim` is odd, or `max_wavelength` is not positive.
 
     Reference:
       Vaswani et al., "Attention Is All You Need", section 3.5.
@@ -87,16 +183,22 @@ def sinusoidal(
     >>> sinusoidal(jnp.array([0.0, 0.5]), 2).round(2).tolist()
     [[0.0, 1.0], [0.47999998927116394, 0.8799999952316284]]
     """
-    _check_size("dim", dim, multiple_of=2)
-    positions = jnp.asarray(positions)
+    dim = _check_size("dim", dim, multiple_of=2)
+    positions = _as_positions(positions)
     if positions.ndim != 1:
         raise ValueError(f"positions must be a vector [T], got shape {positions.shape}")
-    if not max_wavelength > 0:
-        raise ValueError(f"max_wavelength must be positive, got {max_wavelength}")
-    # Static, so float64 on the host costs nothing and rounds only once.
-    exponent = np.arange(0, dim, 2) / dim
-    frequency = jnp.asarray(max_wavelength**-exponent, jnp.float32)
-    angle = positions.astype(jnp.float32)[:, None] * frequency[None, :]
+    return _sinusoidal(positions, dim, max_wavelength, dtype)
+
+
+def _sinusoidal(
+    positions: jax.Array,
+    dim: int,
+    max_wavelength: float,
+    dtype: DTypeLike,
+    near: bool = False,
+) -> jax.Array:
+    frequency = frequencies(dim, max_wavelength)
+    angle = _angles(positions, frequency, jnp.dtype(jnp.float32), near)
     code = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
     return code.reshape(positions.shape[0], dim).astype(dtype)
 
@@ -132,10 +234,10 @@ def sinusoidal_1d(
     >>> sinusoidal_1d(5, 8).shape
     (5, 8)
     """
-    _check_size("length", length)
-    return sinusoidal(
-        jnp.arange(length), dim, max_wavelength=max_wavelength, dtype=dtype
-    )
+    length = _check_size("length", length)
+    dim = _check_size("dim", dim, multiple_of=2)
+    places = jnp.arange(length, dtype=jnp.int32)
+    return _sinusoidal(places, dim, max_wavelength, dtype, near=length <= _NEAR)
 
 
 def sinusoidal_2d(
@@ -174,9 +276,9 @@ def sinusoidal_2d(
     >>> sinusoidal_2d(2, 3, 8).shape
     (6, 8)
     """
-    _check_size("height", height)
-    _check_size("width", width)
-    _check_size("dim", dim, multiple_of=4)
+    height = _check_size("height", height)
+    width = _check_size("width", width)
+    dim = _check_size("dim", dim, multiple_of=4)
     half = dim // 2
     rows = sinusoidal_1d(height, half, max_wavelength=max_wavelength, dtype=dtype)
     columns = sinusoidal_1d(width, half, max_wavelength=max_wavelength, dtype=dtype)
@@ -221,8 +323,8 @@ def learned_init(
     >>> learned_init(jax.random.key(0), 5, 3).shape
     (5, 3)
     """
-    _check_size("length", length)
-    _check_size("dim", dim)
+    length = _check_size("length", length)
+    dim = _check_size("dim", dim)
     if stddev < 0:
         raise ValueError(f"stddev must not be negative, got {stddev}")
     return jnp.asarray(stddev, dtype) * jax.random.normal(rng, (length, dim), dtype)
@@ -309,9 +411,8 @@ def floater_init(
     >>> floater_init(jax.random.key(0), 4, hidden_dim=6)["state"].shape
     (4, 6)
     """
-    _check_size("dim", dim)
-    hidden_dim = dim if hidden_dim is None else hidden_dim
-    _check_size("hidden_dim", hidden_dim)
+    dim = _check_size("dim", dim)
+    hidden_dim = dim if hidden_dim is None else _check_size("hidden_dim", hidden_dim)
     if scale < 0:
         raise ValueError(f"scale must not be negative, got {scale}")
     rng_in, rng_out = jax.random.split(rng)
@@ -383,8 +484,8 @@ def floater(
     >>> floater(params | {"out_bias": jnp.ones(4)}, 3, step=0.5)[:, 0].tolist()
     [0.0, 0.5, 1.0]
     """
-    _check_size("num_positions", num_positions)
-    _check_size("steps_per_position", steps_per_position)
+    num_positions = _check_size("num_positions", num_positions)
+    steps_per_position = _check_size("steps_per_position", steps_per_position)
     if not step > 0:
         raise ValueError(f"step must be positive, got {step}")
     for name, given, known in (
@@ -395,6 +496,7 @@ def floater(
         if given not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
     dim, dtype = params["start"].shape[-1], params["state"].dtype
+    wide = score_dtype(dtype)
     start = params["start"] if start is None else jnp.asarray(start)
     if start.ndim < 1 or start.shape[-1] != dim:
         raise ValueError(f"start must be [..., D] with D = {dim}, got {start.shape}")
@@ -413,18 +515,19 @@ def floater(
 
     # A unit of time is a position here, so that the solver meets each one exactly.
     def flow(time: Any, state: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
-        known = params["time"] * jnp.asarray(step * time, dtype) + params["bias"]
+        known = params["time"] * jnp.asarray(step * time, wide) + params["bias"]
         hidden = act(state @ params["state"] + known[None])
         return step * (hidden @ params["out"] + params["out_bias"][None])
 
-    first = start.reshape(-1, dim)
-    theta = {name: leaf for name, leaf in params.items() if name != "start"}
+    # A code is a long sum of small steps, and far times are large: no narrow dtype.
+    first = start.reshape(-1, dim).astype(wide)
+    theta = {n: leaf.astype(wide) for n, leaf in params.items() if n != "start"}
     term, method = diffrax.ODETerm(flow), getattr(diffrax, _SOLVERS[solver])()
     steps = (num_positions - 1) * steps_per_position
     if adjoint == "direct":
         # The number of steps is known, so a scan will do: it compiles in a third of
         # the time of `diffeqsolve`, and has derivatives of all modes.
-        ends = jnp.arange(steps + 1, dtype=jnp.float32) / steps_per_position
+        ends = jnp.arange(steps + 1, dtype=wide) / steps_per_position
 
         def advance(carry: Any, times: tuple[jax.Array, jax.Array]) -> Any:
             state, memory = carry
@@ -434,12 +537,13 @@ def floater(
             return (state, memory), state
 
         memory = method.init(term, ends[0], ends[1], first, theta)
-        _, later = jax.lax.scan(advance, (first, memory), (ends[:-1], ends[1:]))
+        carry = _checks.varying((first, memory), first, theta)
+        _, later = jax.lax.scan(advance, carry, (ends[:-1], ends[1:]))
         codes = jnp.concatenate(
             [first[None], later[steps_per_position - 1 :: steps_per_position]]
         )
     else:
-        later_times = jnp.arange(1, num_positions, dtype=jnp.float32)
+        later_times = jnp.arange(1, num_positions, dtype=wide)
         solution = diffrax.diffeqsolve(
             term,
             method,
@@ -457,7 +561,7 @@ def floater(
         assert solution.ys is not None
         codes = solution.ys
     codes = jnp.moveaxis(codes, 0, 1)  # [starts, T, D]
-    return codes.reshape(*start.shape[:-1], num_positions, dim)
+    return codes.astype(dtype).reshape(*start.shape[:-1], num_positions, dim)
 
 
 def _check_float(name: str, array: jax.Array) -> None:
@@ -468,7 +572,7 @@ def _check_float(name: str, array: jax.Array) -> None:
 
 
 def rotary(
-    x: jax.Array, positions: jax.Array, *, max_wavelength: float = 10_000.0
+    x: jax.Array, positions: ArrayLike, *, max_wavelength: float = 10_000.0
 ) -> jax.Array:
     """Rotates queries or keys by angles that grow with their position (RoPE).
 
@@ -481,7 +585,7 @@ def rotary(
 
     Args:
       x: `[T, H]`, queries or keys of one head, H even.
-      positions: `[T]`, any real dtype.
+      positions: `[T]`, any real dtype; see `sinusoidal` for what is exact.
       max_wavelength: the slowest channels turn once in about 2π times this many
         positions.
 
@@ -490,8 +594,8 @@ def rotary(
 
     Raises:
       TypeError: if `x` is not of a floating-point dtype.
-      ValueError: if `x` is no matrix, H is odd, `positions` is not `[T]`, or
-        `max_wavelength` is not positive.
+      ValueError: if `x` is no matrix, H is odd, `positions` is not `[T]` or has known
+        integers that int32 does not hold, or `max_wavelength` is not positive.
 
     Reference:
       Su et al., "RoFormer", section 3.2. https://arxiv.org/abs/2104.09864
@@ -499,7 +603,13 @@ def rotary(
     >>> rotary(jnp.array([[1.0, 0.0]] * 2), jnp.array([0.0, jnp.pi])).round(3).tolist()
     [[1.0, 0.0], [-1.0, -0.0]]
     """
-    x, positions = jnp.asarray(x), jnp.asarray(positions)
+    return _rotary(x, _as_positions(positions), max_wavelength)
+
+
+def _rotary(
+    x: jax.Array, positions: jax.Array, max_wavelength: float, near: bool = False
+) -> jax.Array:
+    x = jnp.asarray(x)
     if x.ndim != 2:
         raise ValueError(f"x must be [T, H] (one head), got shape {x.shape}")
     _check_float("x", x)
@@ -510,11 +620,14 @@ def rotary(
             f"positions must be a vector [T] with T = {length}, the length of x, got "
             f"shape {positions.shape}"
         )
-    if not max_wavelength > 0:
-        raise ValueError(f"max_wavelength must be positive, got {max_wavelength}")
-    wide = score_dtype(x.dtype)
-    frequency = jnp.asarray(max_wavelength ** -(np.arange(0, dim, 2) / dim), wide)
-    angle = positions.astype(wide)[:, None] * frequency[None, :]
+    frequency = frequencies(dim, max_wavelength)
+    return turn(x, _angles(positions, frequency, score_dtype(x.dtype), near))
+
+
+def turn(x: jax.Array, angle: jax.Array) -> jax.Array:
+    """Turns the planes (x_2i, x_{2i+1}) of x [T, H] by angles [T, H/2]."""
+    length, dim = x.shape
+    wide = angle.dtype
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     pairs = x.astype(wide).reshape(length, dim // 2, 2)
     first, second = pairs[:, :, 0], pairs[:, :, 1]
@@ -524,13 +637,12 @@ def rotary(
     return turned.reshape(length, dim).astype(x.dtype)
 
 
-def _key_length(length: int, key_length: int | None) -> int:
-    """S, after a check of T and S."""
-    _check_size("length", length)
+def _lengths(length: int, key_length: int | None) -> tuple[int, int]:
+    """T and S, checked."""
+    length = _check_size("length", length)
     if key_length is None:
-        return length
-    _check_size("key_length", key_length)
-    return key_length
+        return length, length
+    return length, _check_size("key_length", key_length)
 
 
 def _by_offset(values: jax.Array, length: int) -> jax.Array:
@@ -561,7 +673,7 @@ def alibi_slopes(num_heads: int, *, dtype: DTypeLike = jnp.float32) -> jax.Array
     >>> alibi_slopes(4).tolist()
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
-    _check_size("num_heads", num_heads)
+    num_heads = _check_size("num_heads", num_heads)
     return jnp.asarray(2.0 ** (-8.0 * np.arange(1, num_heads + 1) / num_heads), dtype)
 
 
@@ -577,7 +689,8 @@ def alibi(
     b[t, s] = −m · |t − s|
 
     With `is_causal` in the attention it is the paper's; without, the symmetric form
-    for encoders. With m = 0 nothing is added.
+    for encoders. With m = 0 nothing is added. Computed in float32 or wider; what a
+    narrow dtype cannot hold is its least finite number, which masks no key.
 
     Args:
       length: number of queries T.
@@ -599,14 +712,19 @@ def alibi(
     >>> alibi(2, 3, slope=0.5).tolist()
     [[-0.0, -0.5, -1.0], [-0.5, -0.0, -0.5]]
     """
-    key_length = _key_length(length, key_length)
-    slope = jnp.asarray(slope, dtype)
+    length, key_length = _lengths(length, key_length)
+    dtype = jnp.dtype(dtype)
+    wide = score_dtype(dtype)
+    slope = jnp.asarray(slope).astype(wide)
     if slope.ndim:
         raise ValueError(
             f"slope must be a scalar, got shape {slope.shape}; use jax.vmap over heads"
         )
     distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(key_length)[None, :])
-    return -slope * distance.astype(dtype)
+    bias = -slope * distance.astype(wide)
+    if dtype == wide:
+        return bias
+    return jnp.maximum(bias, float(jnp.finfo(dtype).min)).astype(dtype)
 
 
 def _t5_bucket_of_offset(
@@ -617,8 +735,8 @@ def _t5_bucket_of_offset(
     bidirectional: bool,
 ) -> np.ndarray:
     """Buckets of the offsets s − t from 1 − T to S − 1: int32 [T + S − 1]."""
-    _check_size("num_buckets", num_buckets)
-    _check_size("max_distance", max_distance)
+    num_buckets = _check_size("num_buckets", num_buckets)
+    max_distance = _check_size("max_distance", max_distance)
     offset = np.arange(1 - length, key_length)
     buckets = num_buckets // 2 if bidirectional else num_buckets
     if bidirectional and num_buckets % 2 or buckets < 2:
@@ -679,7 +797,7 @@ def t5_buckets(
     >>> t5_buckets(1, 6, num_buckets=8, max_distance=8).tolist()
     [[0, 5, 6, 6, 7, 7]]
     """
-    key_length = _key_length(length, key_length)
+    length, key_length = _lengths(length, key_length)
     bucket = _t5_bucket_of_offset(
         length, key_length, num_buckets, max_distance, bidirectional
     )
@@ -725,7 +843,7 @@ def t5_bias(
     if table.ndim != 1:
         raise ValueError(f"table must be [num_buckets], got shape {table.shape}")
     _check_float("table", table)
-    key_length = _key_length(length, key_length)
+    length, key_length = _lengths(length, key_length)
     bucket = _t5_bucket_of_offset(
         length, key_length, table.size, max_distance, bidirectional
     )
@@ -773,9 +891,8 @@ def relative_2d(row_table: jax.Array, column_table: jax.Array) -> jax.Array:
 
 def _grid_points(height: int, width: int) -> np.ndarray:
     """Rows and columns of pixels in row-major order: [height · width, 2]."""
-    _check_size("height", height)
-    _check_size("width", width)
-    return np.indices((height, width)).reshape(2, -1).T
+    sizes = _check_size("height", height), _check_size("width", width)
+    return np.indices(sizes).reshape(2, -1).T
 
 
 def quadratic_2d(

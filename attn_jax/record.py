@@ -178,6 +178,11 @@ class Variant:
         by name; None if it is no approximation.
       knob: options of `fn` or `init`, from coarse to fine, along which the distance to
         `approximates` must fall.
+      update: `update(params, query, key, key_mask=None, ...) -> {leaf: new}`, which
+        learns without a gradient, from the tokens that one head saw: a batch's, end to
+        end, with `key_mask` where some are padding (then T = S). The leaves of `params`
+        that it returns are state, not parameters: layers keep them apart, apply it in
+        training calls, and nothing decays them. None if nothing is learnt so.
       trial: options of `fn` or `init` that make short sequences show all that it does,
         such as a small block; `attn_jax.testing` tries it with them, and measures its
         cost without.
@@ -206,6 +211,7 @@ class Variant:
     arrays: Callable[..., jax.Array] | None = None
     equivariant: bool = False
     approximates: Callable[..., jax.Array] | None = None
+    update: Callable[..., Mapping[str, Any]] | None = None
     knob: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
     trial: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -288,7 +294,7 @@ class Variant:
         if "dropout_rate" in options:
             changes["dropout"] = False
         if "params" in options:
-            changes["init"] = None
+            changes |= {"init": None, "update": None}
         if self.approximates is not None:
             takes = inspect.signature(self.approximates).parameters
             shared = {k: x for k, x in options.items() if k in takes}

@@ -36,13 +36,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import DTypeLike
 
 from attn_jax.attention import _checks
 from attn_jax.attention.local import truncated
+from attn_jax.attention.softmax import score_dtype
 from attn_jax.layers import AttentionFn
 from attn_jax.models.encoder import Encoder, EncoderBlock
-from attn_jax.positions import rotary, sinusoidal
+from attn_jax.positions import frequencies, sinusoidal, turn
 from attn_jax.variants import VARIANTS
 
 __all__ = [
@@ -98,7 +100,8 @@ class StreamState:
     Attributes:
       layers: the state of each layer.
       slot: int32 [], where the ring buffers take the next chunk.
-      frame: int32 [], how many frames have come; only positions read it.
+      frame: int32 [], how many frames have come; only positions read it. From 2³¹ on
+        it is negative.
       chunk: c, frames in a chunk. Static.
     """
 
@@ -160,12 +163,27 @@ def _windows(encoder: Encoder) -> list[tuple[int, int, AttentionFn]]:
 
 
 def _turn(encoder: Encoder) -> Callable[..., jax.Array] | None:
-    """How "rope" turns queries or keys [c, N, H] of frames number [c], or None."""
+    """How "rope" turns queries or keys [c, N, H] of frames number [c], or None.
+
+    Only differences of angles count. So those of one frame are rounded, to a multiple
+    of 2⁻³¹ turns, and those of n frames are exact multiples of them: whole numbers,
+    which lose by their overflow whole turns alone, and the same at n and at n + 2³¹.
+    """
     own: Any = encoder.positions
     if own is None or own.name != "rope":
         return None
-    turn = functools.partial(rotary, max_wavelength=own.max_wavelength)
-    return jax.vmap(turn, in_axes=(1, None), out_axes=1)
+    turns = frequencies(own.head_dim, own.max_wavelength) / (2 * np.pi) % 1.0
+    units = 2 * np.round(np.ldexp(turns, 31)).astype(np.int64) % 2**32
+
+    def turned(x: jax.Array, numbers: jax.Array) -> jax.Array:
+        count = jax.lax.bitcast_convert_type(numbers, jnp.uint32)[:, None]
+        parts = count * jnp.asarray(units.astype(np.uint32))[None, :]
+        dtype = score_dtype(x.dtype)
+        angle = jax.lax.bitcast_convert_type(parts, jnp.int32).astype(dtype)
+        angle = angle * jnp.asarray(2 * np.pi / 2**32, dtype)
+        return jax.vmap(turn, in_axes=(1, None), out_axes=1)(x, angle)
+
+    return turned
 
 
 def _own_positions(encoder: Encoder) -> Positions | None:
@@ -351,8 +369,8 @@ def stream_step(
         is added to the frames, such as
         `functools.partial(attn_jax.positions.sinusoidal, dim=D)`. None adds what the
         encoder itself adds, "sinusoidal" positions or nothing. "rope" turns queries
-        and keys besides; other kinds cannot stream. The count is exact up to 2³¹
-        frames; without positions there is no limit.
+        and keys besides; other kinds cannot stream. What is added to the frames is NaN
+        from frame 2³¹ on; "rope" and no positions have no limit.
 
     Returns:
       The new state; the outputs [c, D], zeros where not valid; and bool [c], which of
@@ -392,6 +410,8 @@ def stream_step(
         _checks.check_shape(
             "positions(...)", table, ("c", "D"), {"c": chunk, "D": x.shape[1]}
         )
+        # The count is over, and another frame's number must not stand for it.
+        table = jnp.where(numbers[:, None] >= 0, table, jnp.nan)
         x = x + table.astype(x.dtype)
     if real is None:
         real = jnp.ones(chunk, bool)
@@ -401,7 +421,7 @@ def stream_step(
     # How many frames before the last of this chunk the key in each slot came, and each
     # frame of the chunk.
     slots = jnp.arange(size, dtype=jnp.int32)
-    key_age = jax.lax.rem(slot + (size + chunk - 1) - slots, size)[None, :]
+    key_age = ((slot + (size + chunk - 1) - slots) % size)[None, :]
     query_age = jnp.arange(chunk - 1, -1, -1, dtype=jnp.int32)[:, None]
     for (left, right, attend), block, old in zip(
         windows, encoder.blocks, state.layers, strict=True
@@ -431,9 +451,11 @@ def stream_step(
         layers.append(
             LayerState(key, value, key_real, next_query, next_inputs, next_real)
         )
-    after = StreamState(
-        tuple(layers), jax.lax.rem(slot + chunk, size), state.frame + chunk, chunk
-    )
+    frame = state.frame + chunk
+    # Past 2³² the count would begin anew; it goes on from −2³¹, see `_turn`.
+    again = (state.frame < 0) & (frame >= 0)
+    frame = jnp.where(again, frame - 2**30 - 2**30, frame)
+    after = StreamState(tuple(layers), (slot + chunk) % size, frame, chunk)
     return after, _checks.zero_masked(encoder.norm(x), real), real
 
 
@@ -496,6 +518,7 @@ def stream(
         jnp.pad(frames, ((0, more), (0, 0))).reshape(steps, chunk, dim),
         jnp.pad(real, (0, more)).reshape(steps, chunk),
     )
+    state = _checks.varying(state, chunks, jax.tree.leaves(nnx.state(encoder)))
     _, outputs = jax.lax.scan(step, state, chunks)
     return outputs.reshape(steps * chunk, dim)[delay : delay + length]
 

@@ -244,7 +244,8 @@ def _from_file(spec: str) -> Variant:
         return fn
     attribute = spec.rpartition(":")[2]
     record = _from_callable(fn, getattr(module, f"{attribute}_init", None))
-    return dataclasses.replace(record, name=spec)
+    update = getattr(module, f"{attribute}_update", record.update)
+    return dataclasses.replace(record, name=spec, update=update)
 
 
 def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
@@ -253,8 +254,9 @@ def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
     The capabilities of a function of your own are read from its signature: it can
     honour what it takes by name. A built-in one has its row, also where
     `functools.partial` binds options to it (see `Variant.bind`). If a function in a
-    file has parameters, the file's `<function>_init(rng, head_dim)` makes them. A file
-    may also hold a `Variant`.
+    file has parameters, the file's `<function>_init(rng, head_dim)` makes them, and
+    `<function>_update` moves those that are untrained state (see `Variant`). A file may
+    also hold a `Variant`.
 
     A file may import its neighbours at its top (their folder is on `sys.path` while it
     is imported, and no longer). Only the named file itself is watched: its content,

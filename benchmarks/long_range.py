@@ -26,7 +26,7 @@ from attn_jax._program import program
 from attn_jax.benchmarking import size_text
 from attn_jax.models.encoder import Encoder
 from benchmarks.timing import Effort, alternate
-from experiments.common.train import split_model
+from experiments.common.train import move, split_model, training_call
 
 LENGTHS = (1024, 2048, 3072, 4096)
 DENSE = "dot_product"
@@ -116,15 +116,17 @@ def train_step(
     labels = np.arange(batch, dtype=np.int32) % 2
 
     def step(params: Any, opt_state: Any, tokens: Any, labels: Any, rng: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
-            logits = apply(params, tokens, rng=rng).astype(jnp.float32)
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return each.mean()
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, moved = training_call(apply, params, tokens, rng=rng)
+            each = optax.softmax_cross_entropy_with_integer_labels(
+                logits.astype(jnp.float32), labels
+            )
+            return each.mean(), moved
 
-        value, grads = jax.value_and_grad(loss)(params)
+        (value, moved), grads = jax.value_and_grad(loss, has_aux=True)(params)
         with jax.numpy_dtype_promotion("standard"):  # Optax: float ** int
             updates, new_state = optimizer.update(grads, opt_state, params)
-        return value, optax.apply_updates(params, updates), new_state
+        return value, move(optax.apply_updates(params, updates), moved), new_state
 
     rng = jax.random.key(0)
     return benchmarking.program(step, params, opt_state, tokens, labels, rng)

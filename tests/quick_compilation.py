@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 
-from jaxlib.version import __version_info__ as jaxlib_version
+from packaging.version import Version
 
 
 def xla_flags() -> list[str]:
@@ -20,7 +21,7 @@ def xla_flags() -> list[str]:
     XLA ends the process on a flag that it does not know: nothing else sets any, and a
     test holds these against jaxlib itself.
     """
-    if jaxlib_version < (0, 11, 1):
+    if Version(version("jaxlib")) < Version("0.11.1"):
         return ["--xla_cpu_use_fusion_emitters=false"]
     return []  # the newer emitters of fusions have no alternative any more
 

@@ -170,3 +170,14 @@ def test_wrong_input_is_refused(params, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match="pip install diffrax"):
         floater(params, 2)
+
+
+def test_a_narrow_dtype_still_counts():
+    # A code that goes up by .1 a position: in bfloat16 it would stand still at 32.
+    params = floater_init(jax.random.key(0), 1, dtype=jnp.bfloat16)
+    params["out_bias"] += jnp.ones((), jnp.bfloat16)
+    codes = floater(params, 600)
+    assert codes.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        codes[:, 0].astype(jnp.float32), 0.1 * np.arange(600), rtol=2**-8
+    )

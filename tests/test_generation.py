@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,49 @@ def test_sample_symbols():
     assert set(np.asarray(greedy)) == {1}
     with pytest.raises(ValueError, match="temperature"):
         sample_symbols(jax.random.key(0), wide, temperature=-1.0)
+
+
+def test_prompts_of_any_integers_give_the_same(params):
+    rng, prompt = jax.random.key(0), np.array([[1, 2], [0, 3]], np.int32)
+    how = dict(step=_step, init=_init)
+    want = generate(params, prompt, 4, rng, **how)
+    assert want.dtype == jnp.int32
+    for dtype in (np.uint8, np.int16):
+        np.testing.assert_array_equal(
+            generate(params, prompt.astype(dtype), 4, rng, **how), want
+        )
+    with jax.enable_x64(True):
+        for sample in (sample_symbols, lambda rng, x: jnp.argmax(x, -1)):  # int64
+            now = generate(params, prompt.astype(int), 4, rng, **how, sample=sample)
+            assert now.dtype == jnp.int32
+            cached = functools.partial(generate_uncached, apply=_apply, sample=sample)
+            np.testing.assert_array_equal(
+                cached(params, prompt.astype(int), 4, rng), now
+            )
+
+
+def test_a_state_begins_in_the_dtype_that_the_step_gives_it():
+    def step(params, state, token):
+        return state + params, jax.nn.one_hot(token + 1, 9) + state
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        new = generate(
+            np.float64(0.0),
+            np.array([[2]]),
+            2,
+            jax.random.key(0),
+            step=step,
+            init=lambda batch, length: jnp.zeros((), jnp.float32),
+            sample=functools.partial(sample_symbols, temperature=0.0),
+        )
+    assert new.tolist() == [[3, 4]]
+
+
+def test_no_symbol_is_drawn_from_nan():
+    logits = jnp.array([[0.0, jnp.nan], [9.0, 0.0]])
+    for temperature in (0.0, 0.1):
+        drawn = sample_symbols(jax.random.key(0), logits, temperature=temperature)
+        assert drawn.tolist() == [-1, 0]
 
 
 def test_bad_arguments_are_named(params):

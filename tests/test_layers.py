@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from flax import errors, linen, nnx
 
-from attn_jax import VARIANTS, multi_head
+from attn_jax import VARIANTS, Variant, multi_head, resolve
 from attn_jax.layers import (
     AttentionFn,
+    AttentionState,
     LinenAttentionFn,
     ModuleAttentionFn,
     as_attention_fn,
     as_linen_attention_fn,
+    training,
 )
+from attn_jax.multihead import multi_head_update
 
 BATCH, LENGTH, FEATURES, HEADS = 2, 5, 8, 2
 HEAD_DIM = FEATURES // HEADS
@@ -180,10 +183,24 @@ def test_bfloat16_layer():
 
 
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
-def test_decoding_equals_a_causal_pass(framework):
-    """Step by step through Flax's cache, whose mask is float32."""
-    fn = as_attention_fn("dot_product")
-    if framework == "nnx":
+@pytest.mark.parametrize("said", [None, "option", "bound", "module"])
+def test_decoding_equals_a_causal_pass(framework, said):
+    """Step by step through Flax's cache, whose mask is float32.
+
+    That all calls are causal may have been said before: it is nothing to a step.
+    """
+    fn = {
+        None: as_attention_fn("dot_product"),
+        "option": as_attention_fn("dot_product", is_causal=True),
+        "bound": as_attention_fn(VARIANTS["blockwise"].bind(is_causal=True)),
+        "module": as_linen_attention_fn("dot_product", is_causal=True),
+    }[said]
+    if framework == "nnx" and said == "module":
+        layer = _nnx_layer(as_attention_fn("dot_product"), decode=True)
+        layer.init_cache(_X.shape)
+        steps = [layer(_X[:, t : t + 1], is_causal=True) for t in range(LENGTH)]
+        whole = _nnx_layer()(_X, mask=MASKS["bool"])
+    elif framework == "nnx":
         layer = _nnx_layer(fn, decode=True)
         layer.init_cache(_X.shape)
         steps = [layer(_X[:, t : t + 1]) for t in range(LENGTH)]
@@ -202,6 +219,23 @@ def test_decoding_equals_a_causal_pass(framework):
         whole = _linen_layer().apply({"params": params}, _X, mask=MASKS["bool"])
     np.testing.assert_allclose(
         jnp.concatenate(steps, axis=1), whole, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_causal_by_option_refuses_queries_of_unknown_place():
+    """Two new tokens against a cache: aligned at the top left they see its first."""
+    fn = as_attention_fn("dot_product", is_causal=True)
+    heads = _X.reshape(BATCH, LENGTH, HEADS, HEAD_DIM)
+    with pytest.raises(ValueError, match=r"T=2 queries meet S=\d+ keys.*give a mask"):
+        fn(heads[:, 1:3], heads, heads, mask=MASKS["bool"][..., 1:3, :])
+    with pytest.raises(ValueError, match="T=1 queries"):
+        fn(heads[:, 1:2], heads, heads)
+    # Asked for at the call, it is aligned as Flax aligns it.
+    fn = as_attention_fn("dot_product")
+    np.testing.assert_allclose(
+        fn(heads[:, :2], heads, heads, is_causal=True),
+        fn(heads[:, :2], heads, heads, mask=MASKS["bool"][..., :2, :]),
+        rtol=1e-6,
     )
 
 
@@ -236,12 +270,24 @@ def test_additive_mask_is_refused_or_poisons():
         ((3, 1, LENGTH, LENGTH), r"`mask` has batch sizes \(3,\) .* has \(2,\)"),
         ((1, 3, LENGTH, LENGTH), r"`mask` must have shape .*N=2"),
         ((1, 1, 1, LENGTH, LENGTH), "`mask` must be broadcastable to"),
+        # Of two heads or of two examples: Flax takes it to be the former.
+        ((2, LENGTH, LENGTH), r"`mask` .* \[N, T, S\] or \[B, T, S\], since B=2"),
     ],
 )
 def test_mask_of_a_wrong_shape(shape, message):
     layer = _nnx_layer(as_attention_fn("dot_product"))
     with pytest.raises(ValueError, match=message):
         layer(_X, mask=np.ones(shape, bool))
+
+
+def test_mask_of_as_many_examples_as_queries_is_not_guessed():
+    layer = _nnx_layer(as_attention_fn("dot_product"))
+    x, real = _inputs(shape=(LENGTH, LENGTH, FEATURES)), np.tri(LENGTH, dtype=bool)
+    with pytest.raises(ValueError, match=r"may be \[T, S\] or \[B, S\], .* `key_mask`"):
+        layer(x, mask=real)
+    np.testing.assert_array_equal(
+        layer(x[:2], mask=real), layer(x, mask=real[None, None])[:2]
+    )
 
 
 # Dropout
@@ -400,6 +446,26 @@ def test_weights_are_sown_as_by_flax(variant):
         assert weights.shape == (BATCH, HEADS, LENGTH, LENGTH)
         np.testing.assert_allclose(weights, flax_weights, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(out, flax_out, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_sown_weights_have_the_dtype_of_flax(forced):
+    def sown(fn):
+        settings = dict(dtype=jnp.bfloat16, force_fp32_for_softmax=forced)
+        with jax.numpy_dtype_promotion("standard"):
+            out, state = _linen_layer(fn, **settings).apply(
+                _linen_variables(_linen_layer()), _X,
+                sow_weights=True, mutable="intermediates",
+            )  # fmt: skip
+        return out, state["intermediates"]["attention_weights"][0]
+
+    out, weights = sown(as_attention_fn("dot_product"))
+    flax_out, flax_weights = sown(None)
+    assert weights.dtype == flax_weights.dtype
+    assert out.dtype == flax_out.dtype == jnp.bfloat16
+    assert (weights.dtype == jnp.float32) == forced
+    if forced:  # and they are not rounded before
+        np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
 
 
 def test_sown_weights_are_those_before_dropout():
@@ -869,3 +935,127 @@ def test_training_step_of_a_layer_lowers_for_accelerators(variant):
     )
     assert exported.platforms == ("cuda", "tpu")
     assert "dot_general" in exported.mlir_module()
+
+
+def _mine_with_state():
+    """A user's variant that counts the tokens it has seen beside a trained gain."""
+
+    def scaled(query, key, value, *, params, key_mask=None):
+        return params["gain"] * value
+
+    def update(params, query, key, key_mask=None):
+        seen = jnp.ones(len(key), bool) if key_mask is None else key_mask
+        return {"seen": params["seen"] + seen.sum().astype(jnp.float32)}
+
+    def init(rng, head_dim):
+        return {"gain": jnp.ones(()), "seen": jnp.zeros(())}
+
+    return Variant(name="mine", fn=scaled, init=init, update=update)
+
+
+@pytest.mark.parametrize("name", ["routing", "clusterformer", "mine"])
+def test_state_learns_in_training_calls_alone_and_is_no_parameter(name):
+    variant = _mine_with_state() if name == "mine" else resolve(name)
+    fn = as_attention_fn(
+        variant, num_heads=HEADS, head_dim=HEAD_DIM, max_length=9, rngs=nnx.Rngs(1)
+    )
+    layer = _nnx_layer(fn)
+    leaf = "seen" if name == "mine" else "centroid"
+    assert isinstance(fn.params[leaf], AttentionState)
+    trained = nnx.to_pure_dict(nnx.state(fn, nnx.Param)).get("params", {})
+    assert set(trained) == ({"gain"} if name == "mine" else set())
+    start = fn.params[leaf][...]
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [LENGTH - 2]])
+    given = {"mask": mask[:, None, None]}
+    want = multi_head_update(
+        variant,
+        fn._head_params(HEADS, HEAD_DIM),
+        layer.query(_X),
+        layer.key(_X),
+        key_mask=mask,
+    )[leaf]
+    assert not np.array_equal(start, want)
+
+    layer(_X, **given, deterministic=True)
+    layer.eval()
+    layer(_X, **given)
+    with training(False):
+        layer.train()
+        layer(_X, **given)
+    np.testing.assert_array_equal(fn.params[leaf][...], start)
+    layer(_X, **given)  # after `train()`
+    np.testing.assert_allclose(fn.params[leaf][...], want, atol=1e-6)
+
+    # All examples of the batch, end to end, without padding; each head its own.
+    head = jax.tree.map(lambda leaf: leaf[1], fn._head_params(HEADS, HEAD_DIM))
+    head[leaf] = start[1]
+    real = [np.asarray(x[:, :, 1])[mask] for x in (layer.query(_X), layer.key(_X))]
+    alone = variant.update(head, *map(jnp.asarray, real))[leaf]
+    np.testing.assert_allclose(want[1], alone, atol=1e-6)
+
+    # In a layer with dropout Flax passes on what was asked, and that goes before.
+    now = fn.params[leaf][...]
+    heads = layer.query(_X), layer.key(_X), layer.value(_X)
+    fn(*heads, dropout_rate=0.1, deterministic=True)
+    np.testing.assert_array_equal(fn.params[leaf][...], now)
+
+
+@pytest.mark.parametrize("name", ["routing", "mine"])
+def test_state_in_linen_is_a_collection_of_its_own(name):
+    variant = _mine_with_state() if name == "mine" else resolve(name)
+    layer = _linen_layer(as_linen_attention_fn(variant))
+    variables = layer.init(jax.random.key(0), _X)
+    state = variables["attention_state"]["attention_fn"]["head"]
+    of_params = variables["params"].get("attention_fn", {"head": {}})["head"]
+    assert set(state) == {"seen" if name == "mine" else "centroid"}
+    assert set(of_params) == ({"gain"} if name == "mine" else set())
+    if name == "mine":
+        assert not np.any(state["seen"])  # init is no training call
+    layer.apply(variables, _X)
+    _, moved = layer.apply(variables, _X, mutable=["attention_state"])
+    now = moved["attention_state"]["attention_fn"]["head"]
+    assert all(not np.array_equal(state[k], now[k]) for k in state)
+    with training(False):
+        _, still = layer.apply(variables, _X, mutable=["attention_state"])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        dict(still),
+        {"attention_state": variables["attention_state"]},
+    )
+
+
+def test_noise_for_training_is_on_in_training_calls_alone():
+    fn = as_attention_fn(
+        "sinkhorn",
+        num_heads=HEADS,
+        head_dim=HEAD_DIM,
+        rngs=nnx.Rngs(attention=1, params=2),
+        max_length=LENGTH,
+        block_size=2,
+        init_options={"block_size": 2},
+    )
+    layer = _nnx_layer(fn)
+    plain = layer(_X)
+    np.testing.assert_array_equal(layer(_X), plain)
+    twins = jnp.stack([_X[0], _X[0]])
+    with training(True):
+        noisy = layer(twins)
+    assert not np.allclose(noisy[0], plain[0])
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    linen_layer = _linen_layer(
+        as_linen_attention_fn("sinkhorn", block_size=2, init_options={"block_size": 2})
+    )
+    variables = linen_layer.init(jax.random.key(0), _X)
+    first = linen_layer.apply(variables, _X)  # needs no stream
+    with training(True):
+        other = linen_layer.apply(variables, _X, rngs={"attention": jax.random.key(1)})
+    assert not np.allclose(first, other)
+
+
+def test_an_update_that_returns_another_shape_is_named():
+    def update(params, query, key, key_mask=None):
+        return {"gain": jnp.ones(3), "other": params["gain"]}
+
+    wrong = dataclasses.replace(_mine_with_state(), update=update)
+    with pytest.raises(ValueError, match="the `update` of .*'mine' must return leaves"):
+        as_attention_fn(wrong, num_heads=HEADS, head_dim=HEAD_DIM, rngs=nnx.Rngs(1))

@@ -111,7 +111,7 @@ def test_edges_equal_adjacency():
 
 def test_traced_padding_edges_are_dropped():
     senders, receivers = jnp.array([0, -1, 1, 0]), jnp.array([1, 0, 3, -1])
-    with pytest.raises(ValueError, match="senders must lie in 0 … 2"):
+    with pytest.raises(ValueError, match="`senders` must lie in 0 … 2"):
         masks.from_edges(senders, receivers, 3)
     mask = jax.jit(masks.from_edges, static_argnums=2)(senders, receivers, 3)
     assert np.argwhere(np.asarray(mask)).tolist() == [[1, 0]]
@@ -173,22 +173,22 @@ _BOOL = np.ones((2, 2), bool)
         (
             lambda: masks.from_edges(jnp.array([0]), jnp.array([3]), 3),
             ValueError,
-            "receivers must lie in 0 … 2",
+            "`receivers` must lie in 0 … 2",
         ),
         (
             lambda: masks.from_edges(jnp.array([0.0]), jnp.array([0]), 3),
             TypeError,
-            "senders must be integers",
+            "`senders` must be integers",
         ),
         (
             lambda: masks.from_edges(jnp.array([0, 1]), jnp.array([0]), 3),
             ValueError,
-            "one length, got 2 and 1",
+            "one length, but have 2 and 1",
         ),
         (
             lambda: masks.from_edges(jnp.array([[0]]), jnp.array([0]), 3),
             ValueError,
-            "senders must be a vector",
+            "`senders` must be a vector",
         ),
         (lambda: masks.all_of(jnp.ones((2, 2))), TypeError, "pass anything additive"),
         (lambda: masks.any_of(_BOOL, _BOOL[None]), ValueError, "one rank"),

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from attn_jax import positions
+from attn_jax.attention.convolution import quadratic
 
 
 def _sinusoidal_loops(points, dim, max_wavelength):
@@ -336,3 +337,55 @@ def test_quadratic_2d_and_gaussian_2d_are_their_equations(draw):
 def test_bad_arguments_of_biases_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# On both sides of where whole turns are taken off, where float32 has no odd numbers,
+# and at the ends of int32.
+FAR = np.array([0, 4095, 4096, -5000, 10**6, 2**24 + 1, 2**31 - 1, -(2**31)])
+
+
+def test_far_positions_are_as_exact_as_near_ones():
+    angle = FAR[:, None] * 10_000.0 ** -(np.arange(0, 8, 2) / 8)
+    exact = np.stack([np.sin(angle), np.cos(angle)], -1).reshape(len(FAR), 8)
+    close = dict(rtol=0, atol=np.where(abs(FAR) < 4096, 3e-4, 2e-6)[:, None])
+    places = FAR.astype(np.int32)
+    code = jax.jit(lambda p: positions.sinusoidal(p, 8))(places)
+    assert (abs(code - exact) <= close["atol"]).all()
+    # (1, 0) turned by an angle is its cosine and sine.
+    x = np.tile(np.array([1.0, 0.0], "f"), (len(FAR), 4))
+    turned = jax.jit(positions.rotary)(x, places)
+    swapped = np.asarray(turned).reshape(len(FAR), 4, 2)[..., ::-1].reshape(-1, 8)
+    assert (abs(swapped - exact) <= close["atol"]).all()
+
+
+def test_far_positions_between_two():
+    def code(p):
+        return positions.sinusoidal(p, 4)[0, 0]
+
+    p = np.float32(10**6 + 0.25)
+    value, slope = jax.jit(jax.value_and_grad(lambda p: code(p[None])))(p)
+    assert float(value) == pytest.approx(np.sin(np.float64(p)), abs=2e-6)
+    assert float(slope) == pytest.approx(np.cos(np.float64(p)), abs=2e-6)
+    lost = positions.sinusoidal(np.array([3e9, np.inf, 7.0], "f"), 4)
+    assert np.isnan(lost).all(axis=1).tolist() == [True, True, False]
+
+
+def test_a_long_table_is_exact_where_a_short_one_has_no_rows():
+    table = positions.sinusoidal_1d(4100, 2)[4096:, 0]
+    np.testing.assert_allclose(table, np.sin(np.arange(4096.0, 4100)), atol=2e-6)
+
+
+def test_alibi_masks_no_key_in_a_narrow_dtype():
+    distance = np.arange(70_000)
+    for slope in (2.0**-8, 2.0):  # at 2 the bias itself is out of range
+        want = np.maximum(-slope * distance, np.finfo(np.float16).min)
+        got = positions.alibi(1, 70_000, slope=slope, dtype=jnp.float16)[0]
+        assert got.dtype == jnp.float16
+        np.testing.assert_allclose(np.float64(got), want, rtol=2**-10)
+
+
+def test_quadratic_tells_far_places_apart():
+    places = jnp.array([2**24, 2**24 + 1])[:, None]
+    near = jnp.array([0, 1])[:, None]
+    ours = quadratic(places, places, jnp.ones(1), 1.0)
+    np.testing.assert_array_equal(ours, quadratic(near, near, jnp.ones(1), 1.0))

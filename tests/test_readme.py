@@ -12,6 +12,8 @@ import pytest
 from flax import nnx
 
 import attn_jax
+from experiments.common.store import read_jsonl
+from experiments.common.tables import rows_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "data_scaling" / "results" / "results.jsonl"
@@ -62,3 +64,60 @@ def test_every_quoted_accuracy_is_in_the_results(file):
         assert len(values) >= 3, f"{quote[0]}: {len(values)} seeds"
         said = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
         assert f"{mean} ± {std}" == said.replace("0.", "."), (quote[0], n, said)
+
+
+SPREAD = re.compile(r"\d*\.\d+ ± \d*\.\d+")
+EXPERIMENT = re.compile(r"python -m experiments\.(\w+)(?: --preset (\w+))?")
+# Measured where heads look, of which the report alone tells.
+DERIVED = {"attention_as_conv"}
+
+
+def _folder(row: str) -> pathlib.Path:
+    """Where the results of a table's row lie, by its command."""
+    name, preset = EXPERIMENT.findall(row)[0]
+    folder = ROOT / "experiments" / name / "results"
+    return folder / preset if (folder / (preset or "-")).is_dir() else folder
+
+
+def _said(folder: pathlib.Path) -> set[str]:
+    """Every mean ± deviation that the records of a folder give, to 2 to 4 digits."""
+    found = set()
+    records = read_jsonl(folder / "results.jsonl")
+    groups: dict[tuple[object, ...], list[float]] = {}
+    for row in rows_of(records):
+        for record in row.records:
+            for metric, value in record["metrics"].items():
+                if isinstance(value, float):
+                    groups.setdefault((id(row), metric), []).append(value)
+    for record in records:  # baselines of several seeds
+        metrics = record["metrics"]
+        if record["config"]["phase"] == "baseline" and "n" in metrics:
+            name = metrics.get("baseline", record["config"]["model"])
+            key = name, metrics["n"], metrics.get("n_used")
+            groups.setdefault(key, []).append(metrics["test_accuracy"])
+    for values in groups.values():
+        if len(values) > 1:
+            mean, spread = statistics.mean(values), statistics.stdev(values)
+            for digits in (2, 3, 4):
+                text = f"{mean:.{digits}f} ± {spread:.{digits}f}"
+                found.add(re.sub(r"\b0\.", ".", text))
+    return found
+
+
+@pytest.mark.parametrize("file", ["README.md", "experiments/README.md"])
+def test_every_mean_and_deviation_of_a_table_follows_from_its_records(file):
+    quoted, before = 0, ""
+    for line in (ROOT / file).read_text().splitlines():
+        if not (line.startswith("|") and SPREAD.search(line)):
+            continue
+        if EXPERIMENT.search(line):
+            before = line
+        folder = _folder(before)  # "as above" stands for a command
+        said = _said(folder)
+        if folder.parent.name in DERIVED:
+            report = (folder / "report.md").read_text()
+            said |= set(SPREAD.findall(report))
+        for quote in SPREAD.findall(line):
+            assert quote in said, (quote, folder.parent.name)
+            quoted += 1
+    assert quoted >= 10

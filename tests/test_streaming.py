@@ -240,3 +240,42 @@ def test_wrong_input_is_named():
         streamer.push(x[0])
     with pytest.raises(TypeError, match="dtype float32.*but has float64"):
         streamer.push(x.astype(np.float64))
+
+
+def run_from(model, x, start, **options):
+    """The stream of x [T, D] in chunks of 4, with a count that begins elsewhere."""
+    step = jax.jit(functools.partial(stream_step, **options))
+    state = dataclasses.replace(stream_init(model, chunk=4), frame=jnp.int32(start))
+    rows = []
+    for begin in range(0, len(x), 4):
+        state, outputs, _ = step(model, state, x[begin : begin + 4])
+        rows.append(outputs)
+    return np.concatenate(rows), int(state.frame)
+
+
+def test_rope_turns_alike_wherever_the_count_stands():
+    model, x = turned(), frames(24)
+    want, _ = run_from(model, x, 0)
+    for start in (10**6, 2**24, 2**31 - 10, -10):  # over both ends of int32
+        ours, frame = run_from(model, x, start)
+        close(ours, want)
+        assert frame == start + 24 if start < 2**30 and start > 0 else frame < 0
+
+
+def test_added_positions_end_with_the_count():
+    model, x = shaken(build(0, NEAR)), frames(8)
+    added = functools.partial(sinusoidal, dim=DIM)
+    ours, _ = run_from(model, x, 2**31 - 5, positions=added)
+    assert np.isnan(ours).all(axis=1).tolist() == [False] * 5 + [True] * 3
+    again, _ = run_from(model, x, -4, positions=added)  # 2³² − 4, in int32
+    assert np.isnan(again).all()
+
+
+def test_the_stream_runs_under_x64():
+    model, x = turned(), frames()
+    want = offline(model, x[None], np.ones((1, LENGTH), bool))[0]
+    with jax.enable_x64(True):
+        streamer = Streamer(model, chunk=4)
+        close(np.concatenate([streamer.push(x), streamer.finish()]), want)
+        run = functools.partial(stream, chunk=4)
+        assert jax.eval_shape(run, model, x).dtype == jnp.float32

@@ -1,17 +1,22 @@
 """Shape and dtype checks that every attention function runs first, and safe masking.
 
-They look at shapes and dtypes alone, so they cost nothing under `jax.jit`. Each
-message names the argument, says what came and what would be right.
+They look at shapes and dtypes, and at the values of whole numbers where these are
+known, so they cost nothing under `jax.jit`. Each message names the argument, says what
+came and what would be right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+
+LARGEST_INT = int(np.iinfo(np.int32).max)
 
 
 def check_shape(
@@ -161,6 +166,84 @@ def check_int(name: str, given: int, least: int) -> int:
     return int(given)
 
 
+def _known(array: object) -> bool:
+    """Whether the values of an array can be looked at, here and now."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def as_int32(name: str, given: ArrayLike) -> jax.Array:
+    """Whole numbers of any dtype as int32, in which index arithmetic does not wrap.
+
+    What int32 cannot hold becomes the nearest number that it can, and so stays out of
+    every range that it was out of.
+
+    Args:
+      name: argument name, for the message.
+      given: integers of any width, signed or not.
+
+    Raises:
+      TypeError: if they are no integers; bool is none.
+    """
+    # JAX, without 64 bits, would cut large numbers of numpy short.
+    array = given if isinstance(given, jax.Array) else np.asarray(given)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be integers, but has dtype {array.dtype}.")
+    if jnp.iinfo(array.dtype).max > LARGEST_INT:
+        least = max(jnp.iinfo(array.dtype).min, -LARGEST_INT - 1)
+        array = array.clip(least, LARGEST_INT)
+    return jnp.asarray(array.astype(jnp.int32))
+
+
+def check_ids(
+    name: str, given: ArrayLike, size: int | Sequence[int], *, why: str = ""
+) -> jax.Array:
+    """Numbers of rows, nodes or kinds: int32 in 0 … size − 1, or −1 for no such thing.
+
+    Args:
+      name: argument name, for the message.
+      given: integers of any width.
+      size: how many there are; several along the last axis if a sequence.
+      why: what the message says besides.
+
+    Returns:
+      int32, of the same shape. Numbers out of range, which raise where they are known,
+      are −1 where they are traced. (JAX itself reads the last row for −1.)
+
+    Raises:
+      TypeError: if they are no integers.
+      ValueError: if they are known, and one is out of range.
+    """
+    ids = as_int32(name, given)
+    if not _known(given):
+        sizes = jnp.asarray(size, jnp.int32)
+        sizes = sizes.reshape((1,) * (ids.ndim - sizes.ndim) + sizes.shape)
+        return jnp.where((ids >= 0) & (ids < sizes), ids, -1)
+    values = np.asarray(given)
+    several = not isinstance(size, int | np.integer)
+    for k, number in enumerate(size if several else [size]):
+        column = values[..., k] if several else values
+        if column.size == 0:
+            continue
+        low, high = int(column.min()), int(column.max())
+        if low < 0 or high >= number:
+            raise ValueError(
+                f"`{name}{f'[..., {k}]' if several else ''}` must lie in "
+                f"0 … {number - 1}, but has values from {low} to {high}{why}."
+            )
+    return ids
+
+
+def rows_at(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows [..., D] of a table [V, D], and NaN for −1, as which `check_ids` tells none.
+
+    >>> rows_at(jnp.array([[1.0], [2.0]]), jnp.array([1, -1])).tolist()
+    [[2.0], [nan]]
+    """
+    return table.at[ids].get(mode="fill", wrap_negative_indices=False)
+
+
 def check_same_length(name: str, num_queries: int, num_keys: int, why: str) -> None:
     """Checks that there are as many keys as queries, T = S.
 
@@ -200,6 +283,66 @@ def check_params(
                 f"{shape}. Under `multi_head` every leaf leads with the number of "
                 "heads N."
             )
+
+
+def _mesh_axes(array: object) -> frozenset[str]:
+    """The mesh axes that an array varies over, inside of `jax.shard_map`."""
+    kind = getattr(jax.typeof(array), "manual_axis_type", None)
+    return frozenset() if kind is None else kind.varying
+
+
+def varying(tree: Any, *like: Any) -> Any:
+    """`tree`, varying over all mesh axes that an array in `like` varies over.
+
+    In `jax.shard_map` the type of an array says over which axes of the mesh it may
+    differ, and what a loop carries must keep its type. So what begins as zeros says
+    from the start what it will be after the first step. Elsewhere nothing changes.
+
+    Args:
+      tree: pytree of arrays, such as the first carry of a loop.
+      *like: pytrees of all arrays that the steps will mix into it.
+
+    Returns:
+      The same numbers.
+    """
+    axes = frozenset().union(*map(_mesh_axes, jax.tree.leaves(like)))
+
+    def mark(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - _mesh_axes(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(mark, tree)
+
+
+def may_be_sharded(*arrays: jax.Array) -> bool:
+    """Whether batch or heads of the arrays might lie on several devices.
+
+    What takes them apart, such as a loop over heads, would then bring all of them to
+    every device. Arrays that are traced tell nothing of it, so this asks for devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:  # inside of `jax.shard_map` arrays are local along its axes
+        kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+        return any(n > 1 and kind != jax.sharding.AxisType.Manual for n, kind in kinds)
+    if jax.device_count() == 1:
+        return False
+    return any(
+        isinstance(array, jax.core.Tracer)
+        or (isinstance(array, jax.Array) and len(array.sharding.device_set) > 1)
+        for array in arrays
+    )
+
+
+def largest(scores: jax.Array, count: int) -> jax.Array:
+    """Places of the `count` largest along the last axis, the largest first: int32.
+
+    XLA cannot split its search for them over devices, and would gather the scores; it
+    can split a sort, which is slower.
+    """
+    if may_be_sharded(scores):
+        order = jnp.argsort(scores, axis=-1, stable=True, descending=True)
+        return order[..., :count].astype(jnp.int32)
+    return jax.lax.top_k(scores, count)[1]
 
 
 def zero_masked(array: jax.Array, key_mask: jax.Array | None) -> jax.Array:

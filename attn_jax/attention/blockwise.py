@@ -277,6 +277,7 @@ def _forward(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
         jnp.zeros((batch, num_queries, num_heads, value.shape[3]), value.dtype),
         jnp.zeros((batch, num_heads, num_queries), wide),
     )
+    carry = _checks.varying(carry, inputs)
     groups = _groups(num_queries // rows, rows, num_keys, plan.left, plan.right)
     for together in _merge(plan, groups):
         count = together[0].count
@@ -382,7 +383,8 @@ def _backward(
 
     def heads_step(i: Any, grads: _Inputs) -> _Inputs:
         heads = [_head(inputs, i * unroll + u) for u in range(unroll)]
-        sums = [jnp.zeros((head_dim, num_queries), wide)] * unroll  # of dQᵀ
+        nothing = jnp.zeros((head_dim, num_queries), wide)
+        sums = [_checks.varying(nothing, inputs)] * unroll  # of dQᵀ
         for together in merged:
 
             def step(j: Any, carry: Any, together: Sequence[_Group] = together) -> Any:
@@ -431,6 +433,7 @@ def _backward(
         mask=None,
         key_mask=None,
     )
+    grads = _checks.varying(grads, inputs)
     grads = _loop(batch * num_heads // unroll, heads_step, grads)
     if shared:
 
@@ -628,7 +631,9 @@ def blockwise_arrays(
         mask=_pad(mask, {2: padded_queries, 3: padded_keys}),
         key_mask=_pad(key_mask, {1: padded_keys}),
     )
-    return _attend(plan, inputs)[:, :num_queries]
+    # All of one kind, as gradients have to be; those of an array that is the same on
+    # all devices are summed when it is made to vary.
+    return _attend(plan, _checks.varying(inputs, inputs))[:, :num_queries]
 
 
 def blockwise(

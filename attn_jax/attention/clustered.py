@@ -101,7 +101,7 @@ def kmeans(
     x = _checks.zero_masked(x, key_mask)
     # Drawn in float32 for every input dtype, so that all of them start alike.
     lots = jnp.where(real, jax.random.uniform(rng, (length,), jnp.float32), -1)
-    first = jax.lax.top_k(lots, min(num_clusters, length))[1]
+    first = _checks.largest(lots, min(num_clusters, length))
     usable = real[first]
     # Padding belongs to no cluster, so it has no weight.
     nowhere = jnp.asarray(num_clusters, jnp.int32)
@@ -281,7 +281,7 @@ def improved_clustered(
     scores = jax.lax.stop_gradient(scores)
     if key_mask is not None:
         scores = jnp.where(key_mask[None, :], scores, MASKED_LOGIT)
-    best = jax.lax.top_k(scores, min(top_k, key.shape[0]))[1]  # [C, k]
+    best = _checks.largest(scores, min(top_k, key.shape[0]))  # [C, k]
     row = jnp.arange(num_clusters)[:, None]
     mass = weights[row, best].sum(axis=1)
     rest = jnp.matmul(
@@ -495,5 +495,6 @@ def clusterformer_update(
         labels = jnp.where(real, _most_alike(x, centroid), nowhere)
         return _unit(_means(x, labels, centroid)[0])
 
+    centroid = _checks.varying(centroid, x, real)
     centroid = jax.lax.fori_loop(0, iterations, iterate, centroid)
     return {"centroid": centroid.astype(params["centroid"].dtype)}

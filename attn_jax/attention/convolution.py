@@ -27,6 +27,15 @@ __all__ = ["attention_convolution", "convolution_as_attention", "quadratic"]
 Padding = Literal["SAME", "VALID"]
 
 
+def _are_small(*arrays: ArrayLike) -> bool:
+    """Whether these are arrays of numpy with numbers that float32 holds exactly."""
+    return all(
+        isinstance(x, np.ndarray)
+        and (x.size == 0 or max(-int(x.min()), int(x.max())) <= 2**24)
+        for x in arrays
+    )
+
+
 def quadratic(
     query_positions: ArrayLike,
     key_positions: ArrayLike,
@@ -61,7 +70,8 @@ def quadratic(
     [[0.0, 2.0, 0.0]]
     """
     centre = jnp.asarray(centre)
-    points = [jnp.asarray(x) for x in (query_positions, key_positions)]
+    given = query_positions, key_positions
+    points = [jnp.asarray(x) for x in given]
     if centre.ndim != 1:
         raise ValueError(
             f"`centre` must be a vector [D], but has shape {centre.shape}."
@@ -79,8 +89,13 @@ def quadratic(
             f"`precision` must be a scalar or [D, D] with D={centre.size}, but has "
             f"shape {precision.shape}."
         )
-    from_query, to_key = (x.astype(dtype) for x in points)
-    offset = to_key[None, :, :] - from_query[:, None, :]
+    # Whole places are told apart as such where a float could not.
+    if all(x.dtype == jnp.int32 for x in points) and not _are_small(*given):
+        cast_before, cast_after = jnp.int32, dtype
+    else:
+        cast_before = cast_after = dtype
+    from_query, to_key = (x.astype(cast_before) for x in points)
+    offset = (to_key[None, :, :] - from_query[:, None, :]).astype(cast_after)
     # Without squares that cancel: (2Δ − δ)ᵀ P δ.
     other = 2 * centre.astype(dtype)[None, None, :] - offset
     if precision.ndim:

@@ -13,7 +13,7 @@ size of a value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +173,7 @@ def _gatv2_scores(query: jax.Array, key: jax.Array, score: jax.Array) -> jax.Arr
     wide = score_dtype(query.dtype)
     total = jnp.zeros((query.shape[0], key.shape[0]), wide)
     channels = (query.T.astype(wide), key.T.astype(wide), score.astype(wide))
+    total = _checks.varying(total, channels)
     return jax.lax.scan(add_channel, total, channels, unroll=_UNROLL)[0]
 
 
@@ -228,33 +229,28 @@ def gatv2(
     return weights.astype(value.dtype) @ value
 
 
-def _check_indices(name: str, index: Any, num_nodes: int, letter: str) -> jax.Array:
-    """Checks a list of nodes: integers, a vector, and in range where that is known."""
-    index = jnp.asarray(index)
-    if not jnp.issubdtype(index.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must be integers [E], but has dtype {index.dtype}.")
-    if index.ndim != 1:
+def check_nodes(name: str, index: ArrayLike, num_nodes: int) -> jax.Array:
+    """A list of nodes [E] as int32 in 0 … num_nodes − 1, or −1 where traced and none.
+
+    Raises:
+      TypeError: if they are no integers.
+      ValueError: if it is no vector, or a known one names a node that does not exist.
+    """
+    if np.ndim(index) != 1:
         raise ValueError(
-            f"`{name}` must be a vector [E], but has shape {index.shape}; use "
+            f"`{name}` must be a vector [E], but has shape {np.shape(index)}; use "
             "`jax.vmap` for a batch of graphs."
         )
-    if not isinstance(index, jax.core.Tracer) and index.size:
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= num_nodes:
-            raise ValueError(
-                f"`{name}` must lie in 0 … {letter} − 1 with {letter}={num_nodes}, but "
-                f"has values from {low} to {high}; mark edges that are padding by "
-                "`edge_mask` and give them any node in range."
-            )
-    return index
+    why = "; mark edges that are padding by `edge_mask` and give them any node in range"
+    return _checks.check_ids(name, index, num_nodes, why=why)
 
 
 def graph_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    senders: jax.Array,
-    receivers: jax.Array,
+    senders: ArrayLike,
+    receivers: ArrayLike,
     bias: jax.Array | None = None,
     edge_mask: jax.Array | None = None,
     *,
@@ -277,7 +273,7 @@ def graph_attention(
       query: [T, H], of the receivers.
       key: [S, H], of the senders.
       value: [S, V], of the senders.
-      senders: [E] int, the key at which each edge begins.
+      senders: [E] int of any width, the key at which each edge begins.
       receivers: [E] int, the query at which each edge ends, in any order. Concrete
         edges out of range raise; traced ones, whose values are unknown, are dropped.
       bias: [E], added to the scores, or None; −∞ masks.
@@ -305,8 +301,8 @@ def graph_attention(
     _checks.check_inputs(query, key, value)
     num_queries, dim = query.shape
     num_keys = key.shape[0]
-    senders = _check_indices("senders", senders, num_keys, "S")
-    receivers = _check_indices("receivers", receivers, num_queries, "T")
+    senders = check_nodes("senders", senders, num_keys)
+    receivers = check_nodes("receivers", receivers, num_queries)
     edges = senders.shape[0]
     _checks.check_shape("receivers", receivers, ("E",), {"E": edges})
     if bias is not None:
@@ -331,8 +327,7 @@ def graph_attention(
     if 0 in (edges, num_queries, num_keys):
         return jnp.zeros((num_queries, value.shape[1]), value.dtype)
 
-    real = (senders >= 0) & (senders < num_keys)
-    real &= (receivers >= 0) & (receivers < num_queries)
+    real = (senders >= 0) & (receivers >= 0)
     if edge_mask is not None:
         real &= edge_mask
     # An edge that does not count reads node 0, so that nothing of its own can leak.
@@ -392,10 +387,12 @@ def unique_edges(
     """
     num_nodes = _checks.check_int("num_nodes", num_nodes, 1)
     senders, receivers = np.asarray(senders), np.asarray(receivers)
-    _check_indices("senders", senders, num_nodes, "num_nodes")
-    checked = _check_indices("receivers", receivers, num_nodes, "num_nodes")
-    _checks.check_shape("receivers", checked, ("E",), {"E": senders.shape[0]})
-    codes = np.unique(receivers.astype(np.int64) * num_nodes + senders)
+    check_nodes("senders", senders, num_nodes)
+    check_nodes("receivers", receivers, num_nodes)
+    _checks.check_shape("receivers", receivers, ("E",), {"E": senders.shape[0]})
+    codes = np.unique(
+        receivers.astype(np.int64) * num_nodes + senders.astype(np.int64)
+    )
     return (
         (codes % num_nodes).astype(senders.dtype),
         (codes // num_nodes).astype(receivers.dtype),

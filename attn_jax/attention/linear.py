@@ -169,6 +169,7 @@ def causal_product(
     empty = jnp.zeros((num_features, value.shape[2]), dtype)
     if log_scale is None and log_decay is None:
         added = jnp.einsum("csm,csv->cmv", key, value)
+        empty = _checks.varying(empty, added)
         _, states = jax.lax.scan(lambda state, new: (state + new, state), empty, added)
         seen = jnp.einsum("ctm,cmv->ctv", query, states)
     else:
@@ -197,9 +198,9 @@ def causal_product(
             both = jnp.exp(size - larger) * state + jnp.exp(top - larger) * new
             return (both, larger + decay), carry
 
-        _, (states, size) = jax.lax.scan(
-            step, (empty, least), (added, top[:, -1], decay[:, -1])
-        )
+        new = (added, top[:, -1], decay[:, -1])
+        start = _checks.varying((empty, least), new)
+        _, (states, size) = jax.lax.scan(step, start, new)
         top = jnp.maximum(size[:, None], top)
         between = logs[:, None, :] - top[:, :, None]
         scores = scores * jnp.exp(jnp.where(past, between, MASKED_LOGIT))
@@ -382,7 +383,7 @@ def linear_step(
     S ← S + φ(k) vᵀ,  z ← z + φ(k),  o = φ(q)ᵀ S / φ(q)·z
 
     Args:
-      state: of all tokens before; `linear_state` makes the first.
+      state: of all tokens before; `linear_state` makes the first. It keeps its dtype.
       query: [H].
       key: [H].
       value: [V].
@@ -411,6 +412,7 @@ def linear_step(
     sizes = {"M": new.shape[1], "V": value.shape[0]}
     _checks.check_shape("state.memory", state.memory, ("M", "V"), sizes)
     _checks.check_shape("state.normalizer", state.normalizer, ("M",), sizes)
+    new, features = (x.astype(state.memory.dtype) for x in (new, features))
     rows = _checks.zero_masked(value[None].astype(new.dtype), real)
     state = LinearState(state.memory + new.T @ rows, state.normalizer + new[0])
     joined = jnp.concatenate([state.memory, state.normalizer[:, None]], axis=1)
@@ -470,7 +472,8 @@ def linear_recurrent(
 
     num_features = jax.eval_shape(lambda x: _features(x, feature_map), key).shape[1]
     state = linear_state(num_features, value.shape[1], value.dtype)
-    return jax.lax.scan(step, state, (query, key, value, key_mask))[1]
+    tokens = (query, key, value, key_mask)
+    return jax.lax.scan(step, _checks.varying(state, tokens), tokens)[1]
 
 
 def cosformer(

@@ -89,7 +89,8 @@ def bucketed(
       query: [T, H].
       key: [T, H].
       value: [T, V].
-      buckets: int [R, T], numbers in [0, n); those of padding are not read.
+      buckets: int [R, T], numbers in [0, n); those of padding are not read. Others
+        raise where they are known, and give NaN for their token where they are traced.
       num_buckets: n.
       key_mask: bool [T], True = a real token, or None. Others neither see nor are
         seen, and count in no chunk.
@@ -103,7 +104,7 @@ def bucketed(
       [T, V], in the dtype of the inputs; zeros for padding.
 
     Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option below 1.
+      ValueError: on wrong shapes, T ≠ S, an option below 1, or a bucket out of range.
       TypeError: on wrong dtypes.
 
     Reference: Kitaev et al., 2020, arXiv:2001.04451, section 2.
@@ -122,8 +123,10 @@ def bucketed(
         "bucketed", length, key.shape[0], "queries and keys are one sorted sequence"
     )
     _checks.check_shape("buckets", buckets, ("R", "T"), {"T": length})
-    if not jnp.issubdtype(buckets.dtype, jnp.integer):
-        raise TypeError(f"`buckets` must be integers, but has dtype {buckets.dtype}.")
+    wanted = _checks.as_int32("buckets", buckets)
+    if key_mask is not None:
+        wanted = jnp.where(jnp.asarray(key_mask)[None, :], wanted, 0)
+    buckets = _checks.check_ids("buckets", wanted, num_buckets)
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
     dtype = score_dtype(query.dtype)
@@ -131,7 +134,8 @@ def bucketed(
     query, key, value = (
         jnp.asarray(_checks.zero_masked(x, key_mask)) for x in (query, key, value)
     )
-    buckets = jnp.asarray(buckets, jnp.int32)
+    lost = buckets < 0  # they go where padding goes
+    buckets = jnp.where(lost, num_buckets, buckets)
     if key_mask is not None:
         key_mask = jnp.asarray(key_mask)
         buckets = jnp.where(key_mask[None, :], buckets, num_buckets)
@@ -200,6 +204,7 @@ def bucketed(
     if not own:
         # Alone in its bucket: its own value, whatever the score.
         out = jnp.where((total == 0)[:, None], value.astype(dtype), out)
+    out = jnp.where(lost.any(axis=0)[:, None], jnp.nan, out)
     return _checks.zero_masked(out, key_mask).astype(value.dtype)
 
 

@@ -195,7 +195,7 @@ def routing(
         affinity = _affinity(x, centroid)
         if key_mask is not None:
             affinity = jnp.where(key_mask[None, :], affinity, MASKED_LOGIT)
-        token = jax.lax.top_k(affinity, most)[1]  # [C, w]
+        token = _checks.largest(affinity, most)  # [C, w]
         counts = jnp.broadcast_to(taken[None, :], token.shape)
         return token, counts if key_mask is None else counts & key_mask[token]
 

@@ -11,6 +11,7 @@ Letters: B batch, T length, D width, N heads, H size of a head, O size of an out
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -22,11 +23,14 @@ import numpy as np
 from flax import nnx
 
 from attn_jax import generation
+from attn_jax.attention import _checks
 from attn_jax.attention.linear import linear_state, linear_step
 from attn_jax.models.encoder import MlpBlock
 from attn_jax.multihead import multi_head
 from attn_jax.positions import learned_init, sinusoidal_1d
 from attn_jax.variants import VARIANTS
+
+DType = jax.typing.DTypeLike
 
 __all__ = [
     "MIXERS",
@@ -100,17 +104,20 @@ class CausalAttention(nnx.Module):
         attend = multi_head(variant)
         return self._merge(attend(query, key, value, rng=drawn, is_causal=True))
 
-    def init_state(self, batch: int, length: int) -> Any:
+    def init_state(self, batch: int, length: int, dtype: DType | None = None) -> Any:
         """The state before the first token, with room for ``length`` of them."""
         heads, size = (batch, self.num_heads), self.head_dim
+        dtype = self.project.kernel.dtype if dtype is None else dtype
         if self.kind == "linear":
-            state = linear_state(size, size)
+            state = linear_state(size, size, dtype)
             return jax.tree.map(lambda x: jnp.zeros((*heads, *x.shape), x.dtype), state)
         if self.kind == "reformer":
             known = {"num_buckets", "num_rounds"}
             options = {name: n for name, n in self.options if name in known}
-            return generation.hash_state(length, size, size, batch=heads, **options)
-        return generation.cache_state(length, size, size, batch=heads)
+            return generation.hash_state(
+                length, size, size, batch=heads, dtype=dtype, **options
+            )
+        return generation.cache_state(length, size, size, batch=heads, dtype=dtype)
 
     def step(
         self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
@@ -185,11 +192,9 @@ class LstmLayer(nnx.Module):
         """Maps [B, T, D] to [B, T, D], from the beginning of the sequence."""
         batch, length, dim = x.shape
         gates = self.into(jnp.swapaxes(x, 0, 1).reshape(-1, dim))
-        _, hidden = jax.lax.scan(
-            self._advance,
-            self.init_state(batch, length),
-            gates.reshape(length, batch, -1),
-        )
+        state = self.init_state(batch, length)
+        state = _checks.varying(state, gates, self.recur.kernel[...])
+        _, hidden = jax.lax.scan(self._advance, state, gates.reshape(length, batch, -1))
         out = self.out(hidden.reshape(length * batch, -1))
         return jnp.swapaxes(out.reshape(length, batch, dim), 0, 1)
 
@@ -201,12 +206,20 @@ class LstmLayer(nnx.Module):
         cell = jax.nn.sigmoid(keep) * state.cell
         cell = cell + jax.nn.sigmoid(write) * jnp.tanh(new)
         hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
-        return LstmState(hidden, cell), hidden
+        # The state keeps its dtype, whatever that of the input is.
+        kept = (
+            new.astype(old.dtype)
+            for new, old in zip((hidden, cell), state, strict=True)
+        )
+        return LstmState(*kept), hidden
 
-    def init_state(self, batch: int, length: int) -> LstmState:
+    def init_state(
+        self, batch: int, length: int, dtype: DType | None = None
+    ) -> LstmState:
         """The state before the first token, zeros; it has room for any length."""
         del length
-        zeros = jnp.zeros((batch, self.hidden_dim), self.recur.kernel.dtype)
+        dtype = self.recur.kernel.dtype if dtype is None else dtype
+        zeros = jnp.zeros((batch, self.hidden_dim), dtype)
         return LstmState(zeros, zeros)
 
     def step(self, state: LstmState, x: jax.Array) -> tuple[LstmState, jax.Array]:
@@ -254,10 +267,10 @@ class DecoderBlock(nnx.Module):
         h = self.norm(x)
         return self._finish(x + (mix(h) if self.recurrent else mix(h, rng)))
 
-    def init_state(self, batch: int, length: int) -> Any:
+    def init_state(self, batch: int, length: int, dtype: DType | None = None) -> Any:
         """The state before the first token, with room for ``length`` of them."""
         mix: Any = self.mix
-        return mix.init_state(batch, length)
+        return mix.init_state(batch, length, dtype)
 
     def step(
         self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
@@ -392,6 +405,13 @@ class Decoder(nnx.Module):
             rngs=rngs,
         )
 
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [...] as vectors [..., D]; NaN for a traced one that is no symbol."""
+        table = self.embed.embedding[...]
+        return _checks.rows_at(
+            table, _checks.check_ids("tokens", tokens, table.shape[0])
+        )
+
     def _rngs(self, rng: jax.Array | None) -> list[jax.Array]:
         """A key of random attention for every block."""
         rng = jax.random.key(0) if rng is None else rng
@@ -401,34 +421,40 @@ class Decoder(nnx.Module):
         """Outputs of all positions at once.
 
         Args:
-          tokens: integers [B, T], T ≤ max_length.
+          tokens: integers [B, T] of any width, T ≤ max_length.
           rng: key of Reformer's rotations; None = the ones that `step` uses.
 
         Returns:
           [B, T, O]; output t depends on tokens 0 … t alone.
 
         Raises:
-          ValueError: on another shape, or a sequence that is too long.
+          ValueError: on another shape, a sequence that is too long, or a known token
+            that is no symbol. A traced one gives NaN.
+          TypeError: if tokens are no integers.
         """
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
             raise ValueError(
                 f"tokens must be [B, T] with 1 ≤ T ≤ max_length={self.max_length}, "
                 f"got shape {tuple(tokens.shape)}."
             )
-        x = self.embed(tokens) + self.positions[...][None, : tokens.shape[1]]
+        x = self._embedded(tokens)
+        x = x + self.positions[...][None, : tokens.shape[1]].astype(x.dtype)
         for block, key in zip(self.blocks, self._rngs(rng), strict=True):
             x = block(x, key)
         x = self.norm(x)
         out = self.head(x.reshape(-1, x.shape[-1]))
         return out.reshape(*x.shape[:-1], -1)
 
-    def init_state(self, batch: int, length: int | None = None) -> DecoderState:
+    def init_state(
+        self, batch: int, length: int | None = None, dtype: DType | None = None
+    ) -> DecoderState:
         """The state before the first token.
 
         Args:
           batch: B.
           length: tokens there must be room for; None = max_length. The state of
             softmax attention and of Reformer grows with it, the others' does not.
+          dtype: of what `step` remembers, and goes on to; None = the parameters'.
 
         Raises:
           ValueError: if it is more than max_length.
@@ -438,7 +464,7 @@ class Decoder(nnx.Module):
             raise ValueError(
                 f"length must be 1 to max_length={self.max_length}, got {length}."
             )
-        layers = tuple(block.init_state(batch, length) for block in self.blocks)
+        layers = tuple(block.init_state(batch, length, dtype) for block in self.blocks)
         return DecoderState(jnp.zeros((), jnp.int32), layers)
 
     def step(
@@ -450,16 +476,24 @@ class Decoder(nnx.Module):
 
         Args:
           state: of `init_state`, or of the step before.
-          token: integers [B].
+          token: integers [B] of any width.
 
         Returns:
           The state, and the output [B, O].
+
+        Raises:
+          ValueError: for a known token that is no symbol, or one more than there is
+            room for. Where that is traced, it gives NaN.
+          TypeError: if tokens are no integers.
         """
-        position = state.position
+        position = _checks.as_int32("state.position", state.position)
+        why = ": the decoder was made for max_length tokens"
+        place = _checks.check_ids("state.position", position, self.max_length, why=why)
         code = jax.lax.dynamic_index_in_dim(
-            self.positions[...], position, keepdims=True
+            self.positions[...], jnp.maximum(place, 0), keepdims=True
         )
-        x = self.embed(token) + code
+        x = self._embedded(token)
+        x = x + jnp.where(place >= 0, code, jnp.nan).astype(x.dtype)
         layers = []
         for block, layer, key in zip(
             self.blocks, state.layers, self._rngs(None), strict=True
@@ -475,12 +509,14 @@ class DecoderFunctions(NamedTuple):
     Attributes:
       apply: ``(params, tokens [B, T], rng=None) -> outputs [B, T, O]``.
       step: ``(params, state, token [B]) -> (state, output [B, O])``.
-      init: ``(B, L) -> state``, with room for L tokens.
+      init: ``(B, L, dtype=None) -> state``, with room for L tokens.
+      num_symbols: number of symbols that there are.
     """
 
     apply: Callable[..., jax.Array]
     step: Callable[[Any, DecoderState, jax.Array], tuple[DecoderState, jax.Array]]
-    init: Callable[[int, int], DecoderState]
+    init: Callable[..., DecoderState]
+    num_symbols: int
 
     def generate(
         self,
@@ -490,9 +526,18 @@ class DecoderFunctions(NamedTuple):
         rng: jax.Array,
         sample: generation.Sample = generation.sample_symbols,
     ) -> jax.Array:
-        """`attn_jax.generate` with this decoder's step: new tokens [B, steps]."""
+        """`attn_jax.generate` with this decoder's step: new tokens [B, steps].
+
+        Raises:
+          ValueError: if prompt and steps are longer than the decoder's sequences, or a
+            known token is no symbol. After a traced one the new tokens are −1.
+        """
+        prompt = _checks.check_ids("prompt", prompt, self.num_symbols)
+        dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+        widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+        init = _Init(self.init, widest)
         return generation.generate(
-            params, prompt, steps, rng, step=self.step, init=self.init, sample=sample
+            params, prompt, steps, rng, step=self.step, init=init, sample=sample
         )
 
     def generate_uncached(
@@ -504,9 +549,21 @@ class DecoderFunctions(NamedTuple):
         sample: generation.Sample = generation.sample_symbols,
     ) -> jax.Array:
         """The same tokens, by a whole forward pass for each of them."""
+        prompt = _checks.check_ids("prompt", prompt, self.num_symbols)
         return generation.generate_uncached(
             params, prompt, steps, rng, apply=self.apply, sample=sample
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Init:
+    """`DecoderFunctions.init` in a dtype; equal ones are one to a compiled program."""
+
+    init: Callable[..., DecoderState]
+    dtype: DType
+
+    def __call__(self, batch: int, length: int) -> DecoderState:
+        return self.init(batch, length, self.dtype)
 
 
 def decoder_functions(decoder: Decoder) -> tuple[DecoderFunctions, Any]:
@@ -543,5 +600,7 @@ def decoder_functions(decoder: Decoder) -> tuple[DecoderFunctions, Any]:
     ) -> tuple[DecoderState, jax.Array]:
         return merge(params).step(state, token)
 
-    functions = DecoderFunctions(apply, step, decoder.init_state)
+    functions = DecoderFunctions(
+        apply, step, decoder.init_state, decoder.embed.num_embeddings
+    )
     return functions, nnx.to_pure_dict(variables)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attn_jax.layers import as_attention_fn
+from attn_jax.attention import _checks
+from attn_jax.layers import as_attention_fn, training
 from attn_jax.models.positional import Positions
 from attn_jax.variants import Variant
 
@@ -151,13 +153,28 @@ class EncoderBlock(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """Maps tokens [B, T, D] to [B, T, D]; ``mask`` is bool, True = attend."""
-        h = self.attention(
-            self.attention_norm(x),
-            mask=mask,
-            deterministic=deterministic,
-            rngs=rngs,
-        )
+        """Maps tokens to tokens.
+
+        Args:
+          x: [B, T, D].
+          mask: bool [B or 1, N or 1, T or 1, T], True = attend, or None.
+          deterministic: whether dropout is off.
+          rngs: stream `dropout`, where it is on.
+
+        Returns:
+          [B, T, D].
+
+        Raises:
+          ValueError: for a mask of another shape.
+        """
+        _check_mask(mask, x)
+        with training(not deterministic):
+            h = self.attention(
+                self.attention_norm(x),
+                mask=mask,
+                deterministic=deterministic,
+                rngs=rngs,
+            )
         x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
         h = self.mlp(self.mlp_norm(x), deterministic=deterministic, rngs=rngs)
         return x + self.dropout(h, deterministic=deterministic, rngs=rngs)
@@ -241,7 +258,12 @@ class Encoder(nnx.Module):
 
         Returns:
           [B, T, D].
+
+        Raises:
+          ValueError: for a mask of another shape, such as [B, T].
+          TypeError: for a mask that is not bool beside a ``key_mask``.
         """
+        _check_mask(mask, x)
         if key_mask is not None:
             if key_mask.shape != x.shape[:2] or key_mask.dtype != jnp.bool_:
                 raise ValueError(
@@ -249,6 +271,8 @@ class Encoder(nnx.Module):
                     f"real token, got {key_mask.dtype} {tuple(key_mask.shape)}."
                 )
             keys = key_mask[:, None, None, :]
+            if mask is not None:
+                _checks.check_bool("mask", mask)
             mask = keys if mask is None else jnp.logical_and(mask, keys)
         if self.positions is not None:
             x = self.positions.embed(x)
@@ -256,6 +280,25 @@ class Encoder(nnx.Module):
         for block in self.blocks:
             x = block(x, mask, deterministic=deterministic, rngs=rngs)
         return self.norm(x)
+
+
+def _check_mask(mask: Any, x: jax.Array) -> None:
+    """Raises unless a mask has all its axes: [B, T] might else be read as [T, T]."""
+    if isinstance(mask, tuple):  # with what positions prepared
+        mask = mask.mask
+    if mask is None or x.ndim != 3:
+        return
+    batch, length = x.shape[:2]
+    shape = tuple(jnp.shape(mask))
+    if len(shape) != 4 or any(
+        size not in (1, full)
+        for size, full in zip(shape, (batch, shape[1], length, length), strict=True)
+    ):
+        raise ValueError(
+            f"`mask` must be [B or 1, N or 1, T or 1, T] with B={batch}, T={length}, "
+            f"but has shape {shape}; which tokens are real, [B, T], is `key_mask`, or "
+            "`mask[:, None, None]`."
+        )
 
 
 def _check_positions(

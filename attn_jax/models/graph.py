@@ -20,8 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attn_jax.attention.graph import Score, gat_init, gatv2_init, graph_attention
-from attn_jax.attention.graph import _check_indices as check_indices
+from attn_jax.attention import _checks
+from attn_jax.attention.graph import (
+    Score,
+    check_nodes,
+    gat_init,
+    gatv2_init,
+    graph_attention,
+)
 from attn_jax.models.encoder import Encoder, MlpBlock
 from attn_jax.models.labeller import IdInput, VectorInput
 from attn_jax.models.positional import Positions, _Biased, _Prepared
@@ -141,7 +147,10 @@ class EdgeAttention(nnx.Module):
             params = {k: v[...] for k, v in self.of_heads.items()}
         if self.num_kinds:
             assert edges.kinds is not None
-            bias = self.of_kinds[...][:, edges.kinds]
+            kinds = _checks.check_ids("edges.kinds", edges.kinds, self.num_kinds)
+            bias = self.of_kinds[...].at[:, kinds].get(
+                mode="fill", wrap_negative_indices=False
+            )
 
         # One head after another: XLA:CPU gathers rows of one table twice as fast as
         # those of several at once.
@@ -292,6 +301,7 @@ class GraphEncoder(nnx.Module):
             ]
         )
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        self.num_kinds = 0 if score is None else num_kinds
 
     def __call__(
         self,
@@ -320,7 +330,10 @@ class GraphEncoder(nnx.Module):
             return run(x, *given, edges), None
 
         for name in ("senders", "receivers"):
-            check_indices(f"edges.{name}", getattr(edges, name), x.shape[0], "N")
+            check_nodes(f"edges.{name}", getattr(edges, name), x.shape[0])
+        if self.num_kinds and edges.kinds is not None:
+            _checks.check_ids("edges.kinds", edges.kinds, self.num_kinds)
+        x = _checks.varying(x, stacked, edges)
         x, _ = jax.lax.scan(step, x, (stacked, keys))
         return self.norm(x)
 
@@ -424,6 +437,11 @@ class GraphLabeller(nnx.Module):
 
         Returns:
           Logits [N, classes], or [M, classes].
+
+        Raises:
+          ValueError: for a known id, kind, label or node that does not exist. Where
+            they are traced, edges of such nodes do not count, and all else gives NaN.
+          TypeError: if one of them is no integer.
         """
         if (known is not None) != self.reads_labels:
             raise ValueError(
@@ -433,10 +451,17 @@ class GraphLabeller(nnx.Module):
             )
         x = self.input(nodes[None])[0]
         if known is not None:
-            rows = self.given(jnp.maximum(known, 0))
-            x = x + jnp.where((known >= 0)[:, None], rows, jnp.zeros((), rows.dtype))
+            known = _checks.as_int32("known", known)
+            shown = jnp.where(known == -1, 0, known)
+            why = ", or be −1 where it is hidden"
+            shown = _checks.check_ids("known", shown, self.num_classes, why=why)
+            rows = _checks.rows_at(self.given.embedding[...], shown).astype(x.dtype)
+            x = x + jnp.where((known != -1)[:, None], rows, jnp.zeros((), rows.dtype))
         x = self.encoder(x, edges, deterministic=deterministic, rngs=rngs)
-        return self.head(x if wanted is None else x[wanted])
+        if wanted is None:
+            return self.head(x)
+        rows = _checks.check_ids("wanted", wanted, x.shape[0])
+        return self.head(_checks.rows_at(x, rows))
 
 
 # --- Many small graphs -------------------------------------------------------------
@@ -503,11 +528,12 @@ class PairBias(_Biased):
                 f"{type(mask).__name__}."
             )
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        pairs = mask.pairs + jnp.asarray(starts, mask.pairs.dtype)[None, None, None]
+        pairs = _checks.check_ids("pairs", mask.pairs, self.sizes)
+        rows = pairs + jnp.asarray(starts, jnp.int32)[None, None, None]
         # One-hot and a product, whose backward pass is a product too: a scatter of all
         # pairs into so few rows is slower everywhere.
-        hot = jax.nn.one_hot(pairs, sum(self.sizes)).sum(axis=-2)
-        return _Prepared(mask.mask, hot)
+        hot = jax.nn.one_hot(rows, sum(self.sizes)).sum(axis=-2)
+        return _Prepared(mask.mask, (hot, (pairs < 0).any(axis=-1)))
 
     def operands(
         self,
@@ -517,7 +543,9 @@ class PairBias(_Biased):
         key: jax.Array,
         value: jax.Array,
     ) -> dict[str, Any]:
-        bias = jnp.einsum("btsk,kh->bhts", tables, self.table[...][block_index])
+        hot, unknown = tables
+        bias = jnp.einsum("btsk,kh->bhts", hot, self.table[...][block_index])
+        bias = jnp.where(unknown[:, None], jnp.asarray(jnp.nan, bias.dtype), bias)
         return {"query": query, "key": key, "value": value, "bias": bias}
 
 

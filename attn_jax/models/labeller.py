@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attn_jax.attention import _checks
 from attn_jax.flops import count_flops
 from attn_jax.models.encoder import Encoder, MlpBlock
 from attn_jax.models.positional import make_positions, num_parameters
@@ -73,6 +74,7 @@ class IdInput(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.sizes = tuple(sizes)
+        self.dtype = dtype
         # One table: one gather, and one scatter in the backward pass.
         self.embed = nnx.Embed(
             sum(self.sizes),
@@ -83,16 +85,24 @@ class IdInput(nnx.Module):
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Maps ids [B, T, K] to [B, T, D]."""
+        """Maps ids [B, T, K], of any integer dtype, to [B, T, D].
+
+        Raises:
+          ValueError: for another shape, or a known id that its table does not have. A
+            traced one gives NaN.
+          TypeError: for ids that are no integers.
+        """
         if ids.ndim != 3 or ids.shape[-1] != len(self.sizes):
             raise ValueError(
                 f"inputs must be ids [B, T, {len(self.sizes)}], one for each table, "
                 f"got shape {tuple(ids.shape)}."
             )
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise TypeError(f"inputs must be integer ids, got {ids.dtype}.")
+        ids = _checks.check_ids("inputs", ids, self.sizes)
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        return self.embed(ids + jnp.asarray(starts, ids.dtype)[None, None]).sum(axis=2)
+        rows = ids + jnp.asarray(starts, jnp.int32)[None, None]
+        table = self.embed.embedding[...]
+        table = table if self.dtype is None else table.astype(self.dtype)
+        return _checks.rows_at(table, jnp.where(ids < 0, -1, rows)).sum(axis=2)
 
 
 class VectorInput(nnx.Module):

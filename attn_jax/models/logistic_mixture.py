@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attn_jax.attention import _checks
 from attn_jax.attention.softmax import score_dtype
 
 __all__ = [
@@ -87,14 +88,16 @@ def logistic_mixture_log_prob(
     Args:
       outputs: [..., 3K]: K logits of the weights π, K means μ, K logarithms of the
         scales s (no less than −7 counts), where values are scaled to [−1, 1].
-      value: integers [...], 0 … `largest`.
+      value: integers [...] of any width, 0 … `largest`.
       largest: m.
 
     Returns:
       [...], in nats (divided by −log 2 they are bits), in float32 or wider.
 
     Raises:
-      ValueError: if the shapes do not belong together.
+      ValueError: if the shapes do not belong together, or a known value is out of
+        range; a traced one gives NaN.
+      TypeError: if values are no integers.
 
     Reference: Salimans et al., 2017, arXiv:1701.05517, equation 2.
 
@@ -109,7 +112,7 @@ def logistic_mixture_log_prob(
             f"`value` must have the shape [...] = {tuple(outputs.shape[:-1])} of "
             f"`outputs` without its last axis, but has shape {tuple(value.shape)}."
         )
-    value = value[..., None]
+    value = _checks.check_ids("value", value, largest + 1)[..., None]
     x = 2.0 * value.astype(mixture.mean.dtype) / largest - 1.0
     precision = jnp.exp(-mixture.log_scale)
     centred = x - mixture.mean
@@ -121,7 +124,7 @@ def logistic_mixture_log_prob(
     ends = (value == 0) | (value == largest)
     log_width = jnp.where(ends, 0.0, jnp.log(-jnp.expm1(-width)))
     each = mixture.log_weight + log_upper + log_lower + log_width
-    return jax.nn.logsumexp(each, axis=-1)
+    return jnp.where(value[..., 0] < 0, jnp.nan, jax.nn.logsumexp(each, axis=-1))
 
 
 def logistic_mixture_sample(
@@ -135,7 +138,7 @@ def logistic_mixture_sample(
       largest: m.
 
     Returns:
-      int32 [...], 0 … m.
+      int32 [...], 0 … m, or −1 where `outputs` hold NaN.
 
     Raises:
       ValueError: if `outputs` is not [..., 3K].
@@ -153,7 +156,8 @@ def logistic_mixture_sample(
         where_rng, mean.shape, mean.dtype
     )
     value = jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * (largest / 2))
-    return value.astype(jnp.int32)
+    lost = jnp.isnan(value) | jnp.isnan(mixture.log_weight).any(axis=-1)
+    return jnp.where(lost, -1, value.astype(jnp.int32))
 
 
 def logistic_mixture_mode(
@@ -167,7 +171,7 @@ def logistic_mixture_mode(
       largest: m.
 
     Returns:
-      int32 [...], 0 … m.
+      int32 [...], 0 … m, or −1 where `outputs` hold NaN.
 
     >>> outputs = jnp.array([0.0, 0.0, -9.0])
     >>> int(logistic_mixture_mode(jax.random.key(0), outputs, largest=254))
@@ -183,4 +187,5 @@ def logistic_mixture_mode(
         values.reshape((1,) * (outputs.ndim - 1) + (-1,)), wide.shape[:-1]
     )
     log_probs = logistic_mixture_log_prob(wide, tried, largest=largest)
-    return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+    lost = jnp.isnan(log_probs).any(axis=-1)
+    return jnp.where(lost, -1, jnp.argmax(log_probs, axis=-1).astype(jnp.int32))

@@ -33,12 +33,13 @@ from flax import nnx
 from attn_jax.attention.softmax import dot_product
 from attn_jax.layers import AttentionFn, ModuleAttentionFn, as_attention_fn
 from attn_jax.positions import (
+    _NEAR,
     LearnedPositions,
+    _rotary,
     alibi,
     alibi_slopes,
     floater,
     floater_init,
-    rotary,
     sinusoidal_1d,
     t5_bias,
 )
@@ -389,9 +390,12 @@ class _Rope(Positions):
         key: jax.Array,
         value: jax.Array,
     ) -> dict[str, Any]:
-        places = jnp.arange(query.shape[-3])
+        length = query.shape[-3]
         turn = functools.partial(
-            rotary, positions=places, max_wavelength=self.max_wavelength
+            _rotary,
+            positions=jnp.arange(length, dtype=jnp.int32),
+            max_wavelength=self.max_wavelength,
+            near=length <= _NEAR,
         )
         of_heads = jax.vmap(jax.vmap(turn, in_axes=1, out_axes=1))
 

@@ -28,6 +28,7 @@ from attn_jax.testing.trial import (
     REFUSALS,
     VALUE_DIM,
     Trial,
+    cast_floats,
     relative_error,
 )
 from attn_jax.variants import ARGUMENTS, CAPABILITIES
@@ -242,6 +243,55 @@ def determinism(trial: Trial) -> Finding:
             f"{told} for one rng; other rngs changed nothing here", note=True
         )
     return Finding(f"{told} for one rng, different for another")
+
+
+def state(trial: Trial) -> Finding:
+    """An `update` keeps what the state is like, and learns nothing from padding."""
+    update = trial.variant.update
+    if update is None:
+        raise NotApplicable("it has no `update`")
+    arrays = trial.inputs(num_keys=NUM_QUERIES)
+    params = trial.params(head_dim=HEAD_DIM)
+    half = NUM_QUERIES // 2
+    real = jnp.arange(NUM_QUERIES) < half
+
+    @jax.jit
+    def run(params: Any, query: jax.Array, key: jax.Array, **given: Any) -> Any:
+        return dict(update(params, query, key, **given))
+
+    for name in ("float32", "bfloat16"):
+        narrow = cast_floats(params, name)
+        query, key = (arrays[k].astype(name) for k in ("query", "key"))
+        new = run(narrow, query, key)
+        for leaf in new:
+            if leaf not in narrow:
+                raise Fault(f"it returns `{leaf}`, which is no leaf of `params`")
+            kinds = [
+                jax.tree.map(lambda x: (x.shape, x.dtype.name), tree[leaf])
+                for tree in (new, narrow)
+            ]
+            if kinds[0] != kinds[1]:
+                raise Fault(f"in {name}, `{leaf}` becomes {kinds[0]}, from {kinds[1]}")
+            for x in jax.tree.leaves(new[leaf]):
+                expect_finite(f"`{leaf}` in {name}", np.asarray(x))
+    if not new:
+        raise Fault("it returns no leaf")
+    query, key = arrays["query"], arrays["key"]
+    hidden = ~real[:, None]
+    poisoned = [jnp.where(hidden, 1e9, x) for x in (query, key)]
+    alone = run(params, query[:half], key[:half])
+    padded = run(params, *poisoned, key_mask=real)
+    none = run(params, query, key, key_mask=jnp.zeros_like(real))
+    for leaf in alone:
+        for x, y, z in zip(
+            *(jax.tree.leaves(tree[leaf]) for tree in (padded, alone, none)),
+            strict=True,
+        ):
+            what = f"`{leaf}` of a padded sequence against its real part"
+            expect_close(what, np.asarray(x), np.asarray(y), 1e-4)
+            expect_finite(f"`{leaf}` where all is padding", np.asarray(z))
+    told = ", ".join(sorted(new))
+    return Finding(f"{told}: kept in shape and dtype, finite, nothing from padding")
 
 
 def equivariance(trial: Trial) -> Finding:

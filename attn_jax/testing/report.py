@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from attn_jax.testing import contract, cost, masking, numerics
+from attn_jax.testing import contract, cost, masking, meshes, numerics
 from attn_jax.testing.claims import claimed, with_claims
 from attn_jax.testing.outcome import Fault, Finding, NotApplicable
 from attn_jax.testing.trial import Trial, quick_compile, split_options
@@ -40,9 +40,12 @@ _FUNCTIONS: dict[str, Callable[[Trial], Finding]] = {
     "scale": contract.scale,
     "determinism": contract.determinism,
     "dropout": numerics.dropout,
+    "state": contract.state,
     "approximation": numerics.approximation,
     "cost": cost.cost,
     "lowering": cost.lowering,
+    "shard_map": meshes.shard_map,
+    "explicit_mesh": meshes.explicit_mesh,
 }
 
 CHECKS: tuple[str, ...] = tuple(_FUNCTIONS)

@@ -16,12 +16,19 @@ import numpy as np
 
 from attn_jax._program import program
 from experiments.attention_as_conv.run import flops_of
-from experiments.common import stats
 from experiments.common.plots import PALETTE, Series, curve, save_figure
 from experiments.common.stats import Summary, summarize
 from experiments.common.store import Record
-from experiments.common.tables import Row, number, redraw, rows_of, table
-from experiments.data_scaling.tasks import shape_of
+from experiments.common.tables import (
+    Row,
+    difference,
+    number,
+    redraw,
+    rows_of,
+    sampling_note,
+    table,
+)
+from experiments.data_scaling.tasks import shape_of, test_size
 
 NAMES = {
     "quadratic": "attention, quadratic (isotropic)",
@@ -267,7 +274,7 @@ def _panel(axes: Any, centres: np.ndarray, precisions: np.ndarray, reach: int) -
     axes.set_yticks([])
     axes.plot(0, 0, marker="s", color="#bbbbbb", markersize=5, zorder=1)
     for head, (centre, precision) in enumerate(zip(centres, precisions, strict=True)):
-        color = PALETTE[head % len(PALETTE)]
+        color = PALETTE[head % len(PALETTE)]  # 9 heads have one each
         _ellipse(axes, centre, precision, color)
         axes.plot(centre[1], centre[0], marker="o", color=color, markersize=3.5)
 
@@ -349,13 +356,14 @@ def draw_maps(record: Record, path: pathlib.Path) -> pathlib.Path:
 
 
 def _baselines(records: Sequence[Record]) -> dict[tuple[str, int], Summary]:
-    """Accuracy of each baseline at each N."""
+    """Accuracy of each baseline at each N: at the number of images that it saw."""
     found: dict[tuple[str, int], list[float]] = {}
     for record in records:
         if record["config"].get("phase") == "baseline":
             metrics = record["metrics"]
-            key = metrics["baseline"], metrics["n"]
-            found.setdefault(key, []).append(metrics["test_accuracy"])
+            if metrics.get("n_used", metrics["n"]) == metrics["n"]:
+                key = metrics["baseline"], metrics["n"]
+                found.setdefault(key, []).append(metrics["test_accuracy"])
     return {key: summarize(values) for key, values in found.items()}
 
 
@@ -391,6 +399,31 @@ def _flops(row: Row) -> float | None:
     return row.first("flops") if known is None else flops_of(row.config, *known)
 
 
+def _none_ahead(
+    rows: Sequence[Row], baselines: Mapping[tuple[str, int], Summary]
+) -> list[str]:
+    """Says first whether no network, or none with attention, beats every baseline."""
+    n = rows[0].config["n"]
+    floors = {name: s for (name, size), s in baselines.items() if size == n}
+    means = {
+        _name(row.config): s.mean
+        for row in rows
+        if (s := row.of("test_accuracy")) is not None
+    }
+    if not floors or not means:
+        return []
+    floor = max(floors, key=lambda name: floors[name].mean)
+    best = max(means, key=lambda name: means[name])
+    if means[best] > floors[floor].mean:
+        return []
+    value = f"{means[best]:.3f}".lstrip("0")
+    return [
+        f"**No network beats {NAMES[floor]} ({number(floors[floor], 3)}) at N = {n:,}; "
+        f"the best, {best}, has {value}.**",
+        "",
+    ]
+
+
 def _tried(records: Sequence[Record]) -> list[str]:
     """Which learning rates the validation part chose from."""
     tried: dict[str, set[float]] = {}
@@ -410,13 +443,6 @@ def _tried(records: Sequence[Record]) -> list[str]:
         f"{said}. Where the largest was chosen, a still larger one might be better.",
         "",
     ]
-
-
-def _seeds(row: Row) -> dict[int, float]:
-    return {
-        record["config"]["seed"]: record["metrics"]["test_accuracy"]
-        for record in row.records
-    }
 
 
 def _starts(
@@ -439,8 +465,8 @@ def _starts(
     lines = [
         "| N | "
         + " | ".join([*kinds, *(NAMES[name] for name in names)])
-        + " | convolution − random start |",
-        "|" + "---|" * (len(kinds) + len(names) + 2),
+        + " | convolution − random start | random start − ResNet |",
+        "|" + "---|" * (len(kinds) + len(names) + 3),
     ]
     for n in sizes:
         cells = [f"{n:,}"]
@@ -448,16 +474,17 @@ def _starts(
             row = by.get((model, start, n))
             cells.append("–" if row is None else number(row.of("test_accuracy"), 3))
         cells += [number(baselines.get((name, n)), 3) for name in names]
-        ends = [by.get(("quadratic", start, n)) for start in ("convolution", "random")]
-        if all(row is not None and row.records for row in ends):
-            gap = stats.gap(*(_seeds(row) for row in ends if row is not None))
-            difference = f"{gap.mean:+.3f}".replace("0.", ".", 1)
-            if gap.t_low is not None and gap.t_high is not None:
-                interval = f" [{gap.t_low:+.3f}, {gap.t_high:+.3f}]"
-                difference += interval.replace("0.", ".")
-            cells.append(difference)
-        else:
-            cells.append("–")
+        convolution, random, resnet = (
+            by.get((model, start, n))
+            for model, start in (
+                ("quadratic", "convolution"),
+                ("quadratic", "random"),
+                ("resnet", None),
+            )
+        )
+        for one, two in ((convolution, random), (random, resnet)):
+            both = one is not None and two is not None and one.records and two.records
+            cells.append(difference(one, two, "test_accuracy", 3)[1] if both else "–")
         lines.append("| " + " | ".join(cells) + " |")
     series = []
     for label, (model, start) in kinds.items():
@@ -541,6 +568,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
     text = [
         "# Self-attention that places its heads, and convolution",
         "",
+        *_none_ahead(main, baselines),
         f"{config['task']}, N = {largest:,} training images to draw from, "
         f"{config['updates']:,} updates of {config['batch_size']} images "
         f"({config['updates'] * config['batch_size'] / largest:.2f} passes), mean ± "
@@ -555,6 +583,14 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "",
         *_encodings(main, baselines),
         "",
+        *sampling_note(
+            main,
+            lambda row: _name(row.config),
+            "test_accuracy",
+            test_size(config["task"]),
+            "test images",
+            3,
+        ),
         *_tried(records),
     ]
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from experiments.common import data, identity, train, trial
 from experiments.common.data import Dataset
 from experiments.common.driver import Plan
 from experiments.common.studies import Study
-from experiments.data_scaling.baselines import fit_baseline
+from experiments.data_scaling.baselines import CAPS, fit_baseline
 
 # Images a step of scoring, of the training part that accuracy is told of, of the
 # validation part, and of the test part that attention maps are averaged over.
@@ -30,8 +30,8 @@ TRAIN_EVAL = 1_000
 VALIDATION = 2_000
 MAP_IMAGES = 64
 
-# Most images that logistic regression is fitted to.
-BASELINE_CAP = 10_000
+# Committed floors of more images than this were fitted to a part of so many.
+EARLIER_CAP = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -476,7 +476,6 @@ def make_baselines(
             dataset.test_images,
             dataset.test_labels,
             seed=seed,
-            cap=None if model == "majority" else BASELINE_CAP,
         )
 
     return {
@@ -485,6 +484,15 @@ def make_baselines(
         for n in experiment.ns
         for seed in range(experiment.seeds)
     }
+
+
+def floor_differs(name: str, differs: identity.Differs) -> identity.Differs:
+    """What a baseline is made of, as far as committed records had it otherwise."""
+    model, n, _ = name.split(" ")
+    size = int(n.removeprefix("n="))
+    if model == "majority" or size <= EARLIER_CAP:
+        return differs
+    return (*differs, ("fitted_to", min(size, CAPS[model])))
 
 
 def make_plans(experiment: Experiment) -> list[Plan]:
@@ -516,6 +524,6 @@ def make_plans(experiment: Experiment) -> list[Plan]:
             make_studies(experiment, task, differs),
             floors,
             functools.partial(ImageRunner, dataset),
-            dict.fromkeys(floors, differs),
+            {name: floor_differs(name, differs) for name in floors},
         )
     ]

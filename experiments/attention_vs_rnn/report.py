@@ -17,6 +17,7 @@ import numpy as np
 from attn_jax._program import program
 from experiments.attention_vs_rnn.presets import MODELS
 from experiments.attention_vs_rnn.tasks import unpack
+from experiments.common.plots import Styles, legend_inside, save_figure
 from experiments.common.store import Record
 from experiments.common.tables import Row, number, redraw, rows_of, table
 
@@ -37,12 +38,14 @@ NAMES = {
     "softmax, uncached": "softmax attention, uncached",
 }
 SCALING_NAMES = {
-    "dot_product": "softmax",
-    "blockwise": "softmax, blockwise",
-    "linear": "linear",
+    "dot_product": "softmax attention",
+    "blockwise": "softmax attention, blockwise",
+    "linear": "linear attention",
     "reformer": "Reformer",
 }
 _WITH_CACHE = {"softmax": "softmax attention, key-value cache"}
+# In all figures; attention with a cache is softmax attention.
+_STYLES = Styles(dict.fromkeys((*NAMES.values(), *SCALING_NAMES.values())))
 
 
 # ------------------------------------------------------------------ figures
@@ -57,13 +60,12 @@ def _axes(rows: int = 1, columns: int = 2, height: float = 3.4) -> Any:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _style(index: int) -> dict[str, Any]:
-    from experiments.common.plots import LINES, MARKERS, PALETTE
-
+def _style(name: str) -> dict[str, Any]:
+    style = _STYLES[name]
     return dict(
-        color=PALETTE[index % len(PALETTE)],
-        linestyle=LINES[index % len(LINES)],
-        marker=MARKERS[index % len(MARKERS)],
+        color=style.color,
+        linestyle=style.line,
+        marker=style.marker,
         markersize=4,
         linewidth=1.5,
     )
@@ -91,19 +93,18 @@ def _curves(
     path: pathlib.Path,
 ) -> None:
     """Training curves: the mean over the seeds, and a band of one deviation."""
-    from experiments.common.plots import save_figure
-
     figure, grid = _axes(columns=len(names))
     for column, (name, label, floor) in enumerate(names):
         axes = grid[0][column]
-        for index, row in enumerate(rows):
+        for row in rows:
             curves = [r["curves"] for r in row.records if name in r["curves"]]
             if not curves:
                 continue
             values = np.array([curve[name] for curve in curves], float)
             steps, mean = curves[0]["step"], values.mean(axis=0)
-            style = _style(index) | dict(markersize=2.5)
-            axes.plot(steps, mean, label=NAMES[row.config["model"]], **style)
+            model = NAMES[row.config["model"]]
+            style = _style(model) | dict(markersize=2.5)
+            axes.plot(steps, mean, label=model, **style)
             if len(values) > 1:
                 spread = values.std(axis=0, ddof=1)
                 axes.fill_between(
@@ -114,16 +115,16 @@ def _curves(
                     alpha=0.15,
                     linewidth=0,
                 )
-        axes.axhline(floor, color="#777777", linewidth=0.9, linestyle=":")
+        axes.axhline(
+            floor, color="#777777", linewidth=0.9, linestyle=":", label="uniform guess"
+        )
+        legend_inside(axes)
         _tidy(axes, label, "updates", label)
-    grid[0][0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
 def _pictures(rows: Sequence[Row], folder: pathlib.Path) -> list[str]:
     """Samples and completions of the first seed; the figures that there are."""
-    from experiments.common.plots import save_figure
-
     drawn: dict[str, dict[str, np.ndarray]] = {"samples": {}, "completions": {}}
     truth = None
     for row in rows:
@@ -211,19 +212,17 @@ def _uncached(timing: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _timing_figures(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
-    from experiments.common.plots import save_figure
-
     tokens = timing["tokens"]
     figure, grid = _axes(columns=1)
     axes = grid[0][0]
     growth = []
-    for index, (model, seconds) in enumerate(tokens["seconds"].items()):
+    for model, seconds in tokens["seconds"].items():
         name = _WITH_CACHE.get(model, NAMES[model])
         milliseconds = 1e3 * np.asarray(seconds)
-        axes.plot(tokens["positions"], milliseconds, label=name, **_style(index))
+        axes.plot(tokens["positions"], milliseconds, label=name, **_style(NAMES[model]))
         growth.append(f"{name} {milliseconds[-1] / milliseconds[0]:.2f}×")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    legend_inside(axes)
     _tidy(
         axes,
         f"time of one token, {tokens['batch']} images at once",
@@ -247,8 +246,6 @@ def _timing_figures(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str
 
 
 def _scaling(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
-    from experiments.common.plots import save_figure
-
     rows = timing["scaling"]
     figure, grid = _axes()
     lengths = sorted({row["length"] for row in rows})
@@ -256,19 +253,19 @@ def _scaling(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
         (("seconds", 1.0, "seconds"), ("temp_bytes", 2.0**-20, "MiB"))
     ):
         axes = grid[0][column]
-        for index, (name, shown) in enumerate(SCALING_NAMES.items()):
+        for name, shown in SCALING_NAMES.items():
             points = [
                 (row["length"], unit * row[field])
                 for row in rows
                 if row["name"] == name and row.get(field)
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), label=shown, **_style(index))
+                axes.plot(*zip(*points, strict=True), label=shown, **_style(shown))
         axes.set_yscale("log")
+        legend_inside(axes)
         _powers_of_two(axes, lengths)
         title = ("time", "temporary memory of the program")[column]
         _tidy(axes, title, "length N", label)
-    grid[0][0].legend(frameon=False, fontsize=8)
     save_figure(figure, folder / "scaling.png")
     text = [
         "## Long sequences: attention forward and backward",
@@ -298,20 +295,18 @@ def _scaling(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
 
 
 def _train_steps(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
-    from experiments.common.plots import save_figure
-
     rows, sizes = timing["train_steps"], timing["train_sizes"]
     lengths = sorted({row["length"] for row in rows})
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, grid = _axes(columns=1)
     axes = grid[0][0]
     seconds = {(row["model"], row["length"]): row["seconds"] for row in rows}
-    for index, model in enumerate(models):
+    for model in models:
         values = [seconds[model, length] for length in lengths]
-        axes.plot(lengths, values, label=NAMES[model], **_style(index))
+        axes.plot(lengths, values, label=NAMES[model], **_style(NAMES[model]))
     axes.set_yscale("log")
     _powers_of_two(axes, lengths)
-    axes.legend(frameon=False, fontsize=8)
+    legend_inside(axes)
     title = f"one train step, {rows[0]['batch']} sequences"
     _tidy(axes, title, "length T", "seconds")
     save_figure(figure, folder / "train_steps.png")
@@ -390,15 +385,27 @@ def _copy(
             ],
         ),
     ]
+    after: list[str] = []
     for record in _baselines(records, "copy"):
         found = record["metrics"]
         text.append(
             f"| {record['config']['model']} | {found['test_loss']:.3f} | "
             f"{found['test_accuracy']:.3f} | 0 | 0 | 0 | – |"
         )
+        behind = [
+            NAMES[row.config["model"]]
+            for row in rows
+            if (s := row.of("test_accuracy")) and s.mean <= found["test_accuracy"]
+        ]
+        if behind:
+            after.append(
+                f"**Not better than a {record['config']['model']}: "
+                f"{', '.join(behind)}.**"
+            )
     return [
         *text,
         "",
+        *(line for said in after for line in (said, "")),
         "![training curves](copy.png)",
         "",
         "Mean over seeds of the training loss, each sequence seen once; the band is "

@@ -241,12 +241,12 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.where(real, loss, 0.0), real
 
 
-def make_train_step(apply: Callable[..., jax.Array], *, hides: bool) -> trial.Step:
+def make_train_step(apply: train.Apply, *, hides: bool) -> trial.Step:
     """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``."""
 
     def loss_fn(
         params: Any, batch: Batch, rng: jax.Array, hyper: Any
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, dict[str, Any]]:
         hide_rng, dropout_rng = jax.random.split(rng)
         inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
         if hides:  # id 1 of a table is the unknown word
@@ -254,11 +254,14 @@ def make_train_step(apply: Callable[..., jax.Array], *, hides: bool) -> trial.St
             first = jnp.where(hidden, jnp.ones((), inputs.dtype), inputs[..., 0])
             inputs = inputs.at[..., 0].set(first)
         real = labels != sequences.IGNORED
-        logits = apply(params, inputs, real, rng=dropout_rng)
+        logits, moved = train.training_call(
+            apply, params, inputs, real, rng=dropout_rng
+        )
         losses, real = _losses(logits, labels)
         count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
         hits = ((jnp.argmax(logits, -1) == labels) & real).sum()
-        return losses.sum() / count, {"accuracy": hits.astype(jnp.float32) / count}
+        accuracy = hits.astype(jnp.float32) / count
+        return losses.sum() / count, {"accuracy": accuracy, train.MOVED: moved}
 
     return trial.make_step(loss_fn)
 

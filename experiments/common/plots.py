@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.axes
@@ -29,13 +29,66 @@ PALETTE = (
     "#E69F00",  # orange
     "#56B4E9",  # sky blue
     "#000000",
+    "#999933",  # olive
+    "#882255",  # wine
+    "#8C8C8C",  # grey
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 1)), ":")
+MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p", "P", "X")
+LINES = (
+    "-",
+    "--",
+    "-.",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (7, 2)),
+    (0, (3, 1)),
+    ":",
+    (0, (9, 2, 2, 2)),
+    (0, (2, 2)),
+    (0, (5, 3, 1, 3)),
+)
 _GREYS = ("#333333", "#6b6b6b", "#969696", "#4d4d4d")
 _BASELINE_LINES = ((0, (4, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (2, 1)))
 _INK = "#333333"
 IMAGES = "number of training images N (log scale)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How the lines of one name are drawn."""
+
+    color: str
+    marker: str
+    line: Any
+
+
+class Styles:
+    """A style for every name: the same in all figures and panels of a report.
+
+    Args:
+        names: What is drawn in colour, in any figure.
+        baselines: What is drawn thin and grey.
+
+    >>> styles = Styles(["ViT", "ResNet"])
+    >>> styles["ResNet"].color == PALETTE[1]
+    True
+    """
+
+    def __init__(self, names: Iterable[str], baselines: Iterable[str] = ()) -> None:
+        self._styles: dict[str, Style] = {}
+        for place, name in enumerate(dict.fromkeys(names)):
+            turn, index = divmod(place, len(PALETTE))
+            # Beyond the colours that there are, another line and marker each.
+            other = (index + turn) % len(PALETTE)
+            self._styles[name] = Style(PALETTE[index], MARKERS[other], LINES[other])
+        for place, name in enumerate(dict.fromkeys(baselines)):
+            self._styles[name] = Style(
+                _GREYS[place % len(_GREYS)],
+                ".",
+                _BASELINE_LINES[place % len(_BASELINE_LINES)],
+            )
+
+    def __getitem__(self, name: str) -> Style:
+        return self._styles[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +102,7 @@ class Series:
         std: Standard deviation, None where there is a single seed.
         seeds: Number of seeds at each; a hollow marker shows fewer than three.
         baseline: Drawn thin and grey, without markers.
+        name: Whose style it has, by default that of the label.
     """
 
     label: str
@@ -57,14 +111,15 @@ class Series:
     std: Sequence[float | None]
     seeds: Sequence[int]
     baseline: bool = False
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class GapSeries:
     """One line of the gap figure; low and high are None where seeds are too few.
 
-    `fit_n` and `fit_gap` hold the fitted difference, drawn thin where given, and
-    `crossing` the N* to mark.
+    `fit_n` and `fit_gap` hold the fitted difference, drawn thin where given; `name` is
+    whose style it has, by default that of the label.
     """
 
     label: str
@@ -75,7 +130,7 @@ class GapSeries:
     seeds: Sequence[int]
     fit_n: Sequence[float] = ()
     fit_gap: Sequence[float] = ()
-    crossing: float | None = None
+    name: str = ""
 
 
 def curve(
@@ -88,11 +143,12 @@ def curve(
     chance: float | None = None,
     chance_label: str = "chance",
     note: str = "",
+    styles: Styles | None = None,
 ) -> pathlib.Path:
     """Draw accuracy over log N with error bars (one standard deviation).
 
     Args:
-        series: The lines; networks take colours in order, baselines greys.
+        series: The lines.
         path: PNG file to write (whole or not at all).
         title: Over the axes.
         ylabel: Name of the score.
@@ -100,6 +156,7 @@ def curve(
         chance: Level of guessing, drawn where given.
         chance_label: What to call it.
         note: One small line below the axes.
+        styles: Those of the report; by default colours in order, greys of baselines.
 
     Returns:
         The path.
@@ -112,15 +169,19 @@ def curve(
     figure, axes = _figure(title, ylabel, note, xlabel)
     sizes = sorted({n for line in series for n in line.n})
     networks = [line for line in series if not line.baseline]
-    for i, line in enumerate(line for line in series if line.baseline):
+    baselines = [line for line in series if line.baseline]
+    if styles is None:
+        styles = Styles(map(_named, networks), map(_named, baselines))
+    for line in baselines:
         _lengths(line.label, line.n, line.mean, line.std, line.seeds)
+        style = styles[_named(line)]
         axes.plot(
             line.n,
             line.mean,
-            color=_GREYS[i % len(_GREYS)],
-            linestyle=_BASELINE_LINES[i % len(_BASELINE_LINES)],
+            color=style.color,
+            linestyle=style.line,
             linewidth=1.3,
-            marker="." if len(line.n) > 1 else "_",
+            marker=style.marker if len(line.n) > 1 else "_",
             markersize=4,
             label=line.label,
             zorder=2,
@@ -129,8 +190,8 @@ def curve(
         _lengths(line.label, line.n, line.mean, line.std, line.seeds)
         _errorbar(
             axes,
-            i,
-            len(networks),
+            styles[_named(line)],
+            _shift(i, len(networks)),
             line.label,
             line.n,
             line.mean,
@@ -168,6 +229,7 @@ def gap(
     above: str = "",
     below: str = "",
     note: str = "",
+    styles: Styles | None = None,
 ) -> pathlib.Path:
     """Draw differences in accuracy over log N with their intervals.
 
@@ -179,6 +241,7 @@ def gap(
         above: What it means to lie above zero, written into that half.
         below: What it means to lie below zero.
         note: One small line below the axes.
+        styles: Those of the report; by default colours in order.
 
     Returns:
         The path.
@@ -190,9 +253,11 @@ def gap(
         raise ValueError("series: expected at least one, got none")
     figure, axes = _figure(title, ylabel, note)
     axes.axhline(0, color=_INK, linewidth=1, zorder=1)
+    if styles is None:
+        styles = Styles(map(_named, series))
     for i, line in enumerate(series):
         _lengths(line.label, line.n, line.gap, line.low, line.high, line.seeds)
-        color = PALETTE[i % len(PALETTE)]
+        style = styles[_named(line)]
         known = [low is not None for low in line.low]
         reach = [
             (max(g - low, 0.0), max(high - g, 0.0))
@@ -201,11 +266,13 @@ def gap(
             for g, low, high in zip(line.gap, line.low, line.high, strict=True)
         ]
         if len(line.fit_n):
-            axes.plot(line.fit_n, line.fit_gap, color=color, linewidth=0.9, alpha=0.55)
+            axes.plot(
+                line.fit_n, line.fit_gap, color=style.color, linewidth=0.9, alpha=0.55
+            )
         _errorbar(
             axes,
-            i,
-            len(series),
+            style,
+            _shift(i, len(series)),
             line.label,
             line.n,
             line.gap,
@@ -214,18 +281,6 @@ def gap(
             line.seeds,
             joined=not len(line.fit_n),
         )
-        if line.crossing is not None:
-            axes.plot(
-                [line.crossing],
-                [0],
-                marker="*",
-                markersize=13,
-                markerfacecolor=color,
-                markeredgecolor="white",
-                linestyle="none",
-                label=f"fitted crossing, N* ≈ {_count(line.crossing, 2)}",
-                zorder=5,
-            )
     low, high = axes.get_ylim()
     room = 0.25 * max(abs(low), abs(high))
     axes.set_ylim(min(low, -room), max(high, room))
@@ -237,8 +292,7 @@ def gap(
     axes.text(0.015, 0.975, above and f"▲ {above}", va="top", **style)
     axes.text(0.985, 0.025, below and f"▼ {below}", va="bottom", ha="right", **style)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
-    stars = [line.crossing for line in series if line.crossing is not None]
-    _finish(axes, sorted({n for line in series for n in line.n}), stars)
+    _finish(axes, sorted({n for line in series for n in line.n}))
     _legend(axes, *axes.get_legend_handles_labels())
     return save_figure(figure, path)
 
@@ -262,8 +316,8 @@ def _figure(
 
 def _errorbar(
     axes: matplotlib.axes.Axes,
-    index: int,
-    count: int,
+    style: Style,
+    shift: float,
     label: str,
     n: Sequence[int],
     values: Sequence[float],
@@ -272,10 +326,9 @@ def _errorbar(
     seeds: Sequence[int],
     joined: bool = True,
 ) -> None:
-    """Draw a line with bars; series are shifted sideways a little, not to overlap."""
-    color = PALETTE[index % len(PALETTE)]
-    marker = MARKERS[index % len(MARKERS)]
-    x = np.asarray(n, float) * 1.03 ** (index - (count - 1) / 2)
+    """Draw a line with bars, shifted sideways a little, so that bars do not overlap."""
+    color, marker = style.color, style.marker
+    x = np.asarray(n, float) * shift
     y = np.asarray(values, float)
     bars = np.asarray(reach, float).T.reshape(2, -1)
     has = np.asarray(known, bool)
@@ -283,7 +336,7 @@ def _errorbar(
         x,
         y,
         color=color,
-        linestyle=LINES[index % len(LINES)] if joined else "none",
+        linestyle=style.line if joined else "none",
         linewidth=1.8,
         marker=marker,
         markersize=6.5,
@@ -319,12 +372,9 @@ def _errorbar(
         )
 
 
-def _finish(
-    axes: matplotlib.axes.Axes, sizes: Sequence[float], also: Sequence[float] = ()
-) -> None:
-    shown = (*sizes, *also)
+def _finish(axes: matplotlib.axes.Axes, sizes: Sequence[float]) -> None:
     axes.set_autoscalex_on(False)  # which warns where there is a single size
-    axes.set_xlim(min(shown) / 1.25, max(shown) * 1.25)
+    axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
     if 1 < len(sizes) <= 9:  # the measured sizes themselves make the best ticks
         ticks, last = [], 0.0
         for size in sizes:
@@ -360,6 +410,15 @@ def _legend(axes: matplotlib.axes.Axes, handles: list, labels: list[str]) -> Non
     )
 
 
+def _shift(index: int, count: int) -> float:
+    """What x is multiplied by; at most 6 % to either side."""
+    return 1.03 ** ((index - (count - 1) / 2) * min(1.0, 4 / count))
+
+
+def _named(line: Series | GapSeries) -> str:
+    return line.name or line.label
+
+
 def _count(number: float, digits: int = 3) -> str:
     """Write a size the short way: 300, 1k, 60k, 1.2M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -385,6 +444,12 @@ def _lengths(label: str, *columns: Sequence[object]) -> None:
         raise ValueError(
             f"series {label!r}: expected columns of one length > 0, got {lengths}"
         )
+
+
+def legend_inside(axes: matplotlib.axes.Axes) -> None:
+    """A legend of the panel's own, on white, so that no line runs through its text."""
+    found = axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+    found.set_zorder(6)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:

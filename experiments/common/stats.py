@@ -15,7 +15,6 @@ from scipy import optimize, stats
 
 MIN_SEEDS = 3
 MIN_SIZES = 4
-HORIZON = 1e9
 
 Scores = Mapping[int, Mapping[int, float]]  # N -> seed -> accuracy
 
@@ -61,19 +60,15 @@ class Gap:
 
     Attributes:
         mean: Mean of the first minus mean of the second.
-        low: Lower end of the bootstrap interval; None with fewer than 2 seeds.
+        low: Lower end of Student's interval; None with fewer than 2 seeds.
         high: Upper end.
-        t_low: Lower end of Student's interval, which few seeds widen honestly.
-        t_high: Upper end.
         seeds: Number of seeds of the first and of the second.
-        paired: Whether both have the same seeds, which are then resampled together.
+        paired: Whether both have the same seeds, whose differences then count.
     """
 
     mean: float
     low: float | None
     high: float | None
-    t_low: float | None
-    t_high: float | None
     seeds: tuple[int, int]
     paired: bool
 
@@ -85,9 +80,9 @@ class Gap:
     @property
     def clear(self) -> bool:
         """Whether there are enough seeds and Student's interval leaves zero out."""
-        if not self.enough or self.t_low is None or self.t_high is None:
+        if not self.enough or self.low is None or self.high is None:
             return False
-        return self.t_low > 0 or self.t_high < 0
+        return self.low > 0 or self.high < 0
 
 
 def gap(
@@ -95,22 +90,17 @@ def gap(
     second: Mapping[int, float],
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Gap:
-    """Return mean(first) − mean(second) with a percentile bootstrap over seeds.
+    """Return mean(first) − mean(second) with Student's interval over seeds.
 
     Where both sides have the same seeds (a seed also draws the training subset),
-    pairs are resampled, else each side by itself. The bootstrap of k values cannot
-    leave their range, so it is too narrow for few seeds; Student's interval (paired
-    or Welch) stands beside it.
+    their differences count, else the interval is Welch's. (A bootstrap of k values
+    cannot leave their range, so it would be too narrow for few seeds.)
 
     Args:
         first: Seed -> score.
         second: Seed -> score.
         level: Coverage asked for, between 0 and 1.
-        resamples: Number of bootstrap draws.
-        seed: Of the draws.
 
     Raises:
         ValueError: A side is empty, a score is not finite, or level is out of range.
@@ -122,25 +112,30 @@ def gap(
     paired = set(first) == set(second)
     seeds = (one.size, two.size)
     if min(seeds) < 2:
-        return Gap(mean, None, None, None, None, seeds, paired)
-    rng = np.random.default_rng(seed)
+        return Gap(mean, None, None, seeds, paired)
     if paired:
         difference = one - two
-        draws = rng.integers(difference.size, size=(resamples, difference.size))
-        means = difference[draws].mean(axis=1)
         error = difference.std(ddof=1) / math.sqrt(difference.size)
         freedom = difference.size - 1.0
     else:
-        means = one[rng.integers(one.size, size=(resamples, one.size))].mean(axis=1)
-        means -= two[rng.integers(two.size, size=(resamples, two.size))].mean(axis=1)
         parts = np.array([one.var(ddof=1) / one.size, two.var(ddof=1) / two.size])
         error = math.sqrt(parts.sum())
         weights = parts**2 / np.array([one.size - 1, two.size - 1])
         freedom = float(parts.sum() ** 2 / weights.sum()) if error else 1.0
-    tail = (1 - level) / 2
-    low, high = (float(x) for x in np.quantile(means, [tail, 1 - tail]))
-    reach = float(stats.t.ppf(1 - tail, freedom) * error)
-    return Gap(mean, low, high, mean - reach, mean + reach, seeds, paired)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom) * error)
+    return Gap(mean, mean - reach, mean + reach, seeds, paired)
+
+
+def sampling_error(accuracy: float, size: int) -> float:
+    """Standard error of an accuracy on so many test items, √(p (1 − p) / m).
+
+    Of independent items; where one depends on another, as words of a text do, the
+    error is larger.
+
+    >>> round(sampling_error(0.9, 10_000), 4)
+    0.003
+    """
+    return math.sqrt(accuracy * (1 - accuracy) / size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,208 +212,56 @@ def fit_power_law(scores: Scores) -> PowerLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class Crossing:
-    """Where the first model's fitted curve overtakes the second's.
-
-    Attributes:
-        n: The first N at or above `n_min` from which the first model leads, on the
-            fitted curves; None where they do not cross so before `horizon`.
-        low: Lower end of the bootstrap interval of N*; None: already ahead there.
-        high: Upper end; None: no crossing before `horizon`.
-        share: Share of the bootstrap resamples that cross at all between `n_min`
-            and `horizon`.
-        n_min: Smallest N measured for both.
-        n_max: Largest N measured for both.
-        horizon: How far N was searched.
-        start: Fitted gap (first − second) at `n_min`.
-        end: Fitted gap at `n_max`.
-        limit: Fitted gap as N tends to infinity, a₁ − a₂.
-        falls_behind: N at which the second overtakes the first, or None.
-    """
-
-    n: float | None
-    low: float
-    high: float
-    share: float
-    n_min: int
-    n_max: int
-    horizon: float
-    start: float
-    end: float
-    limit: float
-    falls_behind: float | None
-
-    @property
-    def inside(self) -> bool:
-        """Whether N* lies within the measured range (else it is extrapolation)."""
-        return self.n is not None and self.n <= self.n_max
-
-
-def crossing(
-    first: Scores,
-    second: Scores,
-    *,
-    level: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-    horizon: float = HORIZON,
-) -> Crossing:
-    """Find N* at which the first fitted power law overtakes the second.
-
-    The interval is a percentile bootstrap: seeds are resampled at every N of each
-    model, both laws are fitted again and crossed again. A resample in which the
-    first never overtakes counts as N* = infinity, one in which it leads from the
-    start on as N* = 0.
-
-    Args:
-        first: N -> seed -> accuracy of the model that may overtake.
-        second: The same of the other.
-        level: Coverage asked for.
-        resamples: Number of bootstrap draws.
-        seed: Of the draws.
-        horizon: Largest N to look at.
-
-    Raises:
-        FitError: One of the curves cannot be fitted.
-    """
-    _check_level(level)
-    laws = fit_power_law(first), fit_power_law(second)
-    n_min = max(law.n_min for law in laws)
-    n_max = min(law.n_max for law in laws)
-    grid = np.geomspace(n_min, max(horizon, n_max), 2_000)
-    difference = laws[0](grid) - laws[1](grid)
-    up, down = _sign_change(grid, difference, 1), _sign_change(grid, difference, -1)
-
-    rng = np.random.default_rng(seed)
-    curves = []
-    for scores in (first, second):
-        sizes, _ = _means(scores)
-        drawn = np.stack([_resample(scores[int(n)], resamples, rng) for n in sizes], 1)
-        rate, a, b = _fit_rate(sizes, drawn, refine=False)
-        curves.append((a, b, rate, _scale(sizes)))
-    coarse = np.geomspace(n_min, max(horizon, n_max), 400)
-    stars = np.empty(resamples)
-    crossed = np.zeros(resamples, bool)
-    for i in range(resamples):
-        values = [a[i] - b[i] * (coarse / s) ** -c[i] for a, b, c, s in curves]
-        star = _sign_change(coarse, values[0] - values[1], 1)
-        crossed[i] = star is not None
-        if star is not None:
-            stars[i] = star
-        else:
-            stars[i] = 0.0 if values[0][0] > values[1][0] else np.inf
-    low, high = _ends(stars, level)
-    return Crossing(
-        n=up,
-        low=low,
-        high=high,
-        share=float(crossed.mean()),
-        n_min=n_min,
-        n_max=n_max,
-        horizon=horizon,
-        start=float(difference[0]),
-        end=float(laws[0](n_max) - laws[1](n_max)),
-        limit=laws[0].a - laws[1].a,
-        falls_behind=down,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Overtaking:
-    """Where the measured means of the first model overtake those of the second.
+    """Where the first model overtakes the second, to within the grid of N.
 
     Attributes:
-        after: Largest measured N at which the first is not ahead.
-        until: The next measured N; from there on it stays ahead.
-        n: Between the two, where the straight line over log N crosses zero.
-        low: Lower end of the bootstrap interval of n; 0: ahead at every N.
-        high: Upper end; infinity: not ahead at the largest N.
+        after: Largest measured N at which its mean is not ahead.
+        until: The next measured N; from there on its mean stays ahead.
+        behind: Largest measured N, if any, at which it is clearly behind.
+        ahead: Smallest measured N, if any, from which on it is clearly ahead.
     """
 
     after: int
     until: int
-    n: float
-    low: float
-    high: float
+    behind: int | None
+    ahead: int | None
 
 
 def overtaking(
-    first: Scores,
-    second: Scores,
-    *,
-    level: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
+    first: Scores, second: Scores, *, level: float = 0.95
 ) -> Overtaking | None:
-    """Find where the first model gets ahead for good, without a model of the curve.
+    """Find between which measured N the first model gets ahead for good.
 
-    The means are compared at every common N and joined by straight lines over
-    log N. The interval resamples the seeds at every N.
+    The seeds of both sides share their data, so that `gap` of each common N, paired
+    by seed, says what is clear there.
 
     Args:
         first: N -> seed -> accuracy of the model that may overtake.
         second: The same of the other.
         level: Coverage asked for.
-        resamples: Number of bootstrap draws.
-        seed: Of the draws.
 
     Returns:
         None where the first model is ahead at every common N, or is not at the
         largest.
 
-    >>> found = overtaking({100: {0: .3}, 1000: {0: .7}}, {100: {0: .4}, 1000: {0: .6}})
-    >>> found.after, found.until, round(found.n)
-    (100, 1000, 316)
+    >>> overtaking({100: {0: .3}, 1000: {0: .7}}, {100: {0: .4}, 1000: {0: .6}})
+    Overtaking(after=100, until=1000, behind=None, ahead=None)
     """
-    _check_level(level)
     common = sorted(set(first) & set(second))
-    sizes = np.asarray(common, float)
-    means = np.asarray(
-        [
-            _finite(list(first[n].values()), f"N={n}").mean()
-            - _finite(list(second[n].values()), f"N={n}").mean()
-            for n in common
-        ]
-    )
-    if not common or not 0 < _last_change(sizes, means) < np.inf:
+    gaps = [gap(first[n], second[n], level=level) for n in common]
+    not_ahead = [i for i, found in enumerate(gaps) if found.mean <= 0]
+    if not not_ahead or not_ahead[-1] == len(gaps) - 1:
         return None
-    last_behind = int(np.flatnonzero(means <= 0)[-1])
-    rng = np.random.default_rng(seed)
-    drawn = np.stack(
-        [
-            _resample(first[n], resamples, rng) - _resample(second[n], resamples, rng)
-            for n in common
-        ],
-        axis=1,
-    )
-    low, high = _ends(np.asarray([_last_change(sizes, row) for row in drawn]), level)
+    last = not_ahead[-1]
+    behind = [n for n, g in zip(common, gaps, strict=True) if g.clear and g.mean < 0]
+    unsure = [i for i, g in enumerate(gaps) if not (g.clear and g.mean > 0)][-1]
     return Overtaking(
-        after=common[last_behind],
-        until=common[last_behind + 1],
-        n=_last_change(sizes, means),
-        low=low,
-        high=high,
+        after=common[last],
+        until=common[last + 1],
+        behind=behind[-1] if behind else None,
+        ahead=common[unsure + 1] if unsure + 1 < len(common) else None,
     )
-
-
-def _last_change(sizes: np.ndarray, gaps: np.ndarray) -> float:
-    """Return where gaps become positive for good: 0 always, infinity never."""
-    behind = np.flatnonzero(gaps <= 0)
-    if behind.size == 0:
-        return 0.0
-    i = int(behind[-1])
-    if i == len(gaps) - 1:
-        return math.inf
-    part = -gaps[i] / (gaps[i + 1] - gaps[i])
-    return float(sizes[i] * (sizes[i + 1] / sizes[i]) ** part)
-
-
-def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Return the percentile interval; quantiles are values, since some are inf."""
-    ordered, tail = np.sort(values), (1 - level) / 2
-    low = ordered[int(math.floor(tail * (values.size - 1)))]
-    high = ordered[int(math.ceil((1 - tail) * (values.size - 1)))]
-    return float(low), float(high)
 
 
 def _finite(values: Sequence[float], name: str) -> np.ndarray:
@@ -441,13 +284,6 @@ def _means(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"scores: N must be positive, got {sizes.min():g}")
     means = [_finite(list(scores[int(n)].values()), f"N={n:g}").mean() for n in sizes]
     return sizes, np.asarray(means)
-
-
-def _resample(
-    values: Mapping[int, float], count: int, rng: np.random.Generator
-) -> np.ndarray:
-    array = np.asarray([values[s] for s in sorted(values)], float)
-    return array[rng.integers(array.size, size=(count, array.size))].mean(axis=1)
 
 
 def _scale(sizes: np.ndarray) -> float:
@@ -507,14 +343,3 @@ def _fit_linear(
         a, b = np.where(beyond, limit, a), np.where(beyond, b_edge, b)
     residual = values - (a[:, None] - b[:, None] * x)
     return a, b, (residual**2).sum(axis=1)
-
-
-def _sign_change(grid: np.ndarray, values: np.ndarray, direction: int) -> float | None:
-    """Return where values first change to the sign of direction, on a log scale."""
-    signed = values * direction
-    hits = np.flatnonzero((signed[:-1] <= 0) & (signed[1:] > 0))
-    if hits.size == 0:
-        return None
-    i = int(hits[0])
-    part = -signed[i] / (signed[i + 1] - signed[i])
-    return float(grid[i] * (grid[i + 1] / grid[i]) ** part)

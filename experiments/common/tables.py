@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.common.identity import of_one_kind
-from experiments.common.stats import Summary, summarize
+from experiments.common.stats import Gap, Summary, gap, sampling_error, summarize
 from experiments.common.store import Record, read_jsonl
 
 # What two cells of one row may differ in.
@@ -37,6 +37,14 @@ class Row:
         values = [r["metrics"].get(metric) for r in self.records]
         found = [float(v) for v in values if v is not None]
         return summarize(found) if found else None
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """A metric by seed."""
+        return {
+            record["config"]["seed"]: record["metrics"][metric]
+            for record in self.records
+            if record["metrics"].get(metric) is not None
+        }
 
     def first(self, metric: str) -> Any:
         """A metric that is the same for every seed."""
@@ -88,6 +96,55 @@ def table(
     for row in rows:
         lines.append("| " + " | ".join(show(row) for _, show in columns) + " |")
     return lines
+
+
+def difference(one: Row, two: Row, metric: str, digits: int = 4) -> tuple[Gap, str]:
+    """Mean of one − mean of two, with Student's interval of 95 %, and as text."""
+
+    def signed(value: float) -> str:
+        return re.sub(r"^([+-])0\.", r"\1.", f"{value:+.{digits}f}").replace("-", "−")
+
+    found = gap(one.scores(metric), two.scores(metric))
+    text = signed(found.mean)
+    if found.low is not None and found.high is not None:
+        text += f" [{signed(found.low)}, {signed(found.high)}]"
+    return found, text
+
+
+def sampling_note(
+    rows: Sequence[Row],
+    name: Callable[[Row], str],
+    metric: str,
+    size: int | None,
+    items: str,
+    digits: int = 4,
+) -> list[str]:
+    """Names the rows whose seeds differ by less than the test set can tell.
+
+    Args:
+      rows: of a table.
+      name: of a row.
+      metric: an accuracy.
+      size: how many items it is of; None says nothing.
+      items: what they are, in words.
+      digits: of the error.
+    """
+    found: list[tuple[float, str]] = []
+    for row in rows:
+        summary = row.of(metric)
+        if size and summary is not None and summary.std is not None:
+            error = sampling_error(summary.mean, size)
+            if summary.std < error:
+                found.append((error, name(row)))
+    if not found:
+        return []
+    low, high = (f"{f(found)[0]:.{digits}f}".lstrip("0") for f in (min, max))
+    return [
+        f"Seeds differ by less than the sampling error of the {size:,} {items}, "
+        f"√(p(1 − p)/m) = {low if low == high else f'{low} to {high}'}, in: "
+        f"{', '.join(text for _, text in found)}.",
+        "",
+    ]
 
 
 def reported(

@@ -19,6 +19,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from attn_jax.layers import AttentionState
+
 PyTree = Any
 
 
@@ -67,7 +69,8 @@ class Augment:
       crop: pad by so many pixels and cut at a random offset; 0 = off.
       mixup: blend pairs of images and labels, λ ~ Beta(α, α), α in `Hyper.mixup`
         (Zhang et al., arXiv:1710.09412).
-      dropout: pass an rng to the model, for dropout or random attention.
+      dropout: pass an rng to the model, for dropout or random attention. (One that
+        has an `AttentionState` gets it anyway.)
     """
 
     flip: bool = False
@@ -76,19 +79,26 @@ class Augment:
     dropout: bool = False
 
 
-Apply = Callable[..., jax.Array]
+Apply = Callable[..., Any]
+MOVED = "moved"  # the metric in which a loss hands on the state that its model moved
 
 
 def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     """Splits a module once into a pure ``apply(params, *inputs, rng=None)`` and params.
 
     ``params`` are nested dictionaries of arrays, by the names of the module's parts.
+    What learns without a gradient, an `AttentionState`, stands among them, so that
+    checkpoints, seeds and scores take it along.
 
     With ``rng`` the model runs in training mode: dropout is on, and a random
     attention variant draws anew from it. Without, in evaluation mode: all state other
     than parameters, random keys too, is as it was first.
+
+    With ``mutable`` it returns ``(output, moved)``, the new `AttentionState` by the
+    same names, for `move`; in evaluation mode, and without such state, ``moved`` is
+    empty. ``apply.has_state`` says whether there is any.
     """
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, (nnx.Param, AttentionState), ...)
     variables, rest = states
     treedef = jax.tree.structure(variables)
     # Plain dictionaries: jit takes them apart in C++ at every step, Flax's variables
@@ -97,15 +107,44 @@ def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     leaves = jax.tree.leaves(variables)
     assert all(a is b for a, b in zip(jax.tree.leaves(params), leaves, strict=True))
 
-    def apply(params: PyTree, *inputs: Any, rng: jax.Array | None = None) -> jax.Array:
+    def apply(
+        params: PyTree,
+        *inputs: Any,
+        rng: jax.Array | None = None,
+        mutable: bool = False,
+    ) -> Any:
         params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
         if rng is None:
             module = nnx.merge(graphdef, params, rest)
-            return module(*inputs, deterministic=True)
-        module = nnx.merge(graphdef, params, redraw(rest, rng))
-        return module(*inputs, deterministic=False, rngs=nnx.Rngs(dropout=rng))
+            out, moved = module(*inputs, deterministic=True), {}
+        else:
+            module = nnx.merge(graphdef, params, redraw(rest, rng))
+            out = module(*inputs, deterministic=False, rngs=nnx.Rngs(dropout=rng))
+            moved = nnx.to_pure_dict(nnx.state(module, AttentionState))
+        return (out, moved) if mutable else out
 
+    apply.has_state = bool(nnx.to_pure_dict(nnx.state(model, AttentionState)))  # type: ignore[attr-defined]
     return apply, params
+
+
+def training_call(
+    apply: Apply, params: PyTree, *inputs: Any, rng: jax.Array | None
+) -> tuple[Any, PyTree]:
+    """The model's output in training, and the state that it moved: for `move`."""
+    if getattr(apply, "has_state", False):
+        return apply(params, *inputs, rng=rng, mutable=True)
+    return apply(params, *inputs, rng=rng), {}
+
+
+def move(params: PyTree, moved: PyTree) -> PyTree:
+    """Parameters after an update, with the state that ``apply`` returned as moved.
+
+    >>> move({"a": {"kernel": 1, "centroid": 2}, "b": 3}, {"a": {"centroid": 4}})
+    {'a': {'kernel': 1, 'centroid': 4}, 'b': 3}
+    """
+    if not isinstance(params, dict):
+        return moved
+    return {k: move(x, moved[k]) if k in moved else x for k, x in params.items()}
 
 
 def redraw(state: PyTree, rng: jax.Array) -> PyTree:
@@ -220,17 +259,22 @@ def make_train_step(
             labels * (1.0 - hyper.label_smoothing) + hyper.label_smoothing / num_classes
         )
 
-        def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
-            logits = apply(params, images, rng=dropout_rng if choice.dropout else None)
+        def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+            trains = choice.dropout or getattr(apply, "has_state", False)
+            logits, moved = training_call(
+                apply, params, images, rng=dropout_rng if trains else None
+            )
             logits = logits.astype(jnp.float32)
-            return optax.softmax_cross_entropy(logits, labels).mean(), logits
+            loss = optax.softmax_cross_entropy(logits, labels).mean()
+            return loss, (logits, moved)
 
-        (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        graded = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, moved)), grads = graded(state.params)
         with jax.numpy_dtype_promotion("standard"):  # Optax: float ** int
             updates, opt_state = optimizer(hyper).update(
                 grads, state.opt_state, state.params
             )
-        params = optax.apply_updates(state.params, updates)
+        params = move(optax.apply_updates(state.params, updates), moved)
         hits = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
         metrics = {"loss": loss, "accuracy": jnp.mean(hits.astype(jnp.float32))}
         return TrainState(state.step + 1, params, opt_state, hyper), metrics

@@ -113,7 +113,9 @@ def make_step(loss_fn: LossFn) -> Step:
 
     Args:
       loss_fn: ``loss_fn(params, batch, rng, hyper)`` gives the loss and scalars by
-        name. ``rng`` is the run's key with the number of the update folded in.
+        name. ``rng`` is the run's key with the number of the update folded in. The
+        state that `train.training_call` returned as moved goes into the metrics under
+        `train.MOVED`: the step takes it over into the parameters.
 
     Returns:
       The step; its metrics are those of ``loss_fn`` and "loss".
@@ -130,7 +132,8 @@ def make_step(loss_fn: LossFn) -> Step:
             updates, opt_state = train.optimizer(state.hyper).update(
                 grads, state.opt_state, state.params
             )
-        params = optax.apply_updates(state.params, updates)
+        moved = metrics.pop(train.MOVED, {})
+        params = train.move(optax.apply_updates(state.params, updates), moved)
         state = train.TrainState(state.step + 1, params, opt_state, state.hyper)
         return state, {"loss": loss, **metrics}
 

@@ -7,8 +7,8 @@ report.md, curve.png and gap.png; further tasks get curve_<task>.png and
 gap_<task>.png. Nothing is trained, and the same records give the same files.
 
 Whatever weakens a number stands beside it: seeds are counted, means of fewer
-than three are marked, networks that lose to a baseline are named, runs that
-diverged are listed, and a crossing outside the data is called extrapolation.
+than three are marked, networks that lose to a baseline are named first, runs that
+diverged are listed, and nothing is said of N beyond those measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from attn_jax._program import program
 from experiments.common import plots, scenes, stats
 from experiments.common.config import attention_digest
 from experiments.common.store import Record, ResultsStore, export_jsonl, read_jsonl
-from experiments.data_scaling.tasks import SCENES_NAME, shape_of
+from experiments.data_scaling.tasks import SCENES_NAME, shape_of, test_size
 
 MODELS = {
     "vit": "ViT",
@@ -74,7 +74,6 @@ _PLAIN_ATTENTION = (None, "", "none", "dot_product", "softmax")
 _MISFIT = 0.02  # a law that misses a mean by more describes the data badly
 _MATCHED = 1.25  # FLOPs within this ratio count as matched
 _EQUAL = 1.1  # updates within this ratio count as equal: whole passes are rounded
-_FEW_SEEDS = 10  # below it, a bootstrap interval is noticeably too narrow
 _MOST_GAPS = 6  # lines that a gap figure can hold
 _WITHOUT_CENTRE = "reading the rim without the centre"
 
@@ -128,15 +127,20 @@ class Line:
     field: str = ""  # receptive field, where it tells two CNNs apart
 
     @property
-    def label(self) -> str:
-        """Name in tables and legends."""
+    def name(self) -> str:
+        """What its style belongs to: the label, but for what a task adds to it."""
         name = MODELS.get(self.model, self.model)
         if self.size:
             name += f"-{self.size}"
         if self.attention not in _PLAIN_ATTENTION:
             version = f" {self.version}" if self.version else ""
             name += f" [{os.path.basename(str(self.attention))}{version}]"
-        return name + (f" (field {self.field} px)" if self.field else "")
+        return name
+
+    @property
+    def label(self) -> str:
+        """Name in tables and legends."""
+        return self.name + (f" (field {self.field} px)" if self.field else "")
 
     @property
     def scored(self) -> dict[int, Point]:
@@ -173,6 +177,10 @@ class Section:
     def title(self) -> str:
         """Name of the task for people, and what sets it apart where needed."""
         name = TASKS.get(self.task, self.task)
+        if self.scene:
+            name = "{}: {rule}, {grid} × {grid} cells of {item} pixels".format(
+                TASKS["scenes"], **self.scene.groupdict()
+            )
         return f"{name} ({self.apart})" if self.apart else name
 
     @property
@@ -262,7 +270,6 @@ def write_report(
     out_dir: str | os.PathLike[str] | None = None,
     *,
     main_task: str = MAIN_TASK,
-    resamples: int = 2_000,
 ) -> dict[str, pathlib.Path]:
     """Write results.jsonl, report.md and the figures.
 
@@ -270,7 +277,6 @@ def write_report(
         source: Results folder, JSON-lines file, or the records themselves.
         out_dir: Where to write; by default the folder itself.
         main_task: The task whose figures are named plainly, where it is there.
-        resamples: Bootstrap draws.
 
     Returns:
         File name -> path of each file written.
@@ -306,10 +312,11 @@ def write_report(
         "",
     ]
     names = _file_names(sections)
+    styles = _styles(sections)
     for section, name in zip(sections, names, strict=True):
-        figures = _draw(section, out, name, resamples)
+        figures = _draw(section, out, name, styles)
         files |= figures
-        text += _section(section, figures, resamples)
+        text += _section(section, figures)
     if not sections:
         text += ["No cell of the final phase has been started: nothing to compare.", ""]
     text += _provenance(records)
@@ -574,10 +581,8 @@ def _slug(text: str) -> str:
 # --- the parts of a section --------------------------------------------------------
 
 
-def _section(
-    section: Section, figures: Mapping[str, pathlib.Path], resamples: int
-) -> list[str]:
-    text = [f"## {section.title}", ""]
+def _section(section: Section, figures: Mapping[str, pathlib.Path]) -> list[str]:
+    text = [f"## {section.title}", "", *_none_ahead(section)]
     text += _protocol(section)
     text += ["### Test accuracy", ""]
     text += [*_accuracy_table(section), "", *_legend(section), ""]
@@ -591,7 +596,7 @@ def _section(
         text += [f"![{name.removesuffix('.png')}]({name})", ""]
     text += _losers(section)
     text += _gaps(section)
-    text += _laws(section, resamples)
+    text += _laws(section)
     text += _sizes(section)
     text += _hyper_parameters(section)
     text += _training_accuracy(section)
@@ -698,8 +703,8 @@ def _uneven_updates(section: Section) -> list[str]:
             else " Data and updates change together"
         )
         text[0] += (
-            f" from N = {said}: what is gained there, and with it the power law and "
-            "N*, mixes the effect of more data with that of longer training."
+            f" from N = {said}: what is gained there, and with it the power law, "
+            "mixes the effect of more data with that of longer training."
         )
     within = [n for n, (low, high) in ends.items() if high > _EQUAL * low]
     if within:
@@ -715,8 +720,8 @@ def _uneven_caveat(section: Section) -> list[str]:
     if not section.uneven:
         return []
     return [
-        "Updates differ between the N (see the top): the laws and N* below are of data "
-        "and length of training together, not of data alone.",
+        "Updates differ between the N (see the top): the laws below are of data and "
+        "length of training together, not of data alone.",
         "",
     ]
 
@@ -768,7 +773,18 @@ def _marks(section: Section, line: Line, point: Point) -> str:
         marks += " §"
     if not line.baseline and _lost_to(section, point):
         marks += " ▼"
+    if _few_test_images(section, line, point):
+        marks += " ◦"
     return marks
+
+
+def _few_test_images(section: Section, line: Line, point: Point) -> float | None:
+    """The sampling error of the test set, where seeds differ by less than that."""
+    size, spread = test_size(section.task), point.summary.std
+    if size is None or spread is None or line.model == "majority":
+        return None
+    error = stats.sampling_error(point.summary.mean, size)
+    return error if spread < error else None
 
 
 def _legend(section: Section) -> list[str]:
@@ -786,6 +802,13 @@ def _legend(section: Section) -> list[str]:
         "which flatters it.",
         "▼": "does not beat every baseline at that N.",
     }
+    errors = [e for x, p in points if (e := _few_test_images(section, x, p))]
+    if errors:
+        notes["◦"] = (
+            "seeds differ by less than the sampling error of the "
+            f"{test_size(section.task):,} test images, √(p(1 − p)/m) = "
+            f"{_span(errors, _number)}."
+        )
     used = "".join(_marks(section, x, p) for x, p in points)
     text = [f"{mark} {note}  " for mark, note in notes.items() if mark in used]
     if any(not x.baseline for x, _ in points):
@@ -805,6 +828,18 @@ def _lost_to(section: Section, point: Point) -> list[tuple[str, stats.Summary]]:
     if section.chance is not None:
         rivals.append((_WITHOUT_CENTRE, stats.Summary(1, section.chance, None)))
     return [x for x in rivals if point.summary.mean <= x[1].mean]
+
+
+def _none_ahead(section: Section) -> list[str]:
+    """Say first at which N no network beats every baseline."""
+    worse = []
+    for n in section.sizes:
+        points = [x.scored[n] for x in section.networks if n in x.scored]
+        if points and all(_lost_to(section, point) for point in points):
+            worse.append(f"{n:,}")
+    if not worse:
+        return []
+    return [f"**At N = {' and '.join(worse)} no network beats every baseline.**", ""]
 
 
 def _losers(section: Section) -> list[str]:
@@ -862,7 +897,6 @@ def _gaps(section: Section) -> list[str]:
                     f"{n:,}",
                     _signed(gap.mean),
                     _interval(gap.low, gap.high, _signed),
-                    _interval(gap.t_low, gap.t_high, _signed),
                     seeds,
                     _reading(gap, first, second),
                 ]
@@ -872,8 +906,7 @@ def _gaps(section: Section) -> list[str]:
         header = [
             "N",
             f"{first.label} − {second.label}",
-            "95 % bootstrap",
-            "95 % Student",
+            "95 % interval",
             "seeds",
             "reading",
         ]
@@ -884,10 +917,9 @@ def _gaps(section: Section) -> list[str]:
         text += [f"{said}", ""] if (said := _reach(section, second)) else []
         text += [*_table(header, rows), ""]
         text += [
-            "Intervals are over seeds ("
+            "Student's intervals over seeds ("
             + ("paired by seed" if paired else "paired where the seeds are the same")
-            + "), on one fixed test set. The bootstrap of a few seeds cannot leave "
-            "their range and is too narrow; the reading goes by Student's interval.",
+            + "), on one fixed test set.",
             "",
         ]
     if not text and section.networks:
@@ -934,7 +966,7 @@ def _reading(gap: stats.Gap, first: Line, second: Line) -> str:
     return f"{leader} ahead" if gap.clear else "no difference shown"
 
 
-def _laws(section: Section, resamples: int) -> list[str]:
+def _laws(section: Section) -> list[str]:
     rows, remarks = [], []
     for line in section.networks:
         if not line.scored:
@@ -966,7 +998,7 @@ def _laws(section: Section, resamples: int) -> list[str]:
         text += [*_table(header, rows), ""]
     text += [*remarks, ""] if remarks else []
     for first, second in section.pairs:
-        text += [f"- {crossing_statement(first, second, resamples=resamples)}"]
+        text += [f"- {crossing_statement(first, second)}"]
     return [*text, ""]
 
 
@@ -979,124 +1011,56 @@ def _law_notes(law: stats.PowerLaw) -> list[str]:
     return notes
 
 
-def crossing_statement(first: Line, second: Line, *, resamples: int = 2_000) -> str:
-    """Say in words where one model overtakes the other, measured and fitted."""
-    one, two = first.scores, second.scores
-    text = [f"**{first.label} and {second.label}.**", _measured(first, second)]
-    try:
-        cross = stats.crossing(one, two, resamples=resamples)
-        laws = stats.fit_power_law(one), stats.fit_power_law(two)
-    except stats.FitError as error:
-        return " ".join([*text, f"No fitted crossing: {error}."])
-    strained = max(law.worst for law in laws) > _MISFIT
-    if strained:
-        put = f"N* = {_count(cross.n)}" if cross.n is not None else "no crossing"
-        text.append(
-            "The power law does not describe these curves: it misses a mean by "
-            f"{_number(max(law.worst for law in laws))}. What it says ({put}) is not "
-            "used."
-        )
-        return " ".join(text)
-    none = (
-        "No crossing is in reach:"
-        if stats.overtaking(one, two, resamples=2) is None
-        else "The fit is at odds with that:"
-    )
-    if cross.n is not None and cross.inside:
-        text.append(
-            f"The fitted curves cross at N* = {_count(cross.n)}, within the measured "
-            "range."
-        )
-    elif cross.n is not None:
-        text.append(
-            f"{none} the fit puts N* at {_count(cross.n)}, which is "
-            f"**extrapolation**, {_short(cross.n / cross.n_max)} times the largest N "
-            f"measured ({cross.n_max:,}), and no measurement."
-        )
-    elif cross.start > 0 and cross.falls_behind is None:
-        text.append(
-            f"The fitted curve of {first.label} leads from the smallest N on, so there "
-            "is no crossing to find."
-        )
-    elif cross.start > 0 and cross.falls_behind is not None:
-        where = (
-            "within the measured range"
-            if cross.falls_behind <= cross.n_max
-            else "extrapolation"
-        )
-        text.append(
-            f"The fitted curve of {first.label} leads at first and falls behind at "
-            f"N = {_count(cross.falls_behind)} ({where}): the opposite of overtaking."
-        )
-    else:
-        text.append(
-            f"{none} the fitted curves do not cross below "
-            f"N = {_count(cross.horizon)}; the fit puts {first.label} "
-            f"{_signed(cross.end)} at N = {cross.n_max:,} and {_signed(cross.limit)} "
-            "in the limit of endless data (extrapolation)."
-        )
-    text += _certainty(first, second, cross.low, cross.high, cross.n_min)
-    return " ".join(text)
-
-
-def _certainty(
-    first: Line, second: Line, low: float, high: float, n_min: int
-) -> list[str]:
-    """Say how far a crossing can be trusted, given the seeds behind it."""
-    scores = (*first.scores.values(), *second.scores.values())
-    fewest = min(len(seeds) for seeds in scores)
-    if fewest < 2:
-        return ["No interval: some N have a single seed."]
-    text = f"95 % interval (bootstrap over seeds): {_range(low, high, n_min)}."
-    if fewest < stats.MIN_SEEDS:
-        text += " It rests on fewer than 3 seeds at some N and is too narrow."
-    elif fewest < _FEW_SEEDS:
-        text += (
-            f" The bootstrap of {fewest} seeds cannot leave their range: too narrow."
-        )
-    return [text]
-
-
-def _range(low: float, high: float, n_min: int) -> str:
-    if low == high == 0:
-        return f"ahead from {n_min:,} on in nearly every resample"
-    if math.isinf(low):
-        return "no crossing in nearly every resample"
-    start = f"below {n_min:,}" if low == 0 else _count(low)
-    return f"{start} to {'no crossing at all' if math.isinf(high) else _count(high)}"
-
-
-def _measured(first: Line, second: Line) -> str:
+def crossing_statement(first: Line, second: Line) -> str:
+    """Say in words between which measured N one model overtakes the other."""
+    name = f"**{first.label} and {second.label}.**"
     common = sorted(set(first.scored) & set(second.scored))
     if not common:
-        return "They share no N."
+        return f"{name} They share no N."
     ahead = [
         n
         for n in common
         if first.scored[n].summary.mean > second.scored[n].summary.mean
     ]
-    found = stats.overtaking(first.scores, second.scores)
     if not ahead:
-        return f"Measured: {first.label} is behind at every N, to {common[-1]:,}."
+        return (
+            f"{name} {first.label} is behind at every N measured, {common[0]:,} to "
+            f"{common[-1]:,}; nothing is said of larger N."
+        )
     if len(ahead) == len(common):
-        return f"Measured: {first.label} is ahead at every N, from {common[0]:,}."
-    if found:
-        where = (
-            f"Measured: {first.label} gets ahead, and stays ahead, between "
-            f"N = {found.after:,} and {found.until:,}; on a straight line over log N "
-            f"between them, at {_count(found.n)}."
+        return (
+            f"{name} {first.label} is ahead at every N measured, {common[0]:,} to "
+            f"{common[-1]:,}."
         )
-        sure = _certainty(first, second, found.low, found.high, common[0])
-        last = stats.gap(
-            first.scored[common[-1]].scores, second.scored[common[-1]].scores
+    found = stats.overtaking(first.scores, second.scores)
+    if found is None:
+        return (
+            f"{name} {first.label} is ahead at N = "
+            f"{', '.join(f'{n:,}' for n in ahead)} and behind at the largest, "
+            f"{common[-1]:,}."
         )
-        lead = f"At N = {common[-1]:,}: {_reading(last, first, second)}."
-        return " ".join([where, *sure, lead])
     return (
-        f"Measured: {first.label} is ahead at N = "
-        f"{', '.join(f'{n:,}' for n in ahead)} and behind at the largest, "
-        f"{common[-1]:,}."
+        f"{name} The mean of {first.label} gets ahead, and stays ahead, between N = "
+        f"{found.after:,} and {found.until:,}. {_certainty(first, second, found)}"
     )
+
+
+def _certainty(first: Line, second: Line, found: stats.Overtaking) -> str:
+    """Say between which N the overtaking clearly lies, given the seeds behind it."""
+    scores = (*first.scores.values(), *second.scores.values())
+    if min(map(len, scores)) < stats.MIN_SEEDS:
+        return "Fewer than 3 seeds at some N: too few to say how sure that is."
+    behind = (
+        f"clearly behind at {found.behind:,}"
+        if found.behind is not None
+        else "at no N clearly behind"
+    )
+    ahead = (
+        f"clearly ahead from {found.ahead:,} on"
+        if found.ahead is not None
+        else "not clearly ahead at the largest N"
+    )
+    return f"By the differences between seeds (Student, 95 %) it is {behind}, {ahead}."
 
 
 def _sizes(section: Section) -> list[str]:
@@ -1421,8 +1385,20 @@ def _provenance(records: Sequence[Record]) -> list[str]:
 # --- figures -----------------------------------------------------------------------
 
 
+def _styles(sections: Sequence[Section]) -> plots.Styles:
+    """One style a name, in all figures: networks first, then their differences."""
+    names = [x.name for section in sections for x in section.networks]
+    names += [_difference(*pair) for section in sections for pair in section.pairs]
+    greys = [x.name for section in sections for x in section.baselines]
+    return plots.Styles(names, greys)
+
+
+def _difference(first: Line, second: Line) -> str:
+    return f"{first.name} − {second.name}"
+
+
 def _draw(
-    section: Section, out: pathlib.Path, name: str, resamples: int
+    section: Section, out: pathlib.Path, name: str, styles: plots.Styles
 ) -> dict[str, pathlib.Path]:
     files = {}
     networks = [x for x in section.networks if x.scored]
@@ -1448,6 +1424,7 @@ def _draw(
         chance=section.chance,
         chance_label="without the centre",
         note=note.strip(),
+        styles=styles,
     )
     pairs = section.pairs
     if len(pairs) > _MOST_GAPS:  # the nearest CNN of each alone: it comes first
@@ -1456,7 +1433,7 @@ def _draw(
     gaps = [g for g in (_gap_series(*pair) for pair in pairs) if g]
     if gaps:
         counts = [k for g in gaps for k in g.seeds]
-        note = "Bars: 95 % bootstrap interval over seeds."
+        note = "Bars: Student's 95 % interval over seeds."
         if any(len(g.fit_n) for g in gaps):
             note += " Thin line: difference of the fitted power laws."
         if min(counts) < stats.MIN_SEEDS:
@@ -1473,6 +1450,7 @@ def _draw(
             above="attention ahead",
             below="CNN ahead",
             note=note,
+            styles=styles,
         )
     return files
 
@@ -1517,6 +1495,7 @@ def _series(line: Line) -> plots.Series:
         std=[p.summary.std for p in points],
         seeds=[p.summary.count for p in points],
         baseline=line.baseline,
+        name=line.name,
     )
 
 
@@ -1526,15 +1505,12 @@ def _gap_series(first: Line, second: Line) -> plots.GapSeries | None:
         return None
     fit_n: list[float] = []
     fit_gap: list[float] = []
-    star = None
     try:
         laws = stats.fit_power_law(first.scores), stats.fit_power_law(second.scores)
         if max(law.worst for law in laws) <= _MISFIT:
             grid = np.geomspace(points[0][0], points[-1][0], 120)
             fit_n = grid.tolist()
             fit_gap = (laws[0](grid) - laws[1](grid)).tolist()
-            cross = stats.crossing(first.scores, second.scores, resamples=2)
-            star = cross.n if cross.inside else None
     except stats.FitError:
         pass
     wrap = "\n" if len(first.label + second.label) > 30 else " "
@@ -1547,7 +1523,7 @@ def _gap_series(first: Line, second: Line) -> plots.GapSeries | None:
         seeds=[min(g.seeds) for _, g in points],
         fit_n=fit_n,
         fit_gap=fit_gap,
-        crossing=star,
+        name=_difference(first, second),
     )
 
 
@@ -1610,14 +1586,6 @@ def _value(value: Any) -> str:
 
 def _assignments(values: Mapping[str, Any]) -> str:
     return ", ".join(f"`{key}={_value(value)}`" for key, value in values.items())
-
-
-def _count(n: float) -> str:
-    """Write a fitted N to two digits: 5,200 or 41 million."""
-    if n >= 1e6:
-        return f"{n / 1e6:,.2g} million" if n < 1e8 else f"{n / 1e6:,.0f} million"
-    digits = max(0, int(math.floor(math.log10(max(n, 1)))) - 1)
-    return f"{round(n / 10**digits) * 10**digits:,}"
 
 
 def _short(value: float) -> str:

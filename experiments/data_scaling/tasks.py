@@ -141,3 +141,15 @@ def shape_of(task: str) -> tuple[tuple[int, int, int], int] | None:
     )
     labels = num_labels(found["rule"], cells=cells, item_classes=classes)
     return (grid * item, grid * item, 1), labels
+
+
+def test_size(task: str) -> int | None:
+    """Number of a task's test images, without its data; None where it alone knows.
+
+    >>> test_size("scenes-pointer-3x3-4cells-10classes-14px")
+    10000
+    """
+    if SCENES_NAME.match(task):
+        own = re.search(r"-test(\d+)", task)
+        return int(own[1]) if own else Scenes().test
+    return 10_000 if task in ("fashion_mnist", "cifar10", "cifar100") else None

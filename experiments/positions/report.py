@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 
 from attn_jax._program import program
 from attn_jax.models import POSITIONS
-from experiments.common.plots import Series, curve
+from experiments.common.plots import Series, Styles, curve
 from experiments.common.store import Record
-from experiments.common.tables import Row, number, redraw, rows_of, table
+from experiments.common.tables import Row, difference, number, redraw, rows_of, table
+
+# Biases by |t − s|, which is the same before and after: no order can be learnt by them.
+SYMMETRIC = ("alibi",)
 
 # What the paper says of each: inductive, data-driven, parameter-efficient.
 PAPER = {
@@ -39,9 +42,59 @@ def _bins(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return sorted((low, high) for low, high in pairs)
 
 
+def threshold(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> float:
+    """Accuracy on trained lengths from which an encoding has learnt the order.
+
+    Midway between the encoder without positions and the best, however near they are;
+    infinity where no encoding is clearly ahead of the encoder without. 0 where there
+    is no encoder without, so that nothing can be said.
+
+    Args:
+      group: rows of one task.
+      bins: bins of length, ascending.
+    """
+    blind = next((r for r in group if r.config["positions"] == "none"), None)
+    if blind is None or not bins:
+        return 0.0
+    low, high = bins[0]
+    metric = f"test_accuracy_length_{low}_{high}"
+    floor = _in_bin(blind, low, high)
+    if floor is None:
+        return 0.0
+    best = floor
+    for row in group:
+        if row is blind or row.config["positions"] in SYMMETRIC:
+            continue
+        if (found := _in_bin(row, low, high)) is not None:
+            if found > best and difference(row, blind, metric)[0].clear:
+                best = found
+    return (floor + best) / 2 if best > floor else float("inf")
+
+
 def _in_bin(row: Row, low: int, high: int) -> float | None:
     found = row.of(f"test_accuracy_length_{low}_{high}")
     return None if found is None else found.mean
+
+
+def _beside_none(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> list[str]:
+    """Which encodings are clearly behind none, by length."""
+    blind = next((r for r in group if r.config["positions"] == "none"), None)
+    found = []
+    for row in group if blind is not None else ():
+        for low, high in bins:
+            metric = f"test_accuracy_length_{low}_{high}"
+            if row is blind or not (row.scores(metric) and blind.scores(metric)):
+                continue
+            gap, text = difference(row, blind, metric, 3)
+            if gap.clear and gap.mean < 0:
+                found.append(f"{row.config['positions']} at {low}–{high} ({text})")
+    if not found:
+        return []
+    return [
+        f"Clearly behind the encoder without positions (Student, 95 %): "
+        f"{'; '.join(found)}.",
+        "",
+    ]
 
 
 def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
@@ -66,7 +119,11 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "Encoders that differ in their position encoding alone, trained on short "
         "sequences. Accuracy on the test part by length, mean ± standard deviation "
         "over seeds. Inductive: what is kept on the longest sequences, which training "
-        'has not seen; "not learnt" where the order was not learnt on trained lengths. '
+        'has not seen; "not learnt" where accuracy on trained lengths is nearer to '
+        "that without positions than to the best: who has not learnt the order keeps "
+        'what it has, and that says nothing. "Void": ALiBi adds a slope times '
+        "|t − s|, which cannot tell before from after, so that it is no comparison of "
+        "what is kept. "
         "All encodings have one learning rate, "
         f"{', '.join(sorted({format(r.config['learning_rate'], 'g') for r in rows}))}. "
         "Data-driven: position parameters that are learned. The paper's "
@@ -93,29 +150,21 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 )
             )
 
-        shortest = [_in_bin(row, *bins[0]) or 0.0 for row in group] if bins else [0.0]
-        blind = next(
-            (
-                _in_bin(row, *bins[0]) or 0.0
-                for row in group
-                if bins and row.config["positions"] == "none"
-            ),
-            0.0,
-        )
-        # Who has not learnt the order keeps what it has, and that says nothing.
-        learnt = (blind + max(shortest)) / 2 if max(shortest) - blind > 0.1 else 0.0
+        needed = threshold(group, bins)
 
         def kept(
-            row: Row, bins: list[tuple[int, int]] = bins, learnt: float = learnt
+            row: Row, bins: list[tuple[int, int]] = bins, needed: float = needed
         ) -> str:
-            if not bins:
+            if not bins or row.config["positions"] == "none":
                 return "–"
+            if row.config["positions"] in SYMMETRIC:
+                return "void"
             short, long = _in_bin(row, *bins[0]), _in_bin(row, *bins[-1])
             if short is None or long is None:
                 return "–"
-            if short < learnt:
+            if short < needed:
                 return "not learnt"
-            return f"{long - short:+.3f}".replace("0.", ".", 1)
+            return f"{long - short:+.3f}".replace("0.", ".", 1).replace("-", "−")
 
         def time(row: Row) -> str:
             found = overhead.get(row.config["positions"])
@@ -137,6 +186,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
             "",
             *table(group, columns),
             "",
+            *_beside_none(group, bins),
         ]
         lines = []
         for row in group:
@@ -163,6 +213,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 title=f"{name}: accuracy by length, trained on {length}",
                 xlabel="longest sequence of the bin (log scale)",
                 note="Mean and standard deviation over seeds.",
+                styles=Styles(POSITIONS),
             )
             text += [f"![{name}](lengths_{name}.png)", ""]
     if "floater, adjoint" in overhead:

@@ -13,10 +13,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attn_jax._program import program
-from experiments.common.plots import Series, curve
+from experiments.common.plots import Series, Styles, curve
 from experiments.common.stats import summarize
 from experiments.common.store import Record
-from experiments.common.tables import Row, number, redraw, rows_of, table
+from experiments.common.tables import (
+    Row,
+    difference,
+    number,
+    redraw,
+    rows_of,
+    sampling_note,
+    table,
+)
+
+# Names of the figures about the window; models have the colours after theirs.
+_WINDOW = ("window, test", "window, training", "window")
+_BESIDE = ("self-attention, test", "self-attention, training")
+
+
+#: Accuracy on whole utterances, where the test part holds pieces of them.
+WHOLE = "test_whole_accuracy"
 
 
 def model_name(row: Row) -> str:
@@ -28,11 +44,18 @@ def model_name(row: Row) -> str:
         return f"fully connected, window ±{config['window']}"
     names = {"cnn": "1-D CNN", "gru": "bidirectional GRU"}
     names |= {"lstm": "bidirectional LSTM", "transformer": "Transformer"}
-    return names[config["model"]]
+    name = names[config["model"]]
+    if config.get("left") is not None:
+        name += f", truncated to {config['left']} before, {config['right']} after"
+    return name
 
 
 def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+# Labels of the test parts that committed records were scored on.
+_TEST_LABELS = {"pos": 116_717, "pos_fine": 116_717, "phones": 62_633}
 
 
 def _shows(metric: str) -> Callable[[Row], str]:
@@ -48,12 +71,79 @@ def _accuracies(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
             if name.startswith("test_accuracy_")
         }
     )
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("accuracy", lambda row: number(row.of("test_accuracy")))
-    ]
+    columns: list[tuple[str, Callable[[Row], str]]] = []
+    spoken = rows[0].config["task"].startswith("phones") if rows else False
+    if any(row.of(WHOLE) for row in rows):
+        columns.append(("whole utterances", _shows(WHOLE)))
+        if any(row.of(f"{WHOLE}_speech") for row in rows):
+            columns.append(("whole utterances, speech", _shows(f"{WHOLE}_speech")))
+    crops = "crops of 2.56 s" if spoken else "accuracy"
+    columns.append((crops, _shows("test_accuracy")))
     for name in names:
-        columns.append((name.replace("_", " "), _shows(f"test_accuracy_{name}")))
+        title = name.replace("_", " ")
+        title = f"{crops}, {title}" if spoken else title
+        columns.append((title, _shows(f"test_accuracy_{name}")))
     return columns
+
+
+def _main_score(rows: Sequence[Row]) -> str:
+    """Whole utterances where all rows were scored on them, else what all have."""
+    return WHOLE if rows and all(row.of(WHOLE) for row in rows) else "test_accuracy"
+
+
+def _beside_baselines(rows: Sequence[Row], records: Sequence[Record]) -> list[str]:
+    """Names the models that do not beat every baseline of the same table."""
+    floors = {
+        record["config"]["model"].replace("_", " "): record["metrics"]["test_accuracy"]
+        for record in records
+        if record["config"].get("phase") == "baseline"
+        and record["metrics"].get("test_accuracy") is not None
+    }
+    if not floors:
+        return []
+    floor = max(floors, key=lambda name: floors[name])
+    scores = {model_name(row): row.of("test_accuracy") for row in rows}
+    behind = [
+        f"{name} ({number(found)})"
+        for name, found in scores.items()
+        if found is not None and found.mean <= floors[floor]
+    ]
+    if not behind:
+        return []
+    who = "No model beats" if len(behind) == len(rows) else "Not ahead of"
+    value = f"{floors[floor]:.4f}".lstrip("0")
+    return [f"**{who} the baseline {floor} ({value}): {', '.join(behind)}.**", ""]
+
+
+def _remarks(group: Sequence[Row]) -> list[str]:
+    """What rows of varied self-attention say beside one another, and what not."""
+    text = []
+    blind = [r for r in group if r.config["positions"] == "none" and r.records]
+    for none in blind:
+        same = {**none.config, "positions": None}
+        found = []
+        for row in group:
+            if row.records and row is not none:
+                if {**row.config, "positions": None} == same:
+                    gap, said = difference(row, none, "test_accuracy")
+                    worse = gap.clear and gap.mean < 0
+                    name = row.config["positions"]
+                    found.append(f"{name} {said}" + ", **worse than none**" * worse)
+        if found:
+            text.append(
+                "Beside no positions (paired by seed, Student's interval of 95 %): "
+                f"{'; '.join(found)}."
+            )
+    if any(
+        r.config["attention"] == "additive" and r.config["positions"] == "rope"
+        for r in group
+    ):
+        text.append(
+            "Additive scores beside dot products are no fair comparison here: RoPE "
+            "turns queries and keys so that their dot product depends on the offset "
+            "alone, and it does so for dot products only."
+        )
+    return [line for part in text for line in (part, "")]
 
 
 def _costs() -> list[tuple[str, Callable[[Row], str]]]:
@@ -149,7 +239,7 @@ def _tuning(records: Sequence[Record]) -> str:
 
 
 def _window_costs(
-    points: Sequence[tuple[int, Row]], task: str, folder: pathlib.Path
+    points: Sequence[tuple[int, Row]], task: str, folder: pathlib.Path, styles: Styles
 ) -> list[str]:
     """Two more curves over the window: overfitting, and parameters."""
     measures: dict[str, tuple[str, Callable[[Any], float]]] = {
@@ -183,6 +273,7 @@ def _window_costs(
             title=f"{task}: {ylabel}",
             ylabel=ylabel,
             xlabel="vectors that one label sees (log scale)",
+            styles=styles,
         )
     return ["![gap](window_gap.png)", "", "![parameters](window_parameters.png)", ""]
 
@@ -258,7 +349,9 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
     most = max((row.config["updates"] for row in whole), default=0)
     models = [row for row in whole if row.config["updates"] == most]
     transformers = [r for r in models if r.config["model"] == "transformer"]
-    models.sort(key=lambda row: -(s.mean if (s := row.of("test_accuracy")) else 0.0))
+    score = _main_score(models)
+    models.sort(key=lambda row: -(s.mean if (s := row.of(score)) else 0.0))
+    items = "frames" if "phones" in task else "words"
     text = [f"# Sequence labelling: {task}", ""]
     text += [
         "Test accuracy, mean ± standard deviation over seeds; the test part was read "
@@ -269,22 +362,37 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         *(
             [
                 "A vector of speech holds differences that reach 4 frames to either "
-                "side: a model that labels each by itself has seen 105 ms.",
+                "side: a model that labels each by itself has seen 105 ms. Models were "
+                "trained on crops of 2.56 s, and scored on crops of the test utterances"
+                + (
+                    "; whole utterances are longer than what training had."
+                    if any(row.of(WHOLE) for row in models)
+                    else "."
+                ),
                 "",
             ]
             if "phones" in task
             else []
         ),
+        *_beside_baselines(models, records),
         "## Models on the whole training part",
         "",
         *table(models, [("model", model_name), *_accuracies(models), *_costs()]),
         "",
-        "Without training:",
+        *sampling_note(
+            models,
+            model_name,
+            "test_accuracy",
+            _TEST_LABELS.get(task),
+            f"test {items} (which depend on one another, so that it is rather larger)",
+        ),
+        "Without training, counts of the whole training part:",
         "",
         *_baseline_lines(records),
         "",
     ]
     summary = list(text)
+    styles = Styles([*_WINDOW, *sorted(map(model_name, rows))], _BESIDE)
     chosen = {id(row) for row in models}
     rest = [row for row in rows if id(row) not in chosen]
 
@@ -350,9 +458,10 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 ylabel="accuracy",
                 xlabel="vectors that one label sees (log scale)",
                 note="A fully connected network over the window; mean over seeds.",
+                styles=styles,
             )
             text += ["![window](window.png)", ""]
-            text += _window_costs(points, task, folder)
+            text += _window_costs(points, task, folder, styles)
 
     varied = [row for row in rest if row.config["model"] == "transformer"]
     groups: dict[tuple[Any, Any], list[Row]] = {}
@@ -375,6 +484,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
                 ],
             ),
             "",
+            *_remarks(group),
         ]
 
     scaling: dict[str, list[tuple[int, Row]]] = {}
@@ -397,6 +507,7 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
             title=f"{task}: accuracy and the number of training sequences",
             xlabel="number of training sequences N (log scale)",
             note=f"{sweep:,} updates for every N; mean and deviation over seeds.",
+            styles=styles,
         )
         text += [f"## Training data: {sweep:,} updates for every N", ""]
         text += ["![scaling](scaling.png)", ""]

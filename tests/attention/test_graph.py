@@ -345,8 +345,8 @@ def test_a_million_edges_cost_memory_per_edge():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"senders": [0, 4]}, ValueError, "`senders` must lie in 0 … S − 1 with S=4"),
-        ({"receivers": [-1, 0]}, ValueError, "`receivers` .* T=3, .* from -1 to 0"),
+        ({"senders": [0, 4]}, ValueError, "`senders` must lie in 0 … 3, but .* to 4"),
+        ({"receivers": [-1, 0]}, ValueError, "`receivers` .* 0 … 2, .* from -1 to 0"),
         ({"senders": [0.0, 1.0]}, TypeError, "`senders` must be integers"),
         ({"senders": [[0, 1]]}, ValueError, "`senders` must be a vector"),
         ({"receivers": [1]}, ValueError, "`receivers` .* with E=2"),

@@ -298,3 +298,20 @@ def test_from_the_command_line(npz, tmp_path):
         "majority n=12 seed=0",
     }
     assert "Do heads move to a pixel grid?" in done.stdout
+
+
+def test_a_baseline_counts_at_the_number_of_images_that_it_saw():
+    def floor(n, used, accuracy):
+        config = dict(phase="baseline", model=f"logistic_regression n={n}", seed=0)
+        metrics = dict(baseline="logistic_regression", n=n, n_used=used)
+        return dict(config=config, metrics=metrics | dict(test_accuracy=accuracy))
+
+    capped, whole = floor(60_000, 10_000, 0.829), floor(60_000, 60_000, 0.844)
+    assert report._baselines([capped]) == {}
+    found = report._baselines([capped, whole])
+    assert found["logistic_regression", 60_000].mean == 0.844
+    # What was fitted to a part is not taken for what is fitted to all.
+    had = run.floor_differs("logistic_regression n=10000 seed=0", ())
+    now = run.floor_differs("logistic_regression n=60000 seed=0", ())
+    assert had == () and now == (("fitted_to", 60_000),)
+    assert run.floor_differs("majority n=60000 seed=0", ()) == ()

@@ -460,7 +460,8 @@ def test_the_report_says_who_is_ahead_and_who_is_not(
         "gatv2 (.9200) does not beat label propagation, all edges (.9300)",
         "52.00 ± 2.00",
         "all pairs (52.00) is ahead of random forest, Morgan counts (60.50)",
-        "all pairs (52.00) does not beat random forest, Morgan counts, of another",
+        "* By MAE mean (1.00) is ahead of all pairs (40.00).",
+        "no network (.9200 at best) beats label propagation, all edges (.9300).**",
         "30.25 ± .00",
         "| .71 |",  # √((0² + 1²) / 2): the mean of the three seeds says 11 and 20
         "| label propagation, all edges | .9300 | 50 steps |",
@@ -471,6 +472,31 @@ def test_the_report_says_who_is_ahead_and_who_is_not(
         assert (tmp_path / name).stat().st_size > 1_000
     with pytest.raises(ValueError, match="no finished cell"):
         report.write_report([], tmp_path)
+
+
+def test_a_model_has_one_colour_in_every_panel_and_each_a_legend(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        report, "save_figure", lambda figure, path: drawn.update({path.name: figure})
+    )
+    records = []
+    # Of other keys the other model is ahead, and a third one is there as well.
+    for keys, order in ((3, ("gat", "gatv2")), (4, ("gatv2", "no edges", "gat"))):
+        for place, model in enumerate(order):
+            cell = lookup_cell(model=model, keys=keys)
+            found = dict(train_accuracy=0.5 + 0.1 * place, train_whole_graphs=0.0)
+            records.append(record(cell.config(), found | dict(test_accuracy=0.5)))
+    report.write_report(records, tmp_path)
+    panels = drawn["dictionary.png"].axes
+    assert len(panels) == 2
+    colours: dict[str, set[str]] = {}
+    for axes in panels:
+        named = {line.get_label(): line.get_color() for line in axes.get_lines()}
+        assert {text.get_text() for text in axes.get_legend().get_texts()} == set(named)
+        for name, colour in named.items():
+            colours.setdefault(name, set()).add(colour)
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours) == 3
 
 
 def test_settings_that_make_no_sense_are_named(capsys):

@@ -18,7 +18,7 @@ import pytest
 
 from attn_jax import inputs
 from experiments.common import labelling, sequence_tasks, sequences, speech, train
-from experiments.common.config import Runtime
+from experiments.common.config import Runtime, attention_digest
 from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.loop import Interrupted, StopSignal
 from experiments.common.progress import Progress
@@ -77,6 +77,66 @@ def runner(data, folder, stop=None, **more):
         stop or StopSignal(),
         **more,
     )
+
+
+MINE = """
+import jax.numpy as jnp
+
+def attend(query, key, value, *, params, key_mask=None):
+    return params["gain"] * value
+
+def attend_init(rng, head_dim):
+    return {"gain": jnp.ones(()), "seen": jnp.ones((2, 2))}
+
+def attend_update(params, query, key, key_mask=None):
+    tokens = len(key) if key_mask is None else key_mask.sum()
+    return {"seen": params["seen"] + jnp.asarray(tokens, jnp.float32)}
+"""
+
+
+@pytest.mark.parametrize("attention", ["routing", "clusterformer", "mine"])
+def test_centroids_learn_and_are_stored_and_do_not_decay(attention, data, tmp_path):
+    """State that no gradient reaches goes through steps, checkpoints and scores."""
+    if attention == "mine":
+        (tmp_path / "mine.py").write_text(MINE)
+        attention = f"{tmp_path / 'mine.py'}:attend"
+    cell = dataclasses.replace(
+        CELL,
+        model="transformer",
+        window=None,
+        attention=attention,
+        attention_sha256=attention_digest(attention),
+        num_heads=2,
+        positions="none",
+        dropout_rate=0.0,
+        weight_decay=50.0,
+        updates=4,
+        learning_rate=1e-3,
+    )
+    leaf = "seen" if "mine" in attention else "centroid"
+
+    def state(params):
+        found = jax.tree_util.tree_leaves_with_path(params)
+        (one,) = [x for path, x in found if leaf in jax.tree_util.keystr(path)]
+        return np.asarray(one)
+
+    made = runner(data, tmp_path / "a", save_params=lambda cell: True)
+    programs = labelling.programs(labelling.program_key(cell, data))
+    start = state(programs.initial_params(cell.seed))
+    assert made.run(cell)
+    after = labelling.load_params(made.store, cell, data)
+    assert not np.allclose(state(after), start, atol=1e-4)
+    if leaf == "seen":  # tokens seen: a whole number, one of all heads
+        assert np.unique(state(after)).size == 1 and state(after).max() % 1 == 0
+    else:
+        np.testing.assert_allclose(np.linalg.norm(state(after), axis=-1), 1, rtol=1e-5)
+    # An interrupted run goes on from the state that it had.
+    with pytest.raises(Interrupted):
+        runner(data, tmp_path / "b", StopAfter(0)).run(cell)
+    again = runner(data, tmp_path / "b", save_params=lambda cell: True)
+    assert again.run(cell)
+    resumed = labelling.load_params(again.store, cell, data)
+    jax.tree.map(np.testing.assert_array_equal, resumed, after)
 
 
 def test_an_interrupted_cell_ends_as_if_nothing_had_been(data, tmp_path, capsys):
@@ -328,7 +388,7 @@ DEVICES = """
 import dataclasses, json, sys
 import jax
 from experiments.common import sequence_tasks
-from experiments.common.config import Runtime
+from experiments.common.config import Runtime, attention_digest
 from experiments.common.labelling import LabelCell, LabelRunner
 from experiments.common.loop import StopSignal
 from experiments.common.progress import Progress

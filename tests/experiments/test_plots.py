@@ -61,11 +61,11 @@ def test_the_curve_is_a_small_picture_and_the_same_each_time(tmp_path):
         assert tuple(round(255 * c) for c in colors.to_rgb(color)) in seen
 
 
-def test_the_gap_marks_a_crossing(tmp_path):
+def test_the_gap_shows_a_fit(tmp_path):
     plain = plots.gap([gaps()], tmp_path / "a.png", title="Gap", above="up", below="x")
     fit = np.geomspace(100, 60_000, 20)
     marked = plots.gap(
-        [gaps(fit_n=fit, fit_gap=0.02 * np.log(fit / 9_000), crossing=9_000.0)],
+        [gaps(fit_n=fit, fit_gap=0.02 * np.log(fit / 9_000))],
         tmp_path / "b.png",
         title="Gap",
         above="up",
@@ -90,6 +90,33 @@ def test_a_single_point_can_be_drawn(tmp_path):
     assert plots.curve([one], tmp_path / "a.png", title="One").exists()
     gap = plots.GapSeries("a − b", [100], [0.0], [None], [None], [1])
     assert plots.gap([gap], tmp_path / "b.png", title="One").exists()
+
+
+def test_styles_belong_to_names():
+    names = [f"model {i}" for i in range(25)]
+    styles = plots.Styles(names + names[:3], ["floor", "model 30"])
+    found = [styles[name] for name in (*names, "floor", "model 30")]
+    assert len(set(map(repr, found))) == len(found)
+    assert styles["floor"].color != styles["model 30"].color
+    with pytest.raises(KeyError):
+        styles["unknown"]
+
+
+def test_a_line_keeps_its_style_whatever_stands_beside_it(tmp_path, monkeypatch):
+    seen = {}
+    plot = matplotlib.axes.Axes.plot
+
+    def spy(axes, *args, **more):
+        if more.get("label"):
+            seen.setdefault(more["label"], set()).add((more["color"], more["marker"]))
+        return plot(axes, *args, **more)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", spy)
+    some = lines(6)
+    styles = plots.Styles([x.label for x in some[:4]], [x.label for x in some[4:]])
+    for shown in (some, some[::-1], some[2:3], some[5:]):
+        plots.curve(shown, tmp_path / "a.png", title="", styles=styles)
+    assert len(seen) == 6 and all(len(styles) == 1 for styles in seen.values())
 
 
 def test_styles_differ_without_colour():

@@ -253,3 +253,36 @@ def test_a_random_variant_draws_anew_each_step_of_training(tmp_path):
     assert not np.allclose(run(params, images, rng=one), run(params, images, rng=two))
     assert np.array_equal(run(params, images), run(params, images))
     jax.grad(lambda p: run(p, images, rng=one).sum())(params)
+
+
+@pytest.mark.parametrize("attention", ["routing", "clusterformer"])
+def test_centroids_move_by_their_update_alone(attention):
+    module = build(
+        "vit",
+        "mu",
+        image_shape=(4, 4, 1),
+        num_classes=3,
+        attention=attention,
+        overrides=dict(patch=2, depth=1, dim=8, num_heads=2, mlp_dim=8),
+        rngs=nnx.Rngs(0),
+    )
+    apply, params = train.split_model(module)
+    numbers = hyper()._replace(weight_decay=np.float32(50.0))
+    state = train.init_state(params, numbers)
+    step = jax.jit(train.make_train_step(apply, 3, Augment()))
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)
+    batch = Batch(images, np.arange(4, dtype=np.int32) % 3)
+
+    def centroids(params):
+        found = jax.tree_util.tree_leaves_with_path(params)
+        return [x for path, x in found if "centroid" in jax.tree_util.keystr(path)]
+
+    (start,) = centroids(params)
+    inputs = train.normalize(images, numbers)
+    _, moved = apply(params, inputs, rng=jax.random.key(0), mutable=True)
+    (want,) = centroids(moved)
+    (now,) = centroids(step(state, batch, jax.random.key(1))[0].params)
+    np.testing.assert_allclose(now, want, atol=1e-6)
+    assert not np.allclose(now, start, atol=1e-4)
+    assert apply.has_state and apply(params, inputs, mutable=True)[1] == {}
+    assert not train.split_model(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))[0].has_state

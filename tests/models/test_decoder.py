@@ -175,3 +175,47 @@ def test_bad_arguments_are_named(tokens):
         functions.apply(params, jnp.zeros((1, LENGTH + 1), jnp.int32))
     with pytest.raises(ValueError, match="length must be 1 to max_length"):
         functions.init(1, LENGTH + 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_the_state_follows_the_parameters(made, dtype):
+    functions, params = made
+    shape = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # Flax's norms
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        token, prompt = np.zeros(2, np.uint8), np.zeros((2, 3), np.int64)
+        state = functions.init(2, 5, dtype)
+        after, output = jax.eval_shape(functions.step, params, state, token)
+        assert output.dtype == dtype
+        assert shape(state) == shape(after)
+        wide = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype.kind != "i"}
+        assert wide <= {jnp.dtype(dtype), jnp.promote_types(dtype, jnp.float32)}
+        # And that of `generate`, whose scan would not take another.
+        new = jax.eval_shape(
+            lambda *given: functions.generate(*given, 4, jax.random.key(0)),
+            params,
+            prompt,
+        )
+        assert (new.shape, new.dtype) == ((2, 4), jnp.int32)
+
+
+def test_a_decoder_in_another_dtype_begins_in_it():
+    decoder = Decoder(
+        5, 5, mixer="lstm", dim=4, depth=1, max_length=3, rngs=nnx.Rngs(0)
+    )
+    graph, params, rest = nnx.split(decoder, nnx.Param, ...)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    state = nnx.merge(graph, half, rest).init_state(2)
+    assert {leaf.dtype for leaf in state.layers[0]} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_what_there_is_no_room_for_is_refused():
+    decoder = Decoder(
+        5, 5, mixer="linear", dim=4, depth=1, max_length=3, rngs=nnx.Rngs(0)
+    )
+    functions, params = decoder_functions(decoder)
+    with pytest.raises(ValueError, match="length must be 1 to max_length=3, got 4"):
+        functions.generate(params, np.zeros((1, 2), int), 3, jax.random.key(0))
+    state = decoder.init_state(1)._replace(position=jnp.int32(3))
+    with pytest.raises(ValueError, match="`state.position` .* 0 … 2, .* to 3: the dec"):
+        decoder.step(state, jnp.zeros(1, int))

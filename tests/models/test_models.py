@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax.models import MODELS, SIZES, ResNet, build, cost
+from attn_jax.models import MODELS, SIZES, Encoder, ResNet, build, cost
 
 SHAPES = {"mu": (28, 28, 1), "ti": (32, 32, 3), "s": (32, 32, 3), "b": (32, 32, 3)}
 
@@ -165,3 +165,16 @@ def test_wrong_arguments_say_so(arguments, message):
             rngs=nnx.Rngs(0),
             **(more[0] if more else {}),
         )
+
+
+def test_a_mask_of_an_encoder_has_all_its_axes():
+    encoder = Encoder(1, 8, num_heads=2, mlp_dim=8, rngs=nnx.Rngs(0))
+    x, real = jnp.ones((5, 5, 8)), jnp.tri(5, dtype=bool)
+    for call in (encoder, encoder.blocks[0]):
+        for mask in (real, real[None], real[:, None, None, :3], real[:3, None, None]):
+            with pytest.raises(ValueError, match=r"`mask` .* T=5, .*\[B, T\], is `key"):
+                call(x, mask=mask)
+    numbers = jnp.where(real, 0.0, -jnp.inf)[None, None]
+    with pytest.raises(TypeError, match="`mask` must be bool with True = attend"):
+        encoder(x, mask=numbers, key_mask=real)
+    encoder(x, mask=real[:, None, None])

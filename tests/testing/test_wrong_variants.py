@@ -44,6 +44,9 @@ WRONG: dict[str, tuple[str, str | None]] = {
     "differs_under_jit": ("jit", None),
     "coarse": ("float64", None),
     "calls_the_host": ("lowering", None),
+    "carries_bare_zeros": ("shard_map", None),
+    "brings_its_own_mesh": ("explicit_mesh", None),
+    "learns_from_padding": ("state", None),
     "dropout_without_rescaling": ("dropout", "dropout,cross,value_dim"),
 }
 RIGHT = ("clipped_cosine", "hashed", "mean", "plain", "running_mean", "self_alone")
