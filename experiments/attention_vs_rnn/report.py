@@ -17,7 +17,7 @@ import numpy as np
 from attn_jax._program import program
 from experiments.attention_vs_rnn.presets import MODELS
 from experiments.attention_vs_rnn.tasks import unpack
-from experiments.common.plots import Styles, legend_inside, save_figure
+from experiments.common.plots import Styles, panel_legend, save_figure
 from experiments.common.store import Record
 from experiments.common.tables import Row, number, redraw, rows_of, table
 
@@ -55,7 +55,7 @@ def _axes(rows: int = 1, columns: int = 2, height: float = 3.4) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * columns, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.4 * columns, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -118,7 +118,7 @@ def _curves(
         axes.axhline(
             floor, color="#777777", linewidth=0.9, linestyle=":", label="uniform guess"
         )
-        legend_inside(axes)
+        panel_legend(axes)
         _tidy(axes, label, "updates", label)
     save_figure(figure, path)
 
@@ -222,7 +222,7 @@ def _timing_figures(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str
         axes.plot(tokens["positions"], milliseconds, label=name, **_style(NAMES[model]))
         growth.append(f"{name} {milliseconds[-1] / milliseconds[0]:.2f}×")
     axes.set_ylim(bottom=0)
-    legend_inside(axes)
+    panel_legend(axes)
     _tidy(
         axes,
         f"time of one token, {tokens['batch']} images at once",
@@ -262,7 +262,7 @@ def _scaling(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
             if points:
                 axes.plot(*zip(*points, strict=True), label=shown, **_style(shown))
         axes.set_yscale("log")
-        legend_inside(axes)
+        panel_legend(axes)
         _powers_of_two(axes, lengths)
         title = ("time", "temporary memory of the program")[column]
         _tidy(axes, title, "length N", label)
@@ -306,7 +306,7 @@ def _train_steps(timing: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
         axes.plot(lengths, values, label=NAMES[model], **_style(NAMES[model]))
     axes.set_yscale("log")
     _powers_of_two(axes, lengths)
-    legend_inside(axes)
+    panel_legend(axes)
     title = f"one train step, {rows[0]['batch']} sequences"
     _tidy(axes, title, "length T", "seconds")
     save_figure(figure, folder / "train_steps.png")

@@ -446,10 +446,16 @@ def _lengths(label: str, *columns: Sequence[object]) -> None:
         )
 
 
-def legend_inside(axes: matplotlib.axes.Axes) -> None:
-    """A legend of the panel's own, on white, so that no line runs through its text."""
-    found = axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
-    found.set_zorder(6)
+def panel_legend(axes: matplotlib.axes.Axes) -> None:
+    """A legend of the panel's own, beside it, so that it hides no line."""
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        fontsize=8,
+        handlelength=2.6,
+        borderaxespad=0,
+    )
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from attn_jax._program import program
-from experiments.common.plots import Styles, legend_inside, save_figure
+from experiments.common.plots import Styles, panel_legend, save_figure
 from experiments.common.stats import Summary
 from experiments.common.store import Record
 from experiments.common.tables import Row, redraw, rows_of, sampling_note, table
@@ -96,7 +96,7 @@ def _axes(columns: int) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8 * columns, 3.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.6 * columns, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
@@ -132,7 +132,7 @@ def _curves(
         axes.set_ylabel(ylabel, fontsize=9)
         if top is not None:
             axes.set_ylim(0, top)
-        legend_inside(axes)
+        panel_legend(axes)
         axes.grid(color="#e3e3e3", linewidth=0.7)
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):

@@ -15,7 +15,9 @@ FOLDERS = [
     *sorted((ROOT / "experiments/sequence_labelling/results").iterdir()),
     *(
         ROOT / f"experiments/{name}/results"
-        for name in "positions attention_as_conv attention_vs_rnn graphs".split()
+        for name in (
+            "data_scaling positions attention_as_conv attention_vs_rnn graphs".split()
+        )
     ),
 ]
 QUOTED = re.compile(r"\.\d{3,4} ± \.\d{3,4}")
