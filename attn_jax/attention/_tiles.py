@@ -243,8 +243,9 @@ def attend(
     """Attention of blocks of queries, each to a slab of keys, given by their positions.
 
     Costs blocks · b · n scores. What of `bias` and `mask` lies outside of the tiles is
-    not read. Keys and values of padding are replaced by zeros first, so they cannot
-    leak. A numpy index is taken apart at trace time, a jax index may depend on data.
+    not read. Keys and values of padding, and those that a mask hides from all queries
+    of a block, are replaced by zeros first, so they cannot leak. A numpy index is taken
+    apart at trace time, a jax index may depend on data.
 
     Args:
       query: [T, H].
@@ -297,14 +298,19 @@ def attend(
     if bias is not None:
         tiles = _pair_tiles(bias, rows, columns).astype(dtype)
         extra = tiles if extra is None else tiles + extra.astype(dtype)
-    out, log_sum = attend_tiles(
-        take(query, rows),
-        take(key, columns),
-        take(value, columns),
-        seen,
-        extra,
-        scale=scale,
+    # A key may stand in many slabs: its gradients are added in the dtype of scores.
+    keys, values = (
+        take(x.astype(dtype), columns).astype(x.dtype) for x in (key, value)
     )
+    queries = take(query, rows)
+    if mask is not None or key_mask is not None:
+        # In the scores of a query that sees nothing, and of a key that no query of its
+        # tile sees, NaN would be multiplied by zero.
+        queries = jnp.where(seen.any(axis=2)[:, :, None], queries, 0)
+    if mask is not None:
+        unseen = ~seen.any(axis=1)[:, :, None]
+        keys, values = (jnp.where(unseen, 0, x) for x in (keys, values))
+    out, log_sum = attend_tiles(queries, keys, values, seen, extra, scale=scale)
     return Part(
         _put(out, rows, num_queries, 0.0),
         _put(log_sum, rows, num_queries, MASKED_LOGIT),

@@ -135,4 +135,5 @@ def axial(
             value,
             preferred_element_type=wide,
         )
-    return out.reshape(height * width, -1)[:length].astype(value.dtype)
+    out = out.reshape(height * width, value.shape[2])
+    return out[:length].astype(value.dtype)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attn_jax.attention import _checks
 from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
@@ -506,6 +507,54 @@ def _choose_block(
     return _even_block(length, min(most, max(_BLOCK_SCORES // other, 128)))
 
 
+def _zero_unseen(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    key_mask: jax.Array | None,
+    left: int | None = None,
+    right: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Zeros for queries that see no key, and for keys and values that no query sees.
+
+    Whole arrays, as for `blockwise_arrays`; see `softmax.seen_ends` for why.
+    """
+    num_queries, num_keys, groups = query.shape[1], key.shape[1], key.shape[2]
+    real = None if key_mask is None else key_mask[:, None]  # [B or 1, N or 1, S]
+    if mask is not None and mask.shape[2] == 1:
+        given = jnp.broadcast_to(mask[:, :, 0], (*mask.shape[:2], num_keys))
+        real, mask = given if real is None else given & real, None
+    t, s = np.arange(num_queries), np.arange(num_keys)
+    rows = keys = None  # [B or 1, N or 1, T or 1], [B or 1, N or 1, S or 1]
+    if mask is not None:
+        pairs = mask if real is None else mask & real[:, :, None]
+        if left is not None:
+            pairs = pairs & (s[None] >= t[:, None] - left)[None, None]
+        if right is not None:
+            pairs = pairs & (s[None] <= t[:, None] + right)[None, None]
+        rows, keys = pairs.any(axis=3), pairs.any(axis=2)
+    elif real is not None:
+        # By how many real keys come before where a query's window begins and ends.
+        count = jnp.cumsum(real, axis=2, dtype=jnp.int32)
+        count = jnp.pad(count, ((0, 0), (0, 0), (1, 0)))
+        begin = np.zeros(1, int) if left is None else t - left
+        end = np.full(1, num_keys) if right is None else t + right + 1
+        upto, before = (count[:, :, x.clip(0, num_keys)] for x in (end, begin))
+        rows, keys = upto > before, real
+    if right is not None and num_keys > num_queries + right:
+        reached = jnp.asarray(s < num_queries + right)[None, None]
+        keys = reached if keys is None else keys & reached
+    if rows is not None:
+        query = jnp.where(rows.transpose(0, 2, 1)[..., None], query, 0)
+    if keys is not None:
+        if keys.shape[1] > 1:
+            keys = keys.reshape(keys.shape[0], groups, -1, keys.shape[2]).any(axis=2)
+        keys = keys.transpose(0, 2, 1)[..., None]
+        key, value = (jnp.where(keys, x, 0) for x in (key, value))
+    return query, key, value
+
+
 def window_sides(
     local_window_size: int | tuple[int, int] | None, is_causal: bool
 ) -> tuple[int | None, int | None]:
@@ -619,6 +668,7 @@ def blockwise_arrays(
         key_block=key_block,
         max_unroll=_MAX_UNROLL if side_by_side else 1,
     )
+    query, key, value = _zero_unseen(query, key, value, mask, key_mask, left, right)
     padded_queries = -(-num_queries // query_block) * query_block
     padded_keys = -(-num_keys // key_block) * key_block
     if padded_keys > num_keys and key_mask is None:

@@ -202,7 +202,7 @@ def clustered(
         value,
         preferred_element_type=score_dtype(value.dtype),
     )
-    out = shared.astype(value.dtype).at[labels].get(mode="clip")
+    out = shared.at[labels].get(mode="clip").astype(value.dtype)
     return _checks.zero_masked(out, key_mask)
 
 
@@ -291,15 +291,20 @@ def improved_clustered(
     )
 
     own = best.at[labels].get(mode="clip")  # [T, k]
+
+    def take(x: jax.Array) -> jax.Array:
+        """[T, k, ...]: many queries take one key, whose gradients add up in float32."""
+        return x.astype(dtype)[own].astype(x.dtype)
+
     logits = scale * jnp.einsum(
-        "th,tkh->tk", query, key[own], preferred_element_type=dtype
+        "th,tkh->tk", query, take(key), preferred_element_type=dtype
     )
     exact = normalize_softmax(logits, None if key_mask is None else key_mask[own])
     exact *= mass.at[labels].get(mode="clip")[:, None]
     out = jnp.einsum(
         "tk,tkv->tv",
         exact.astype(value.dtype),
-        value[own],
+        take(value),
         preferred_element_type=dtype,
     )
     out += rest.at[labels].get(mode="clip")

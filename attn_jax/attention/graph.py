@@ -21,7 +21,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT, _finish_weights, score_dtype
+from attn_jax.attention.softmax import (
+    MASKED_LOGIT,
+    _finish_weights,
+    score_dtype,
+    seen_ends,
+)
 
 __all__ = [
     "gat",
@@ -128,8 +133,9 @@ def gat(
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     dim = query.shape[1]
     _checks.check_params("gat", params, {"query": (dim,), "key": (dim,)})
-    key = _checks.zero_masked(key, key_mask)
-    value = _checks.zero_masked(value, key_mask)
+    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    query = _checks.zero_masked(query, rows)
+    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
     of_query, of_key = _halves(query, key, params)
     logits = _leaky(of_query[:, None] + of_key[None, :])
     weights = _finish_weights(logits, bias, mask, key_mask, is_causal, "softmax")
@@ -222,8 +228,9 @@ def gatv2(
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     _checks.check_params("gatv2", params, {"score": (query.shape[1],)})
-    key = _checks.zero_masked(key, key_mask)
-    value = _checks.zero_masked(value, key_mask)
+    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    query = _checks.zero_masked(query, rows)
+    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
     logits = _gatv2_scores(query, key, params["score"].astype(query.dtype))
     weights = _finish_weights(logits, bias, mask, key_mask, is_causal, "softmax")
     return weights.astype(value.dtype) @ value
@@ -339,10 +346,10 @@ def graph_attention(
         logits = _leaky(of_query[receivers] + of_key[senders])
     elif score == "gatv2":
         assert params is not None
-        hidden = _leaky(query[receivers].astype(wide) + key[senders].astype(wide))
+        hidden = _leaky(query.astype(wide)[receivers] + key.astype(wide)[senders])
         logits = hidden @ params["score"].astype(query.dtype).astype(wide)
     else:
-        factors = query[receivers].astype(wide) * key[senders].astype(wide)
+        factors = query.astype(wide)[receivers] * key.astype(wide)[senders]
         logits = factors.sum(axis=1) * (dim**-0.5 if scale is None else scale)
     if bias is not None:
         logits = logits + bias.astype(wide)
@@ -356,7 +363,7 @@ def graph_attention(
     top = jax.ops.segment_max(jax.lax.stop_gradient(logits), receivers, num_queries)
     weights = jnp.where(real, jnp.exp(logits - top[receivers]), 0)
     # Not 0 · v: what does not count may not even be a number.
-    values = jnp.where(real[:, None], value[senders].astype(wide), 0)
+    values = jnp.where(real[:, None], value.astype(wide)[senders], 0)
     mixed = total(weights[:, None] * values)
     return _checks.safe_divide(mixed, total(weights)[:, None]).astype(value.dtype)
 

@@ -39,10 +39,6 @@ __all__ = [
 LEAST_LOG = -40.0
 
 
-# Where causal, `cosformer` needs a length that does not depend on what is to come.
-_CAUSAL_HORIZON = 16_384
-
-
 def _elu_plus_one(x: jax.Array) -> jax.Array:
     """Elu(x) + 1 without the cancellation: x + 1, or exp(x) where x < 0."""
     below = jnp.maximum(jnp.where(x > 0, 0, x), LEAST_LOG)
@@ -207,7 +203,7 @@ def causal_product(
         seen = jnp.einsum("ctm,cmv->ctv", query, states)
         seen = jnp.exp(size[:, None] - top)[:, :, None] * seen
     out = jnp.einsum("cts,csv->ctv", scores, value) + seen
-    return out.reshape(num_chunks * chunk, -1)[:length]
+    return out.reshape(num_chunks * chunk, value.shape[2])[:length]
 
 
 def attend_features(
@@ -491,10 +487,17 @@ def cosformer(
     o_t = Σ_s w[t, s] v_s / Σ_s w[t, s],
     w[t, s] = relu(q_t)·relu(k_s) cos(π/2 · (t − s)/N)
 
-    N is the horizon, at least the length. Ptolemy's formula,
-    cos(a − b) = cos a cos b + sin a sin b, makes it a product of 2H features, so it
-    costs O(T). As |t − s| < N no weight is negative. Near keys weigh more: for N → ∞
-    at fixed t − s it is `linear` with relu.
+    N is the horizon, at least the length; the paper takes the length, and so does this
+    function unless it is told. Ptolemy's formula, cos(a − b) = cos a cos b +
+    sin a sin b, makes it a product of 2H features, so it costs O(T). As |t − s| < N no
+    weight is negative. Near keys weigh more: for N → ∞ at fixed t − s it is `linear`
+    with relu, from which it cannot be told where N is many times the length.
+
+    So how much a distance counts depends on the length. Where causal, no later query,
+    key or value touches o_t, but without a `horizon` the number of later tokens does:
+    what a prefix gives alone is not what it gives in a longer sequence. To generate, to
+    stream, or to compare lengths, give as `horizon` the longest length there will be,
+    the same in training.
 
     Args:
       query: [T, H].
@@ -503,8 +506,7 @@ def cosformer(
       key_mask: bool [T], True = a real token, or None. Queries beyond the horizon count
         as if they stood on its last place.
       is_causal: whether query t attends only to keys s ≤ t.
-      horizon: N. None means the place of the last real token plus one, or, where
-        causal, 16,384: the past may not know how long the sequence becomes.
+      horizon: N. None means the length: the place of the last real token plus one.
       chunk_size: tokens in a chunk of the causal form; see `causal_product`.
 
     Returns:
@@ -512,8 +514,8 @@ def cosformer(
       features have nothing in common with those of its keys.
 
     Raises:
-      ValueError: on wrong shapes, T ≠ S, a sequence beyond a given or causal horizon,
-        or a bad `chunk_size`.
+      ValueError: on wrong shapes, T ≠ S, a sequence beyond a given horizon, or a bad
+        `chunk_size`.
       TypeError: on wrong dtypes.
 
     Reference: Qin et al., 2022, arXiv:2202.08791.
@@ -531,8 +533,6 @@ def cosformer(
     dtype = score_dtype(query.dtype)
     places = np.arange(length)
     last = jnp.asarray(length - 1)
-    if horizon is None and is_causal:
-        horizon = _CAUSAL_HORIZON
     if horizon is not None:
         horizon = _checks.check_int("horizon", horizon, 1)
         if length > horizon:

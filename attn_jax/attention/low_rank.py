@@ -282,19 +282,25 @@ def memory_compressed(
     num_queries, num_keys = query.shape[0], key.shape[0]
     windows = -(-num_keys // width)
     missing = windows * width - num_keys
-
-    def compress(name: str, rows: jax.Array) -> jax.Array:
-        rows = jnp.pad(_checks.zero_masked(rows, key_mask), ((0, missing), (0, 0)))
-        kernel = params[name].astype(dtype).reshape(-1, rows.shape[1])
-        product = jnp.matmul(
-            rows.reshape(windows, -1), kernel, preferred_element_type=score_dtype(dtype)
-        )
-        return product.astype(dtype)
-
-    mask = None
+    mask, seen = None, key_mask
     if is_causal:
         ends = width * np.arange(1, windows + 1) - 1
         mask = jnp.asarray(ends[None, :] <= np.arange(num_queries)[:, None])
+        reached = (ends < num_queries).repeat(width)[:num_keys]
+        if not reached.all():
+            seen = jnp.asarray(reached) if seen is None else seen & reached
+
+    def compress(name: str, rows: jax.Array) -> jax.Array:
+        rows = jnp.pad(_checks.zero_masked(rows, seen), ((0, missing), (0, 0)))
+        size = rows.shape[1]
+        kernel = params[name].astype(dtype).reshape(width * size, size)
+        product = jnp.matmul(
+            rows.reshape(windows, width * size),
+            kernel,
+            preferred_element_type=score_dtype(dtype),
+        )
+        return product.astype(dtype)
+
     live = None
     if key_mask is not None:
         live = jnp.pad(key_mask, (0, missing)).reshape(windows, width).any(axis=1)

@@ -17,7 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import _finish_weights, causal_pairs, score_dtype
+from attn_jax.attention.softmax import (
+    _finish_weights,
+    causal_pairs,
+    score_dtype,
+    seen_ends,
+)
 
 __all__ = [
     "relative_shift",
@@ -199,8 +204,11 @@ def shaw(
         )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     dtype, num_keys, clip = query.dtype, key.shape[0], rows[0] // 2
-    key = _checks.zero_masked(key, key_mask)
-    value = _checks.zero_masked(value, key_mask)
+    if 0 in (query.shape[0], num_keys):
+        return jnp.zeros((query.shape[0], value.shape[1]), dtype)
+    queries, keys = seen_ends(query.shape[0], num_keys, mask, key_mask, is_causal)
+    query = _checks.zero_masked(query, queries)
+    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
     by_clipped = _product(query, params["key"].astype(dtype))
     logits = _product(query, key) + relative_shift(_spread(by_clipped, num_keys))
     weights = _finish_weights(
@@ -275,9 +283,14 @@ def transformer_xl(
     sinusoidal code of d, and M = `memory_length`
 
     The first M keys and values are those of the segment before: they lie before query
-    0, all queries may see them, and no gradient reaches them. Two segments of which
-    the second keeps the first as memory are one long causal pass. Equal to
-    `dot_product` where all parameters are zero.
+    0, and all queries may see them. Two segments of which the second keeps the first
+    as memory are one long causal pass. Equal to `dot_product` where all parameters are
+    zero.
+
+    In the paper no gradient goes into the segment before, and W_k and W_v learn from
+    it all the same: k, v = W_k h̃, W_v h̃ with h̃ = [SG(h_memory); h]. The caller has h:
+    stop its gradient there, with `jax.lax.stop_gradient(h_memory)` before the
+    projections. What is passed here is projected, and has its gradients.
 
     Args:
       query: [T, H].
@@ -324,19 +337,18 @@ def transformer_xl(
     scale = dim**-0.5 if scale is None else scale
     dtype = query.dtype
     content_bias, position_bias, position = (params[n].astype(dtype) for n in shapes)
-    key = _checks.zero_masked(key, key_mask)
-    value = _checks.zero_masked(value, key_mask)
-    if memory:
-        old = jax.lax.stop_gradient((key[:memory], value[:memory]))
-        key = jnp.concatenate([old[0], key[memory:]], axis=0)
-        value = jnp.concatenate([old[1], value[memory:]], axis=0)
+    if 0 in (num_queries, num_keys):
+        return jnp.zeros((num_queries, value.shape[1]), dtype)
+    if is_causal:
+        seen = causal_pairs(num_queries + memory, num_keys)[memory:]
+        mask = seen if mask is None else mask & seen
+    rows, keys = seen_ends(num_queries, num_keys, mask, key_mask)
+    query = _checks.zero_masked(query, rows)
+    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
     distances = memory - np.arange(1 - num_queries, num_keys)
     codes = jnp.asarray(_sinusoids(distances, dim), dtype)
     content = _product(query + content_bias[None, :], key)
     by_offset = _product(query + position_bias[None, :], codes @ position.T)
     logits = (content + relative_shift(by_offset)) * scale
-    if is_causal:
-        seen = causal_pairs(num_queries + memory, num_keys)[memory:]
-        mask = seen if mask is None else mask & seen
     weights = _finish_weights(logits, bias, mask, key_mask, False, "softmax")
     return weights.astype(dtype) @ value

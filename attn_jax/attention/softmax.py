@@ -37,6 +37,7 @@ __all__ = [
     "normalize_softmax",
     "relu_attention",
     "score_dtype",
+    "seen_ends",
     "sigmoid_attention",
 ]
 
@@ -109,6 +110,51 @@ def allowed_pairs(
         causal = causal_pairs(num_queries, num_keys)
         allowed = causal if allowed is None else allowed & causal
     return allowed
+
+
+def seen_ends(
+    num_queries: int,
+    num_keys: int,
+    mask: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Which queries see any key, and which keys any query sees.
+
+    All else is to be replaced by zeros before it is read, as `_checks.zero_masked`
+    does: a weight of zero does not hide NaN, as 0 · NaN is NaN, and neither does a
+    gradient of zero.
+
+    Args:
+      num_queries: T.
+      num_keys: S.
+      mask: bool [T or 1, S or 1] or None, True = attend.
+      key_mask: bool [S] or None, True = a real token.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      bool [T or 1] and bool [S or 1], each None where no mask says anything.
+
+    >>> rows, keys = seen_ends(2, 3, key_mask=jnp.array([True, False, True]))
+    >>> rows.tolist(), keys.tolist()
+    ([True], [True, False, True])
+    """
+    if mask is not None:
+        pairs = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
+        assert pairs is not None
+        return pairs.any(axis=1), pairs.any(axis=0)
+    if not is_causal:
+        return None if key_mask is None else key_mask.any(keepdims=True), key_mask
+    # Not by pairs, of which there are T · S.
+    keys = None
+    if num_keys > num_queries:
+        keys = jnp.arange(num_keys) < num_queries
+    if key_mask is None:
+        return None, keys
+    places = jnp.where(key_mask, jnp.arange(num_keys), num_keys)
+    first = jnp.min(places, initial=num_keys)
+    rows = jnp.arange(num_queries) >= first
+    return rows, key_mask if keys is None else key_mask & keys
 
 
 def normalize_softmax(logits: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
@@ -184,6 +230,8 @@ def normalize_sigmoid(logits: jax.Array, allowed: jax.Array | None = None) -> ja
     >>> normalize_sigmoid(jnp.array([[0.0]])).tolist()
     [[0.5]]
     """
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, 0.0)  # its slope would be NaN at NaN
     weights = jax.nn.sigmoid(logits - jnp.log(_num_allowed(logits, allowed)))
     return weights if allowed is None else jnp.where(allowed, weights, 0.0)
 
@@ -271,6 +319,8 @@ def dot_product_weights(
     """
     _checks.check_inputs(query, key, key, bias, mask, key_mask, shared_axes=True)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
     logits = jax.lax.dot_general(
         query,
         key,
@@ -341,7 +391,8 @@ def dot_product(
         is_causal=is_causal,
         normalize=normalize,
     )
-    return _attend(weights, value, dropout_rate, rng)
+    _, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    return _attend(weights, _checks.zero_masked(value, keys), dropout_rate, rng)
 
 
 def relu_attention(
@@ -583,6 +634,8 @@ def additive_weights(
         "score": (hidden,),
     }
     _check_params(params, shapes)
+    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
     dtype = query.dtype
     from_query = query @ params["query"].astype(dtype)
     from_key = key @ params["key"].astype(dtype)
@@ -664,7 +717,8 @@ def additive(
         is_causal=is_causal,
         normalize=normalize,
     )
-    return _attend(weights, value, dropout_rate, rng)
+    _, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    return _attend(weights, _checks.zero_masked(value, keys), dropout_rate, rng)
 
 
 def additive_concat_params(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -743,6 +797,8 @@ def additive_concat_weights(
     hidden = _hidden_size(params)
     pair_dim = query.shape[1] + key.shape[1]
     _check_params(params, {"hidden": (pair_dim, hidden), "score": (hidden,)})
+    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
     dtype = query.dtype
     num_queries, num_keys = query.shape[0], key.shape[0]
     pairs = jnp.concatenate(
@@ -830,4 +886,5 @@ def additive_concat(
         is_causal=is_causal,
         normalize=normalize,
     )
-    return _attend(weights, value, dropout_rate, rng)
+    _, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    return _attend(weights, _checks.zero_masked(value, keys), dropout_rate, rng)

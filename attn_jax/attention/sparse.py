@@ -10,6 +10,7 @@ Letters: T queries and keys, H size of query and key, V size of a value.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -97,6 +98,8 @@ def sparse_strided(
     _check("sparse_strided", query, key, value, bias, mask, key_mask)
     stride = _checks.check_int("stride", stride, 1)
     length = query.shape[0]
+    if length == 0:
+        return jnp.zeros(value.shape, value.dtype)
 
     def attend(
         rows: np.ndarray,
@@ -238,6 +241,8 @@ def _with_globals(
     `extra(rows, columns, are_global)` is added to the scaled scores of these tiles.
     """
     length = query.shape[0]
+    if length == 0:
+        return jnp.zeros(value.shape, value.dtype)
     num_global = min(num_global, length)
 
     def attend(
@@ -346,6 +351,40 @@ def longformer(
     )
 
 
+def _unseen_blocks(
+    rng: jax.Array,
+    number: jax.Array,
+    most: jax.Array,
+    num_global: int,
+    reach: int,
+    num_random: int,
+) -> jax.Array:
+    """Different blocks that block `number` does not see anyway: int32 [num_random].
+
+    They are of the blocks `num_global` … `most` − 1 without `number` ± `reach`. Each
+    set of them is as likely as any other. Where there are not so many, all are named
+    and the rest is −1.
+    """
+    first = jnp.maximum(number - reach, num_global)
+    near = jnp.maximum(jnp.minimum(number + reach, most - 1) - first + 1, 0)
+    others = most - num_global - near
+    taken = jnp.minimum(num_random, others)
+    # Floyd's sampling: of 0 … j, or j itself if that one is taken already.
+    last = others - taken + jnp.arange(num_random, dtype=jnp.int32)
+    draws = jax.random.randint(
+        rng, (num_random,), 0, jnp.maximum(last + 1, 1), jnp.int32
+    )
+    found: list[jax.Array] = []
+    for i in range(num_random):
+        again = [draws[i] == earlier for earlier in found]
+        repeated = functools.reduce(jnp.logical_or, again, jnp.asarray(False))
+        found.append(jnp.where(repeated, last[i], draws[i]))
+    ranks = jnp.stack(found)
+    blocks = num_global + ranks
+    blocks = jnp.where(blocks >= first, blocks + near, blocks)
+    return jnp.where(jnp.arange(num_random, dtype=jnp.int32) < taken, blocks, -1)
+
+
 def bigbird(
     query: jax.Array,
     key: jax.Array,
@@ -369,9 +408,10 @@ def bigbird(
 
     Equal to `dot_product` once the window or the global blocks cover the sequence. This
     is the paper's internal construction (ITC), where existing tokens are global. Random
-    blocks are drawn for each block of queries with replacement among all blocks with
-    real tokens; one that is drawn twice, or seen anyway, counts once. What a block
-    draws does not depend on the length of padding.
+    blocks are drawn for each block of queries, without replacement, among those blocks
+    with real tokens that it does not see anyway; where there are fewer than
+    `num_random_blocks` of them, it sees all. What a block draws does not depend on the
+    length of padding.
 
     Costs O(T·n·H), n = `block_size` times the number of blocks seen.
 
@@ -388,7 +428,7 @@ def bigbird(
       block_size: number of positions in a block.
       num_window_blocks: how many blocks around its own, with it, a query sees; odd.
       num_global_blocks: how many blocks in front see all and are seen by all.
-      num_random_blocks: how many blocks are drawn for each block of queries.
+      num_random_blocks: how many more blocks are drawn for each block of queries.
 
     Returns:
       [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
@@ -448,12 +488,16 @@ def bigbird(
             real = jnp.where(key_mask, ends, 1).max()
         most = (real + block_size - 1) // block_size
 
-        def draw(number: jax.Array) -> jax.Array:
-            shape = (num_random_blocks,)
-            own = jax.random.fold_in(rng, number)
-            return jax.random.randint(own, shape, 0, most, jnp.int32)
-
-        drawn = jax.vmap(draw)(jnp.asarray(numbers[:, 0]))
+        drawn = jax.vmap(
+            lambda number: _unseen_blocks(
+                jax.random.fold_in(rng, number),
+                number,
+                most,
+                num_global,
+                reach,
+                min(num_random_blocks, count),
+            )
+        )(jnp.asarray(numbers[:, 0]))
         seen = jnp.concatenate([jnp.asarray(chosen), drawn], axis=1)
     seen = _tiles.once(seen)[:, :, None]
     inner = np.arange(block_size, dtype=np.int32)

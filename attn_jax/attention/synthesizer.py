@@ -25,6 +25,7 @@ from attn_jax.attention.softmax import (
     allowed_pairs,
     normalize_softmax,
     score_dtype,
+    seen_ends,
 )
 
 __all__ = [
@@ -90,15 +91,16 @@ def _attend(
     key_mask: jax.Array | None,
     is_causal: bool,
 ) -> jax.Array:
-    """Softmax of logits [T, S] over the allowed keys, times the values."""
+    """Softmax of logits [T, S] over the allowed keys, times the seen values."""
     num_queries, num_keys = logits.shape
+    _, keys = seen_ends(num_queries, num_keys, mask, key_mask, is_causal)
     allowed = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
         finite = ~(logits < 0.5 * MASKED_LOGIT)  # -inf masks, NaN stays NaN
         allowed = finite if allowed is None else allowed & finite
     weights = normalize_softmax(logits, allowed).astype(value.dtype)
-    return weights @ _checks.zero_masked(value, key_mask)
+    return weights @ _checks.zero_masked(value, keys)
 
 
 def _network_init(
@@ -223,7 +225,8 @@ def synthesizer_dense(
     name, length = "synthesizer_dense", key.shape[0]
     sizes = _check_params(name, params, _NETWORK, H=query.shape[1])
     _check_length(name, sizes["L"], S=length)
-    logits = _network(query, params, length)
+    rows, _ = seen_ends(query.shape[0], length, mask, key_mask, is_causal)
+    logits = _network(_checks.zero_masked(query, rows), params, length)
     return _attend(logits, value, bias, mask, key_mask, is_causal)
 
 
@@ -323,9 +326,11 @@ def synthesizer_dense_factorized(
     name, length = "synthesizer_dense_factorized", key.shape[0]
     sizes = _check_params(name, params, _FACTORS, H=query.shape[1])
     _check_length(name, sizes["A"] * sizes["B"], S=length)
+    rows, _ = seen_ends(query.shape[0], length, mask, key_mask, is_causal)
+    query = _checks.zero_masked(query, rows)
     first, second = (_network(query, params, suffix=x) for x in ("_a", "_b"))
     pairs = second[:, :, None] * first[:, None, :]
-    logits = pairs.reshape(query.shape[0], -1)[:, :length]
+    logits = pairs.reshape(query.shape[0], sizes["A"] * sizes["B"])[:, :length]
     return _attend(logits, value, bias, mask, key_mask, is_causal)
 
 
@@ -604,10 +609,12 @@ def synthesizer_mixture(
     sizes = _check_params(name, params, layout, H=query.shape[1], M=3)
     _check_length(name, sizes["L"], T=lengths[0], S=lengths[1])
     scale = query.shape[1] ** -0.5 if scale is None else scale
+    rows, keys = seen_ends(*lengths, mask, key_mask, is_causal)
+    query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
     share = jax.nn.softmax(params["mixture"].astype(score_dtype(query.dtype)))
     logits = (
         share[0] * _network(query, params, lengths[1])
         + share[1] * _random_logits(params, *lengths, query.dtype)
-        + share[2] * (_product(query, _checks.zero_masked(key, key_mask).T) * scale)
+        + share[2] * (_product(query, key.T) * scale)
     )
     return _attend(logits, value, bias, mask, key_mask, is_causal)

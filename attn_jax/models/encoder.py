@@ -270,6 +270,8 @@ class Encoder(nnx.Module):
                     f"key_mask must be bool [B, T] = {tuple(x.shape[:2])}, True = a "
                     f"real token, got {key_mask.dtype} {tuple(key_mask.shape)}."
                 )
+            # What a weight of zero hides in attention, its gradient would not: 0 · NaN.
+            x = jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype))
             keys = key_mask[:, None, None, :]
             if mask is not None:
                 _checks.check_bool("mask", mask)

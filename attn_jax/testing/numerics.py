@@ -35,6 +35,7 @@ __all__ = [
     "exact",
     "float64",
     "gradient",
+    "narrow",
     "softmax_float64",
     "stability",
 ]
@@ -43,6 +44,12 @@ __all__ = [
 # function that computes in float32 whatever comes in.
 _STEPS = (1e-5, 1e-3, 1e-2)
 _SLOPE_TOLERANCE = 2e-3
+
+# Where errors of a narrow dtype are compared, how much they may grow, and below what
+# they are but its own roundings.
+NARROW_LENGTHS = (64, 2048)
+NARROW_GROWTH = 3.0
+NARROW_TOLERANCE = 0.03
 
 
 def _wide(
@@ -288,6 +295,70 @@ def stability(trial: Trial) -> Finding:
         f"is {error:.1e} away from float32",
         {"bfloat16_error": error},
     )
+
+
+def narrow(trial: Trial) -> Finding:
+    """Errors in bfloat16 do not grow with T, in the output and in gradients."""
+    short, long = NARROW_LENGTHS
+    causal = trial.variant.causal and "is_causal" in trial.takes
+    worst, told, measured = 0.0, "", {}
+    for is_causal in (False, True)[: 1 + causal]:
+        where = " (causal)" if is_causal else ""
+        before = _narrow_errors(trial, short, is_causal)
+        after = _narrow_errors(trial, long, is_causal)
+        if trial.variant.stochastic and before["the output"] > 0.2:
+            raise NotApplicable("its draws depend on the precision")
+        for name in after:
+            what = name + where
+            measured[what] = [before[name], after[name]]
+            if after[name] > max(NARROW_GROWTH * before[name], NARROW_TOLERANCE):
+                raise Fault(
+                    f"in bfloat16 {what} is a relative {before[name]:.1e} away from "
+                    f"float32 at T = {short}, and {after[name]:.1e} at T = {long}: "
+                    "sums over keys or queries want float32",
+                    **measured,
+                )
+            if after[name] > worst:
+                worst, told = after[name], what
+    return Finding(
+        f"bfloat16 is as near to float32 at T = {long} as at T = {short}; the largest "
+        f"error is {worst:.1e}, in {told}",
+        measured,
+    )
+
+
+def _narrow_errors(trial: Trial, length: int, is_causal: bool) -> dict[str, float]:
+    """How far bfloat16 is away from float32, for the same numbers."""
+    arrays = trial.inputs(length, length, dtype="bfloat16")
+    # Means that are not zero: sums over them grow, and what is added vanishes beside.
+    arrays["value"] = arrays["value"] + jnp.ones((), jnp.bfloat16)
+    if "params" in trial.takes and trial.variant.init is not None:
+        params = trial.params(jnp.bfloat16, max_length=max(NARROW_LENGTHS))
+        arrays["params"] = cast_floats(params, jnp.float32)  # as layers hold them
+    size = (length, arrays["value"].shape[1])
+    cotangent = 1.0 + 0.5 * jnp.cos(jnp.arange(math.prod(size), dtype=jnp.float32))
+    cotangent = cotangent.reshape(size).astype(jnp.bfloat16)
+    wide = {k: cast_floats(x, jnp.float32) for k, x in arrays.items()}
+    results = [
+        trial.pull(one, cotangent.astype(dtype), is_causal=is_causal, bare=True)
+        for one, dtype in ((arrays, jnp.bfloat16), (wide, jnp.float32))
+    ]
+    (out, grads), (want, want_grads) = results
+    errors = {"the output": relative_error(out, want)}
+    for argument in sorted(grads):
+        errors[f"the gradient of {argument}"] = max(
+            (
+                relative_error(got, right)
+                for got, right in zip(
+                    jax.tree.leaves(grads[argument]),
+                    jax.tree.leaves(want_grads[argument]),
+                    strict=True,
+                )
+                if np.linalg.norm(_wider(right)) > 1e-6
+            ),
+            default=0.0,
+        )
+    return errors
 
 
 def dropout(trial: Trial) -> Finding:

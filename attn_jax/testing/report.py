@@ -37,6 +37,7 @@ _FUNCTIONS: dict[str, Callable[[Trial], Finding]] = {
     "refusal": contract.refusal,
     "equivariance": contract.equivariance,
     "stability": numerics.stability,
+    "narrow": numerics.narrow,
     "scale": contract.scale,
     "determinism": contract.determinism,
     "dropout": numerics.dropout,

@@ -278,16 +278,19 @@ class Trial:
         cotangent: Any = None,
         *,
         is_causal: bool = False,
+        bare: bool = False,
     ) -> tuple[np.ndarray, Arrays]:
         """Output, and gradients of Σ cotangent · output by argument.
 
-        What is claimed and not in `arrays` is given as `neutral` makes it.
+        What is claimed and not in `arrays` is given as `neutral` makes it, unless
+        `bare`.
         """
         if cotangent is None:
             shape = (arrays["query"].shape[0], arrays["value"].shape[1])
             cotangent = jnp.cos(jnp.arange(math.prod(shape), dtype=jnp.float32))
             cotangent = cotangent.reshape(shape).astype(arrays["query"].dtype)
-        out, grads = self._pulled(self.neutral(arrays), cotangent, is_causal=is_causal)
+        arrays = self.full(arrays) if bare else self.neutral(arrays)
+        out, grads = self._pulled(arrays, cotangent, is_causal=is_causal)
         return np.asarray(out), jax.tree.map(np.asarray, grads)
 
     @functools.cached_property

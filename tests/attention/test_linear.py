@@ -83,7 +83,6 @@ def test_equals_the_equation(name, is_causal, draw, slope):
     given = {"key_mask": np.arange(length) % 4 != 2, "is_causal": is_causal}
     given["key_mask"][-1] = False
     if name == "cosformer":
-        # Where causal, the horizon may not depend on the sequence.
         fn = functools.partial(cosformer, horizon=16 if is_causal else None)
         loops = functools.partial(
             _cosformer_loops, horizon=16 if is_causal else None, **given
@@ -261,10 +260,32 @@ def test_padding_is_invisible_to_cosformer(is_causal, draw):
         array[7:] = 1e9
     long = fn(**padded, key_mask=jnp.arange(11) < 7)
     np.testing.assert_allclose(long[:7], short, atol=1e-6)
-    # Without the mask the length is another, and so are the weights, unless causal.
+    # Without the mask the length is another, and so are the weights.
     padded = {name: np.pad(a, ((0, 4), (0, 0))) for name, a in arrays.items()}
-    away = np.abs(fn(**padded)[:7] - short).max()
-    assert away < 1e-6 if is_causal else away > 1e-3
+    assert np.abs(fn(**padded)[:7] - short).max() > 1e-3
+
+
+@pytest.mark.parametrize("length", [512, 20_000])
+def test_causal_cosformer_weighs_by_distance_at_any_length(length, draw):
+    arrays = draw({"query": (length, H), "key": (length, H), "value": (length, V)})
+    run = jax.jit(lambda fn, **a: fn(**a, is_causal=True), static_argnums=0)
+    ours = run(cosformer, **arrays)
+    # The last row by its equation, with N = T.
+    t, s = length - 1, np.arange(length)
+    relu = {n: np.maximum(np.float64(arrays[n]), 0) for n in ("query", "key")}
+    weights = relu["key"] @ relu["query"][t] * np.cos(np.pi / 2 * (t - s) / length)
+    want = weights @ arrays["value"] / weights.sum()
+    np.testing.assert_allclose(ours[t], want, atol=2e-4)
+    plain = run(functools.partial(linear, feature_map="relu"), **arrays)
+    spread = np.std(plain[length // 2 :])  # about √(V / length), the noise of a mean
+    assert np.abs(ours - plain)[length // 2 :].mean() > 0.2 * spread
+
+
+def test_a_horizon_makes_the_past_independent_of_the_length(draw):
+    arrays = _arrays(draw, 11)
+    fn = functools.partial(cosformer, is_causal=True, horizon=16)
+    short = fn(**{name: a[:7] for name, a in arrays.items()})
+    np.testing.assert_allclose(fn(**arrays)[:7], short, atol=1e-6)
 
 
 @pytest.mark.parametrize(

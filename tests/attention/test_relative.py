@@ -94,11 +94,8 @@ def _transformer_xl_by_equation(query, key, value, u, v, position, memory, optio
     return _softmax(score, options, (len(query), len(key)), memory) @ value
 
 
-def _compare(ours, theirs, arrays, slope, draw, frozen=0):
-    """Value and directional slopes of a function of float32 arrays with its equation.
-
-    `frozen` rows of key and value are held still: no gradient reaches them.
-    """
+def _compare(ours, theirs, arrays, slope, draw):
+    """Value and directional slopes of a function with those of its equation."""
     wide = {n: np.asarray(x, np.float64) for n, x in arrays.items()}
     expected = theirs(**wide)
     cotangent = np.cos(np.arange(expected.size)).reshape(expected.shape)
@@ -107,8 +104,6 @@ def _compare(ours, theirs, arrays, slope, draw, frozen=0):
     )(jnp.asarray(cotangent, jnp.float32))
     np.testing.assert_allclose(out, expected, atol=2e-5)
     directions = draw({n: x.shape for n, x in arrays.items()}, 9)
-    for name in ("key", "value"):
-        directions[name][:frozen] = 0.0
     slopes = slope(theirs, wide, directions, cotangent)
     for name, expected_slope in slopes.items():
         found = float(np.sum(np.float64(pullback[name]) * directions[name]))
@@ -182,8 +177,46 @@ def test_transformer_xl_is_the_equation(queries, keys, memory, draw, slope):
     theirs = functools.partial(
         _transformer_xl_by_equation, memory=memory, options=options
     )
-    grads = _compare(ours, theirs, arrays, slope, draw, frozen=memory)
-    assert not grads["key"][:memory].any() and not grads["value"][:memory].any()
+    _compare(ours, theirs, arrays, slope, draw)
+
+
+def test_projections_learn_from_the_memory_that_is_stopped_before_them(draw, slope):
+    """Section 3.2: k, v = W_k h̃, W_v h̃ with h̃ = [SG(h_memory); h]."""
+    memory, new = 4, 3
+    hidden = draw({"old": (memory, H), "new": (new, H)})
+    maps = draw({"key": (H, H), "value": (H, V)}, 1)
+    params = {n: x for n, x in draw({"u": (H,), "v": (H,), "W": (H, H)}, 2).items()}
+    names = ("content_bias", "position_bias", "position")
+
+    def ours(maps, old):
+        stopped = jax.lax.stop_gradient(old)
+        both = jnp.concatenate([stopped, hidden["new"]], axis=0)
+        return relative.transformer_xl(
+            hidden["new"],
+            both @ maps["key"],
+            both @ maps["value"],
+            params=dict(zip(names, params.values(), strict=True)),
+            is_causal=True,
+            memory_length=memory,
+        )
+
+    def theirs(key, value):
+        both = np.concatenate([hidden["old"], hidden["new"]], axis=0, dtype=np.float64)
+        options = dict(_options({}, new, memory + new, draw), is_causal=True)
+        return _transformer_xl_by_equation(
+            hidden["new"], both @ key, both @ value, *params.values(), memory, options
+        )
+
+    cotangent = np.cos(np.arange(new * V)).reshape(new, V)
+    out, pullback = jax.vjp(ours, maps, hidden["old"])
+    wide = {n: np.float64(x) for n, x in maps.items()}
+    np.testing.assert_allclose(out, theirs(**wide), atol=2e-5)
+    grads, before = pullback(jnp.asarray(cotangent, jnp.float32))
+    assert not before.any()
+    directions = draw({n: x.shape for n, x in maps.items()}, 3)
+    for name, found in slope(theirs, wide, directions, cotangent).items():
+        claimed = float(np.sum(np.float64(grads[name]) * directions[name]))
+        np.testing.assert_allclose(claimed, found, rtol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("memory", [3, 8])

@@ -36,6 +36,8 @@ WRONG: dict[str, tuple[str, str | None]] = {
     "batch_dependent": ("vmap", None),
     "hidden_randomness": ("determinism", None),
     "overflow": ("stability", None),
+    "narrow_sums": ("narrow", None),
+    "narrow_sums_of_gradients": ("narrow", None),
     "not_exact": ("exact", "exact,cross,value_dim"),
     "accepts_what_it_does_not_claim": ("refusal", "bias,cross,value_dim"),
     "knows_order": ("equivariance", "equivariant,cross,value_dim"),
