@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from attn_jax.attention import _checks
-from attn_jax.attention.blockwise import blockwise, window_sides
+from attn_jax.attention.blockwise import blockwise, window_sides, zero_unseen
 from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
 from attn_jax.variants import Variant, require, resolve
 
@@ -822,6 +822,7 @@ def dot_product_attention(
     if key_mask is not None:
         keys = key_mask[:, None, None, :]
         mask = keys if mask is None else mask & keys
+    query, key, value = zero_unseen(query, key, value, mask, None, *sides)
     options: dict[str, Any] = {
         "scale": scale,
         "is_causal": is_causal,

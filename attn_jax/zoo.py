@@ -348,7 +348,8 @@ ROWS: tuple[Variant, ...] = (
         memory="O(T·(H+V))",
         paper="2202.08791",
         summary="relu features weighted by the cosine of the distance",
-        trial={"chunk_size": 8},
+        # With the horizon that it takes by itself, a prefix depends on the length.
+        trial={"chunk_size": 8, "horizon": 320},
         value_dim=True,
     ),
     Variant(

@@ -26,7 +26,7 @@ import numpy as np
 from attn_jax.attention import _checks
 from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
 
-__all__ = ["blockwise", "blockwise_arrays", "window_sides"]
+__all__ = ["blockwise", "blockwise_arrays", "window_sides", "zero_unseen"]
 
 # Measured on a CPU with 1 MB of L2 cache per core; see benchmarks/README.md. Sizes of
 # blocks at most: queries in the forward pass, keys in the backward pass, keys where the
@@ -507,7 +507,7 @@ def _choose_block(
     return _even_block(length, min(most, max(_BLOCK_SCORES // other, 128)))
 
 
-def _zero_unseen(
+def zero_unseen(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -668,7 +668,7 @@ def blockwise_arrays(
         key_block=key_block,
         max_unroll=_MAX_UNROLL if side_by_side else 1,
     )
-    query, key, value = _zero_unseen(query, key, value, mask, key_mask, left, right)
+    query, key, value = zero_unseen(query, key, value, mask, key_mask, left, right)
     padded_queries = -(-num_queries // query_block) * query_block
     padded_keys = -(-num_keys // key_block) * key_block
     if padded_keys > num_keys and key_mask is None:

@@ -29,7 +29,9 @@ from attn_jax.testing.trial import (
     VALUE_DIM,
     Trial,
     cast_floats,
+    joined,
     relative_error,
+    split_moving,
 )
 from attn_jax.variants import ARGUMENTS, CAPABILITIES
 
@@ -46,7 +48,7 @@ __all__ = [
 
 
 def shape(trial: Trial) -> Finding:
-    """Output [T, V], finite, for one token, few, and no multiple of a block."""
+    """Output [T, V], finite, for no token, one, few, and no multiple of a block."""
     variant = trial.variant
     cases = {(1, 1), (2, 2), (NUM_QUERIES, trial.num_keys), (101, 101)}
     if variant.cross:
@@ -63,8 +65,43 @@ def shape(trial: Trial) -> Finding:
                 f"shape {out.shape}, not [T, V] = {want}"
             ) from None
         expect_finite(f"the output at T={num_queries}, S={num_keys}", out)
+    cases |= _empty(trial)
     told = ", ".join(f"{t}x{s}" for t, s in sorted(cases))
     return Finding(f"[T, V] and finite at TxS = {told}; V={trial.value_dim}, H=8")
+
+
+def _with_gradients(trial: Trial, is_causal: bool, arrays: Any) -> jax.Array:
+    """The output, by a call that is also differentiated."""
+    moving, fixed = split_moving(arrays)
+    out, back = jax.vjp(
+        lambda x: trial.call(joined(x, fixed), is_causal=is_causal), moving
+    )
+    back(out)
+    return out
+
+
+def _empty(trial: Trial) -> set[tuple[int, int]]:
+    """Raises unless no queries give no rows, and no keys zeros; returns the sizes."""
+    sizes = {(0, 0), (0, 3), (3, 0)} if trial.variant.cross else {(0, 0)}
+    causal = trial.variant.causal and "is_causal" in trial.takes
+    for num_queries, num_keys in sorted(sizes):
+        arrays = trial.full(trial.inputs(num_queries, num_keys))
+        for is_causal in (False, True)[: 1 + causal]:
+            where = f"T={num_queries}, S={num_keys}{', causal' if is_causal else ''}"
+
+            try:
+                out = jax.eval_shape(
+                    functools.partial(_with_gradients, trial, is_causal), arrays
+                )
+            except Exception as error:
+                if is_causal and num_queries != num_keys:
+                    continue  # some refuse causal with T ≠ S
+                raise Fault(f"{where} raises {type(error).__name__}: {error}") from None
+            if out.shape != (num_queries, trial.value_dim):
+                raise Fault(f"{where}: the output has shape {out.shape}, not [T, V]")
+        if num_queries and np.any(trial.bare(arrays) != 0):  # NaN is no zero either
+            raise Fault("queries without any key (S=0) give other than zeros")
+    return sizes
 
 
 def _inner(params: Any) -> list[Any]:

@@ -165,6 +165,8 @@ def mask(trial: Trial) -> Finding:
         for k in ("query", "key", "value")
     }
     _expect_same("1e9 in a key that nobody sees", clean, trial.run({**masked, **dirty}))
+    nobody = ~pairs.any(axis=0)
+    _nan_is_hidden(trial, masked, nobody, "a key that nobody sees", clean, slice(None))
     unseen = np.random.default_rng(6).random(LONG) < 0.3
     everyone = jnp.asarray(np.broadcast_to(~unseen, (LONG, LONG)))
     _beyond_a_block(trial, "keys that nobody sees", unseen, mask=everyone)
@@ -175,6 +177,28 @@ def mask(trial: Trial) -> Finding:
         f"no gradient to any of {int((~pairs).sum())} masked pairs, 1e9 behind the "
         "mask changes nothing"
     )
+
+
+def _nan_is_hidden(
+    trial: Trial,
+    arrays: dict[str, Any],
+    hidden: np.ndarray,
+    where: str,
+    clean: np.ndarray,
+    rows: Any,
+) -> None:
+    """Raises if NaN in hidden keys and values reaches the output or any gradient."""
+    which = jnp.asarray(hidden)[:, None]
+    advice = "replace what is masked by zeros before it is read: 0 · NaN is NaN"
+    for name in ("key", "value"):
+        dirty = jnp.where(which, jnp.nan, arrays[name])
+        out, grads = trial.pull({**arrays, name: dirty})
+        reached = {"the output": out[rows]}
+        reached |= {f"the gradient of {k}": x for k, x in grads.items()}
+        for what, found in reached.items():
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+                raise Fault(f"NaN in the {name} of {where} reaches {what}; {advice}")
+        _expect_same(f"NaN in the {name} of {where}", clean[rows], out[rows])
 
 
 def key_mask(trial: Trial) -> Finding:
@@ -213,6 +237,11 @@ def key_mask(trial: Trial) -> Finding:
         if not tokens:
             for argument in ("query", "key", "value"):
                 expect_finite(f"gradient of {argument}", dirty_grads[argument])
+        if tokens:
+            holes = {k: jnp.where(which, jnp.nan, x) for k, x in dirty.items()}
+            got = trial.run({**masked, **holes})
+            _expect_same(f"NaN in padding {name}", clean[rows], got[rows])
+        _nan_is_hidden(trial, masked, ~keys, f"padding {name}", clean, rows)
         read |= relative_error(clean[rows], none[rows]) > 1e-6
     if not read:
         raise Fault("padding changes nothing: the key mask is not read")

@@ -10,9 +10,10 @@ def attend(query, key, value, bias=None, mask=None, *, key_mask=None):
     if bias is not None or mask is not None:
         name = "bias" if bias is not None else "mask"
         raise NotImplementedError(f"`{name}` cannot be honoured here")
+    if key_mask is not None:
+        key, value = (jnp.where(key_mask[:, None], x, 0) for x in (key, value))
     logits = (query @ key.T).astype(jnp.float32) / query.shape[1] ** 0.5
     logits = logits - 0.5 * jnp.eye(len(query), dtype=jnp.float32)
     if key_mask is not None:
         logits = jnp.where(key_mask[None, :], logits, -1e30)
-        value = jnp.where(key_mask[:, None], value, 0)
     return jax.nn.softmax(logits, axis=-1).astype(value.dtype) @ value

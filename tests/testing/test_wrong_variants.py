@@ -17,6 +17,8 @@ WRONG: dict[str, tuple[str, str | None]] = {
     "causal_from_the_end": ("causal", None),
     "ignored_padding": ("key_mask", None),
     "counted_padding": ("key_mask", "key_mask,cross,value_dim"),
+    "nan_in_padding": ("key_mask", "key_mask,cross,value_dim"),
+    "needs_a_token": ("shape", "cross,value_dim"),
     "ignored_mask": ("mask", "bias,mask,cross,value_dim"),
     "inverted_mask": ("mask", None),
     "ignored_bias": ("bias", None),
