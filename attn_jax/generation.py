@@ -199,14 +199,15 @@ def _drawn(sample: Sample, rng: jax.Array, output: Any, token: jax.Array) -> jax
 def _as_returned(step: Step, params: Any, state: Any, token: jax.Array) -> Any:
     """A first state in the dtypes that it will have after a step."""
     after = jax.eval_shape(step, params, state, token)[0]
-    if jax.tree.structure(after) != jax.tree.structure(state):
-        return state  # the scan says so
 
     def cast(leaf: Any, then: jax.ShapeDtypeStruct) -> Any:
         same = jnp.result_type(leaf) == then.dtype
         return leaf if same else jnp.asarray(leaf).astype(then.dtype)
 
-    return jax.tree.map(cast, state, after)
+    try:
+        return jax.tree.map(cast, state, after)
+    except ValueError:  # of another structure, which the scan says better
+        return state
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "step", "init", "draw"))

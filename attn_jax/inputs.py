@@ -259,6 +259,8 @@ def frames(signal: ArrayLike, window: int, hop: int) -> jax.Array:
     """
     signal = jnp.asarray(signal)
     _checks.check_shape("signal", signal, ("n",), {})
+    window = _checks.check_int("window", window, 1)
+    hop = _checks.check_int("hop", hop, 1)
     count = num_frames(signal.shape[0], window, hop)
     if count == 0:
         raise ValueError(

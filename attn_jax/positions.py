@@ -133,9 +133,10 @@ def _angles(
 
 def _as_positions(positions: ArrayLike) -> jax.Array:
     """Positions as an array of JAX; known whole ones must be what int32 holds."""
-    known = not isinstance(positions, jax.core.Tracer)
-    array = np.asarray(positions) if known else positions
-    if known and jnp.issubdtype(array.dtype, jnp.integer) and array.size:
+    if isinstance(positions, jax.core.Tracer):
+        return jnp.asarray(positions)
+    array = np.asarray(positions)
+    if jnp.issubdtype(array.dtype, jnp.integer) and array.size:
         low, high = int(array.min()), int(array.max())
         if low < -_LARGEST - 1 or high > _LARGEST:
             raise ValueError(

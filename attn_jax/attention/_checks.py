@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 LARGEST_INT = int(np.iinfo(np.int32).max)
 
@@ -173,7 +172,7 @@ def _known(array: object) -> bool:
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def as_int32(name: str, given: ArrayLike) -> jax.Array:
+def as_int32(name: str, given: Any) -> jax.Array:
     """Whole numbers of any dtype as int32, in which index arithmetic does not wrap.
 
     What int32 cannot hold becomes the nearest number that it can, and so stays out of
@@ -197,7 +196,7 @@ def as_int32(name: str, given: ArrayLike) -> jax.Array:
 
 
 def check_ids(
-    name: str, given: ArrayLike, size: int | Sequence[int], *, why: str = ""
+    name: str, given: Any, size: int | Sequence[int], *, why: str = ""
 ) -> jax.Array:
     """Numbers of rows, nodes or kinds: int32 in 0 … size − 1, or −1 for no such thing.
 
@@ -221,16 +220,15 @@ def check_ids(
         sizes = sizes.reshape((1,) * (ids.ndim - sizes.ndim) + sizes.shape)
         return jnp.where((ids >= 0) & (ids < sizes), ids, -1)
     values = np.asarray(given)
-    several = not isinstance(size, int | np.integer)
-    for k, number in enumerate(size if several else [size]):
-        column = values[..., k] if several else values
-        if column.size == 0:
-            continue
-        low, high = int(column.min()), int(column.max())
+    columns: list[tuple[str, np.ndarray, Any]] = [(name, values, size)]
+    if isinstance(size, Sequence):
+        columns = [(f"{name}[..., {k}]", values[..., k], n) for k, n in enumerate(size)]
+    for label, column, number in columns:
+        low, high = (int(column.min()), int(column.max())) if column.size else (0, -1)
         if low < 0 or high >= number:
             raise ValueError(
-                f"`{name}{f'[..., {k}]' if several else ''}` must lie in "
-                f"0 … {number - 1}, but has values from {low} to {high}{why}."
+                f"`{label}` must lie in 0 … {number - 1}, but has values from {low} to "
+                f"{high}{why}."
             )
     return ids
 

@@ -396,7 +396,8 @@ def unique_edges(
     senders, receivers = np.asarray(senders), np.asarray(receivers)
     check_nodes("senders", senders, num_nodes)
     check_nodes("receivers", receivers, num_nodes)
-    _checks.check_shape("receivers", receivers, ("E",), {"E": senders.shape[0]})
+    sizes = {"E": senders.shape[0]}
+    _checks.check_shape("receivers", jnp.asarray(receivers), ("E",), sizes)
     codes = np.unique(
         receivers.astype(np.int64) * num_nodes + senders.astype(np.int64)
     )

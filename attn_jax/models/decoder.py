@@ -534,7 +534,7 @@ class DecoderFunctions(NamedTuple):
         """
         prompt = _checks.check_ids("prompt", prompt, self.num_symbols)
         dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
-        widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+        widest = max(dtypes, key=lambda dtype: dtype.itemsize)
         init = _Init(self.init, widest)
         return generation.generate(
             params, prompt, steps, rng, step=self.step, init=init, sample=sample

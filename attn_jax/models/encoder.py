@@ -286,8 +286,8 @@ class Encoder(nnx.Module):
 
 def _check_mask(mask: Any, x: jax.Array) -> None:
     """Raises unless a mask has all its axes: [B, T] might else be read as [T, T]."""
-    if isinstance(mask, tuple):  # with what positions prepared
-        mask = mask.mask
+    if not hasattr(mask, "shape"):  # None, or with what positions prepared
+        mask = getattr(mask, "mask", None)
     if mask is None or x.ndim != 3:
         return
     batch, length = x.shape[:2]

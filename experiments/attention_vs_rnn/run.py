@@ -183,7 +183,7 @@ def pixel_bits(
     functions: DecoderFunctions, params: Any, pixels: jax.Array
 ) -> jax.Array:
     """Bits of every pixel, [B, T] of values [B, T]."""
-    pixels = jnp.asarray(pixels)
+    pixels = jnp.asarray(pixels).astype(jnp.int32)  # `START` is no number of uint8
     start = jnp.full((pixels.shape[0], 1), START, pixels.dtype)
     shifted = jnp.concatenate([start, pixels[:, :-1]], axis=1)
     outputs = functions.apply(params, shifted)

@@ -201,7 +201,7 @@ def test_the_state_follows_the_parameters(made, dtype):
 
 def test_a_decoder_in_another_dtype_begins_in_it():
     decoder = Decoder(
-        5, 5, mixer="lstm", dim=4, depth=1, max_length=3, rngs=nnx.Rngs(0)
+        5, 5, mixer="dot_product", dim=4, depth=1, max_length=3, rngs=nnx.Rngs(0)
     )
     graph, params, rest = nnx.split(decoder, nnx.Param, ...)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
