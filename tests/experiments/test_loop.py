@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -364,3 +365,39 @@ def test_a_worker_ends_with_the_process_that_started_it():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     assert StopSignal(gone.pid).signum == signal.SIGTERM
+
+
+def test_a_cell_that_fails_is_a_record_with_its_traceback(run, monkeypatch):
+    def scores(*_):
+        raise RuntimeError("no scores today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_scores", scores)
+        (record,), told = run(CELL, "failing")
+    assert record["status"] == "failed"
+    assert record["metrics"]["error"] == "RuntimeError: no scores today"
+    assert "in scores\n" in record["metrics"]["traceback"]
+    assert "failed, RuntimeError: no scores today" in told.lines[-1]
+
+
+def test_a_seed_that_the_last_update_broke_is_told_from_the_others(run, monkeypatch):
+    step = train.make_train_step
+
+    def make(*arguments):
+        one = step(*arguments)
+
+        def broken(state, batch, rng):
+            state, metrics = one(state, batch, rng)
+            bad = jax.random.key_data(rng)[-1] == 1  # seed 1
+            lost = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), state.params)
+            return state._replace(params=lost), metrics
+
+        return broken
+
+    monkeypatch.setattr(train, "make_train_step", make)
+    loop.programs.cache_clear()
+    mlp = dataclasses.replace(CELL, model="mlp", patch=None, updates=1)
+    found, _ = run(seeds(mlp), "last")
+    loop.programs.cache_clear()
+    assert [record["status"] for record in found] == ["done", "diverged", "done"]
+    assert found[1]["metrics"]["diverged_at"] == 1
