@@ -750,7 +750,8 @@ def as_attention_fn(
     """
     record = resolve(variant)
     if max_length is not None and record.init is not None:
-        if "max_length" in inspect.signature(record.init).parameters:
+        takes = inspect.signature(record.init).parameters
+        if "max_length" in takes and "max_length" not in record.options:
             init_options = {"max_length": max_length, **(init_options or {})}
     if implementation is not None:
         options = {**record.options, **options}

@@ -148,8 +148,8 @@ def _check_arrays(
 def _check_options(variant: Variant, options: Mapping[str, Any]) -> dict[str, Any]:
     """Checks options against the function's signature; drops those that ask nothing."""
     parameters = inspect.signature(variant.fn).parameters
-    reserved = ("query", "key", "value", "bias", "mask", "key_mask", "params", "rng")
-    reserved += ("dropout_rng",)
+    operands = ("query", "key", "value", "bias", "mask", "key_mask")
+    reserved = (*operands, "params", "rng", "dropout_rng")
     if options.get("is_causal"):
         require(variant, "causal")
     if options.get("dropout_rate"):
@@ -479,7 +479,8 @@ def multi_head_init(
     variant = resolve(fn)
     init = variant.init
     if init is None:
-        if "params" in inspect.signature(variant.fn).parameters:
+        takes = inspect.signature(variant.fn).parameters
+        if "params" in takes and "params" not in variant.options:
             raise ValueError(
                 f"attention variant {variant.name!r} takes `params` but has no `init`; "
                 "put `<function>_init(rng, head_dim)` beside it in the file, or give "
@@ -540,7 +541,8 @@ def multi_head_update(
     (4, 3, 8)
     """
     variant = resolve(fn)
-    if variant.update is None:
+    update = variant.update
+    if update is None:
         return {}
     sizes = _check_arrays(query, key, key, None, mask, key_mask)
     num_heads, num_keys = sizes["N"], sizes["S"]
@@ -558,7 +560,7 @@ def multi_head_update(
         real = jnp.broadcast_to(real, (sizes["B"], num_heads, num_keys))
         operands["key_mask"] = real.swapaxes(0, 1).reshape(num_heads, -1)
     params, operands = jax.lax.stop_gradient((dict(params), operands))
-    new = jax.vmap(lambda params, x: dict(variant.update(params, **x)))(
+    new = jax.vmap(lambda params, x: dict(update(params, **x)))(
         params, operands
     )
     for name, leaves in new.items():

@@ -107,7 +107,7 @@ class Bound(functools.partial):
 def _bound(fn: Callable[..., Any], options: Mapping[str, Any]) -> Bound:
     """A function with options bound to it, over those that it has."""
     if isinstance(fn, functools.partial) and not fn.args:
-        fn, options = fn.func, {**fn.keywords, **options}
+        return _bound(fn.func, {**fn.keywords, **options})
     return Bound(fn, **dict(sorted(options.items())))
 
 

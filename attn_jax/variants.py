@@ -85,7 +85,7 @@ def require(variant: Variant, capability: str) -> None:
     able = variants_with(capability)
     if getattr(variant, capability):
         return
-    if variant.name in VARIANTS:
+    if any(variant.base is row.fn for row in VARIANTS.values()):
         advice = ""
     elif capability == "dropout" and "dropout_rate" in _names(variant.fn):
         advice = (

@@ -21,6 +21,7 @@ from attn_jax.layers import (
     as_linen_attention_fn,
     training,
 )
+from attn_jax.models.encoder import Encoder
 from attn_jax.multihead import multi_head_update
 
 BATCH, LENGTH, FEATURES, HEADS = 2, 5, 8, 2
@@ -766,6 +767,27 @@ def test_random_variant_draws_from_its_own_stream():
     outs = [layer.apply(variables, _X, rngs={"attention": key}) for key in keys]
     np.testing.assert_array_equal(outs[0], outs[1])
     assert not np.allclose(outs[0], outs[2])
+
+
+@pytest.mark.parametrize("name", ["performer", "reformer", "bigbird"])
+def test_a_sequence_comes_out_alike_wherever_it_stands_in_a_batch(name):
+    options = {"block_size": 2} if name == "bigbird" else {}
+    encoder = Encoder(
+        1,
+        FEATURES,
+        num_heads=HEADS,
+        mlp_dim=8,
+        attention=VARIANTS[name].bind(**options),
+        dropout_rate=0.1,
+        rngs=nnx.Rngs(0),
+    )
+    x = jax.random.normal(jax.random.key(2), (1, 24, FEATURES))
+    real = jnp.arange(24)[None] < 20
+    batch = jnp.concatenate([x, 1 - x, x])
+    mask = jnp.concatenate([real, real, real])
+    out = encoder(batch, key_mask=mask)
+    np.testing.assert_array_equal(out[0], out[2])
+    assert not np.allclose(out[0], out[1])
 
 
 def test_sowing_needs_values_of_any_size():
