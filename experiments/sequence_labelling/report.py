@@ -396,7 +396,8 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
     chosen = {id(row) for row in models}
     rest = [row for row in rows if id(row) not in chosen]
 
-    base = transformers[0].config if transformers else None
+    full = [row for row in transformers if row.config["left"] is None]
+    base = full[0].config if full else None
     windows = [row for row in rest if row.config["model"] == "window"]
     counts: dict[tuple[Any, Any], list[Row]] = {}
     for row in windows:
