@@ -309,9 +309,11 @@ def check(cell: Cell, dataset: Dataset, mesh: Mesh) -> None:
     """
     train.check_batch_size(cell.batch_size, mesh)
 
-    key = _ProgramKey.of(cell, dataset, mesh, False, True)
+    def key_of() -> _ProgramKey:
+        return _ProgramKey.of(cell, dataset, mesh, False, True)
 
     def forward() -> jax.Array:
+        key = key_of()
         apply, params = train.split_model(build_model(key, 0))
         images = jnp.zeros((1, *key.image_shape))
         rng = jax.random.key(0) if cell.dropout_rate else None
@@ -321,7 +323,7 @@ def check(cell: Cell, dataset: Dataset, mesh: Mesh) -> None:
         jax.eval_shape(forward)
         return
     try:
-        _trace(key, cell, dataset)
+        _trace(key_of(), cell, dataset)
     except Exception as error:
         raise does_not_run(cell.attention, repr(cell.model), error) from error
 
