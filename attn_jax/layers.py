@@ -54,6 +54,7 @@ from flax import linen, nnx
 from flax.errors import TraceContextError
 from jax.typing import DTypeLike
 
+from attn_jax.attention import _checks
 from attn_jax.attention.softmax import dot_product, score_dtype
 from attn_jax.multihead import (
     Implementation,
@@ -215,6 +216,12 @@ def _with_precision(
         with context():
             return call(operands)
 
+    message = (
+        "with a `precision` attention has derivatives in reverse mode alone: for "
+        "`jax.jvp` or `jax.jacfwd` leave it out of the Flax layer, and trace inside of "
+        "`jax.default_matmul_precision(...)`."
+    )
+
     def forward(operands: Any) -> tuple[jax.Array, Any]:
         with context():
             return jax.vjp(call, operands)
@@ -224,7 +231,7 @@ def _with_precision(
             return pullback(cotangent)
 
     run.defvjp(forward, backward)
-    return run
+    return lambda operands: run(_checks.reverse_mode_only(operands, message))
 
 
 def _bool_mask(mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from attn_jax.attention import _checks
 from attn_jax.attention.blockwise import blockwise, window_sides, zero_unseen
 from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
+from attn_jax.masks import from_lengths
 from attn_jax.variants import Variant, require, resolve
 
 __all__ = [
@@ -221,7 +222,10 @@ def multi_head(
       fn: a function that keeps the contract, its `Variant`, or its name as understood
         by `attn_jax.resolve`.
       map_heads: "vmap" makes batched products, "loop" plain ones head by head;
-        "auto" loops on CPU when a head is large. The numbers are the same.
+        "auto" loops on CPU when a head is large, unless arrays might be sharded over
+        batch or heads (there are several devices, and this is not inside of
+        `jax.shard_map`): "loop" then brings all arrays to every device. The numbers
+        are the same.
 
     Returns:
       `f(query[B, T, N, H], key[B, S, K, H], value[B, S, K, V], bias=None, mask=None,
@@ -682,10 +686,25 @@ def _choose(
 def _check_library(
     implementation: Implementation,
     query: jax.Array,
+    key: jax.Array,
     value: jax.Array,
     sides: tuple[int | None, int | None],
 ) -> None:
     """Raises if a library's implementation cannot serve."""
+    batch, num_queries, _, head_dim = query.shape
+    if implementation != "cudnn" and jax.default_backend() == "cpu":
+        if query.dtype == jnp.float16:
+            raise ValueError(
+                f"implementation={implementation!r} has no products of float16 on CPU; "
+                f"cast to bfloat16 or float32, or {_OTHERS}"
+            )
+        single = batch == key.shape[2] == num_queries == key.shape[1] == 1
+        if query.dtype == jnp.bfloat16 and (head_dim == 1 or single):
+            raise ValueError(
+                f"implementation={implementation!r} asks XLA:CPU for products of "
+                "bfloat16 that it has not where H=1 or B=K=T=S=1, and for which it can "
+                f"end the whole process; cast to float32, or {_OTHERS}"
+            )
     if implementation != "tokamax" and query.shape[3] != value.shape[3]:
         raise ValueError(
             f"implementation={implementation!r} needs V = H, but V={value.shape[3]} "
@@ -726,6 +745,8 @@ def dot_product_attention(
     key_mask: jax.Array | None = None,
     scale: float | None = None,
     is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
@@ -736,7 +757,7 @@ def dot_product_attention(
     | implementation | what it is | memory |
     |---|---|---|
     | "reference" | `dot_product`, batched | O(B·N·T·S) |
-    | "blockwise" | `blockwise`, on CPU in a loop over heads | O(B·N·(T+S)) |
+    | "blockwise" | `blockwise`, on one CPU in a loop over heads | O(B·N·(T+S)) |
     | "xla" | `jax.nn.dot_product_attention` | O(B·N·T·S) |
     | "cudnn" | cuDNN's flash kernel: NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
     | "tokamax" | `tokamax.dot_product_attention`, where installed | its own choice |
@@ -752,8 +773,8 @@ def dot_product_attention(
     implementation. One whose bias is −∞ for every key gives zeros with "reference" and
     "blockwise" alone: say such things with a mask.
 
-    "blockwise" and "cudnn" have reverse-mode derivatives, once: for `jax.jvp`,
-    `jax.jacfwd`, `jax.hessian` and the like give implementation="reference".
+    "blockwise" and "cudnn" have derivatives in reverse mode alone, "cudnn" once: for
+    `jax.jvp`, `jax.jacfwd` and the like give implementation="reference".
 
     Args:
       query: [B, T, N, H].
@@ -764,6 +785,10 @@ def dot_product_attention(
       key_mask: bool [B, S], True = a real token, or None.
       scale: factor of the scores; None means 1/√H.
       is_causal: whether query t attends only to keys s ≤ t.
+      query_seq_lengths: int [B], queries of each example, or None for all: zeros come
+        out for those behind, as in `jax.nn`.
+      key_value_seq_lengths: int [B], keys of each example, or None for all; the same as
+        `key_mask=masks.from_lengths(key_value_seq_lengths, S)`.
       local_window_size: (left, right): query t attends only to keys t − left ≤ s ≤
         t + right, as in `jax.nn`; one number for both; None for all. "blockwise" and
         "cudnn" take O(T · (left + right)) time for it.
@@ -783,7 +808,31 @@ def dot_product_attention(
     (2, 5, 4, 8)
     """
     sizes = _check_arrays(query, key, value, bias, mask, key_mask)
+    _checks.check_dtypes(query, key, value)
     sides = window_sides(local_window_size, is_causal)
+    lengths = {"query_seq_lengths": query_seq_lengths}
+    lengths["key_value_seq_lengths"] = key_value_seq_lengths
+    for name, given in lengths.items():
+        if given is not None:
+            _checks.check_shape(name, jnp.asarray(given), ("B",), sizes)
+    if key_value_seq_lengths is not None:
+        real = from_lengths(key_value_seq_lengths, sizes["S"])
+        key_mask = real if key_mask is None else key_mask & real
+    if query_seq_lengths is not None:
+        out = dot_product_attention(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            key_mask=key_mask,
+            scale=scale,
+            is_causal=is_causal,
+            local_window_size=local_window_size,
+            implementation=implementation,
+        )
+        real = from_lengths(query_seq_lengths, sizes["T"])
+        return jnp.where(real[:, :, None, None], out, 0)
     if implementation is None:
         pairs_given = any(x is not None for x in (bias, mask, key_mask))
         implementation = _choose(query, key, value, pairs_given, is_causal, sides)
@@ -820,7 +869,7 @@ def dot_product_attention(
             "`implementation` must be None, 'reference', 'blockwise', 'xla', 'cudnn' "
             f"or 'tokamax', but is {implementation!r}."
         )
-    _check_library(implementation, query, value, sides)
+    _check_library(implementation, query, key, value, sides)
     if key_mask is not None:
         keys = key_mask[:, None, None, :]
         mask = keys if mask is None else mask & keys
@@ -831,6 +880,9 @@ def dot_product_attention(
         "local_window_size": local_window_size,
     }
     if implementation == "tokamax":
+        if band is not None and sizes["T"] != sizes["S"]:  # its window takes T = S
+            mask = band[None, None] if mask is None else mask & band[None, None]
+            options |= {"is_causal": False, "local_window_size": None}
         attend = importlib.import_module("tokamax").dot_product_attention
     else:
         attend = jax.nn.dot_product_attention

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.machinery
 import importlib.util
+import sys
+import types
 
 import jax
 import jax.export
@@ -491,6 +494,116 @@ def test_wrong_windows_are_named(arrays):
     for window in (-1, (1, -2), (1, 2, 3), 0.5):
         with pytest.raises(ValueError, match="`local_window_size` must be None, one"):
             dot_product_attention(**x, local_window_size=window)
+
+
+@pytest.mark.parametrize("window", [np.int64(2), (np.int32(2), np.uint8(0))])
+def test_windows_may_be_whole_numbers_of_numpy(window, arrays):
+    x = {name: arrays[name] for name in ("query", "key", "value")}
+    given = (2, 2) if isinstance(window, np.int64) else (2, 0)
+    np.testing.assert_array_equal(
+        dot_product_attention(**x, local_window_size=window),
+        dot_product_attention(**x, local_window_size=given),
+    )
+    for wrong in (True, (np.int64(-1), 0)):
+        with pytest.raises(ValueError, match="`local_window_size` must be None, one"):
+            dot_product_attention(**x, local_window_size=wrong)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_lengths_are_those_of_jax_nn(implementation, arrays):
+    x = {"query": arrays["query"], "key": arrays["key"][..., :H]}
+    x["value"] = x["key"] + 1.0
+    lengths = {
+        "query_seq_lengths": jnp.array([4, T]),
+        "key_value_seq_lengths": jnp.array([S, 3]),
+    }
+    np.testing.assert_allclose(
+        dot_product_attention(**x, **lengths, implementation=implementation),
+        jax.nn.dot_product_attention(**x, **lengths),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match=r"`key_value_seq_lengths` must .* \[B\]"):
+        dot_product_attention(**x, key_value_seq_lengths=jnp.array([3]))
+
+
+@pytest.mark.parametrize("implementation", [None, "xla", "tokamax", "blockwise"])
+def test_every_implementation_checks_dtypes(implementation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokamax", _tokamax())
+    x = jnp.ones((1, 4, 2, 8))
+    for wrong in (x.astype(jnp.int32), x.astype(jnp.complex64)):
+        with pytest.raises(TypeError, match="`query` must be a floating-point"):
+            dot_product_attention(wrong, wrong, wrong, implementation=implementation)
+    narrow = x.astype(jnp.bfloat16)
+    with pytest.raises(TypeError, match="must have one dtype.*float32, bfloat16"):
+        dot_product_attention(x, narrow, narrow, implementation=implementation)
+
+
+def _tokamax():
+    """A stand-in, which takes windows where T = S alone."""
+
+    def attend(query, key, value, bias=None, mask=None, *, local_window_size, **more):
+        assert local_window_size is None or query.shape[1] == key.shape[1]
+        return jax.nn.dot_product_attention(
+            query, key, value, bias, mask, local_window_size=local_window_size, **more
+        )
+
+    module = types.ModuleType("tokamax")
+    module.__spec__ = importlib.machinery.ModuleSpec("tokamax", None)
+    module.dot_product_attention = attend
+    return module
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_tokamax_gets_a_window_as_a_mask_where_lengths_differ(
+    causal, arrays, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tokamax", _tokamax())
+    x = (arrays["query"], arrays["key"], arrays["key"])
+    options = {"is_causal": causal, "local_window_size": (2, 1)}
+    np.testing.assert_allclose(
+        dot_product_attention(*x, **options, implementation="tokamax"),
+        dot_product_attention(*x, **options, implementation="reference"),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a fault of XLA:CPU")
+@pytest.mark.parametrize("implementation", ["xla", "tokamax"])
+def test_what_jaxlib_cannot_compute_is_refused_before(implementation, monkeypatch):
+    """There it ends the process (64 queries and keys of H = 1, with a gradient)."""
+    monkeypatch.setitem(sys.modules, "tokamax", _tokamax())
+    for shape, dtype, message in (
+        ((1, 64, 1, 1), jnp.bfloat16, "where H=1 or B=K=T=S=1"),
+        ((1, 1, 1, 8), jnp.bfloat16, "where H=1 or B=K=T=S=1"),
+        ((1, 4, 2, 8), jnp.float16, "no products of float16 on CPU"),
+    ):
+        x = jnp.ones(shape, dtype)
+        with pytest.raises(ValueError, match=message):
+            dot_product_attention(x, x, x, implementation=implementation)
+        assert dot_product_attention(x, x, x).dtype == dtype
+
+
+@pytest.mark.parametrize("where", ["plain", "outside", "inside"])
+def test_forward_mode_says_what_helps(where):
+    """Also where a compiled function is differentiated, or a derivative compiled."""
+    x = jnp.ones((1, 130, 1, 2))
+    for attend, way in (
+        (functools.partial(dot_product_attention, is_causal=True), "='reference'"),
+        (multi_head("truncated"), "map_blocks='vmap'"),
+    ):
+        fn = lambda x, attend=attend: attend(x, x, x)  # noqa: E731
+        fn = jax.jit(fn) if where == "inside" else fn
+        run = lambda x, fn=fn: jax.jvp(fn, (x,), (x,))  # noqa: E731
+        run = jax.jit(run) if where == "outside" else run
+        with pytest.raises(TypeError, match=way):
+            run(x)
+    slope = lambda attend: jax.jvp(lambda x: attend(x, x, x), (x,), (x,))[1]  # noqa: E731
+    reference = functools.partial(dot_product_attention, implementation="reference")
+    assert slope(reference).shape == x.shape
+    aside = functools.partial(multi_head("truncated"), map_blocks="vmap")
+    assert slope(aside).shape == x.shape
 
 
 def test_an_implementation_that_cannot_serve_says_so(arrays):

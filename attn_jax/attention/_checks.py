@@ -7,6 +7,7 @@ came and what would be right.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
 LARGEST_INT = int(np.iinfo(np.int32).max)
 
@@ -72,6 +75,21 @@ def check_float(name: str, array: jax.Array) -> None:
         )
 
 
+def check_dtypes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+    """Checks that query, key and value hold floating-point numbers of one dtype.
+
+    Raises:
+      TypeError: if they do not.
+    """
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        check_float(name, array)
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            "`query`, `key` and `value` must have one dtype, but have "
+            f"{query.dtype}, {key.dtype} and {value.dtype}; cast them first."
+        )
+
+
 def check_inputs(
     query: jax.Array,
     key: jax.Array,
@@ -107,12 +125,7 @@ def check_inputs(
                 f"has shape {tuple(array.shape)}. For batch and heads wrap the "
                 "function: `attn_jax.multi_head(fn)(query[B, T, N, H], ...)`."
             )
-        check_float(name, array)
-    if not query.dtype == key.dtype == value.dtype:
-        raise TypeError(
-            "`query`, `key` and `value` must have one dtype, but have "
-            f"{query.dtype}, {key.dtype} and {value.dtype}; cast them first."
-        )
+    check_dtypes(query, key, value)
     sizes = {"T": query.shape[0], "S": key.shape[0], "H": query.shape[1]}
     if same_head_dim and key.shape[1] != sizes["H"]:
         raise ValueError(
@@ -281,6 +294,52 @@ def check_params(
                 f"{shape}. Under `multi_head` every leaf leads with the number of "
                 "heads N."
             )
+
+
+# The identity on tangents, which has a transpose and nothing else: reverse mode never
+# computes it, forward mode would.
+_reversed_p = core.Primitive("reversed")
+
+
+def _refuse(*_: Any, message: str, **__: Any) -> Any:
+    raise TypeError(message)
+
+
+_reversed_p.def_impl(_refuse)
+_reversed_p.def_abstract_eval(lambda x, message: x)
+ad.deflinear2(_reversed_p, lambda cotangent, _, message: [cotangent])
+batching.defvectorized(_reversed_p)
+mlir.register_lowering(_reversed_p, _refuse)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _marked(message: str, x: jax.Array) -> jax.Array:
+    return x
+
+
+@_marked.defjvp
+def _marked_jvp(
+    message: str, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return primals[0], _reversed_p.bind(tangents[0], message=message)
+
+
+def reverse_mode_only(tree: Any, message: str) -> Any:
+    """`tree`, whose derivatives in forward mode are refused: for what has a custom VJP.
+
+    JAX refuses them as well, but cannot say what helps.
+
+    Args:
+      tree: pytree of arrays.
+      message: of the TypeError, raised where a tangent is computed, under `jax.jit`
+        when that is compiled.
+    """
+
+    def mark(leaf: jax.Array) -> jax.Array:
+        moves = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return _marked(message, leaf) if moves else leaf
+
+    return jax.tree.map(mark, tree)
 
 
 def _mesh_axes(array: object) -> frozenset[str]:

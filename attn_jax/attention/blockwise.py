@@ -44,6 +44,13 @@ _MAX_UNROLL = 8
 _MAX_GROUPS = 8
 
 
+_NO_FORWARD_MODE = (
+    "blockwise attention has derivatives in reverse mode alone: for `jax.jvp` or "
+    "`jax.jacfwd` give `dot_product_attention` implementation='reference' and "
+    "`truncated` map_blocks='vmap', or use `dot_product`."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """What is known before any number is: block sizes and options."""
@@ -573,21 +580,20 @@ def window_sides(
     >>> window_sides(3, is_causal=True)
     (3, 0)
     """
-    sides = local_window_size
-    if sides is None:
+    if local_window_size is None:
         return None, 0 if is_causal else None
-    if isinstance(sides, int):
+    sides = local_window_size
+    if not isinstance(sides, tuple):
         sides = (sides, sides)
-    if (
-        not isinstance(sides, tuple)
-        or len(sides) != 2
-        or not all(type(n) is int and n >= 0 for n in sides)
+    if len(sides) != 2 or not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0
+        for n in sides
     ):
         raise ValueError(
             "`local_window_size` must be None, one int or a pair (left, right) of ints "
             f"that are at least 0, but is {local_window_size!r}."
         )
-    return sides[0], 0 if is_causal else sides[1]
+    return int(sides[0]), 0 if is_causal else int(sides[1])
 
 
 def blockwise_arrays(
@@ -629,15 +635,9 @@ def blockwise_arrays(
       ValueError: on a block size below 1 or a wrong window.
       TypeError: if query, key and value are not of one floating-point dtype.
     """
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        _checks.check_float(name, array)
-    if not query.dtype == key.dtype == value.dtype:
-        raise TypeError(
-            "`query`, `key` and `value` must have one dtype, but have "
-            f"{query.dtype}, {key.dtype} and {value.dtype}; cast them first."
-        )
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"`block_size` must be at least 1, but is {block_size}.")
+    _checks.check_dtypes(query, key, value)
+    if block_size is not None:
+        block_size = _checks.check_int("block_size", block_size, 1)
     left, right = window_sides(local_window_size, is_causal)
     batch, num_queries, num_heads, head_dim = query.shape
     num_keys = key.shape[1]
@@ -681,6 +681,7 @@ def blockwise_arrays(
         mask=_pad(mask, {2: padded_queries, 3: padded_keys}),
         key_mask=_pad(key_mask, {1: padded_keys}),
     )
+    inputs = _checks.reverse_mode_only(inputs, _NO_FORWARD_MODE)
     # All of one kind, as gradients have to be; those of an array that is the same on
     # all devices are summed when it is made to vary.
     return _attend(plan, _checks.varying(inputs, inputs))[:, :num_queries]

@@ -389,7 +389,7 @@ class GraphLabeller(nnx.Module):
     ):
         self.num_classes = num_classes
         self.reads_labels = reads_labels
-        make: Any = VectorInput if isinstance(inputs, int) else IdInput
+        make: Any = VectorInput if isinstance(inputs, int | np.integer) else IdInput
         self.input = make(inputs, dim, dtype=dtype, rngs=rngs)
         if reads_labels:
             # As large as what the input layer makes of vectors of unit variance.

@@ -512,7 +512,7 @@ class Labeller(nnx.Module):
         self.pool = pool
         common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.input: nnx.Module
-        if isinstance(inputs, int):
+        if isinstance(inputs, int | np.integer):
             self.input = VectorInput(inputs, dim, **common)
         else:
             self.input = IdInput(inputs, dim, **common)
@@ -612,8 +612,8 @@ def labeller_cost(
     def forward(params: Any, rest: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params, rest)(x, mask)
 
-    vectors = isinstance(inputs, int)
-    size = inputs if isinstance(inputs, int) else len(inputs)
+    vectors = isinstance(inputs, int | np.integer)
+    size = inputs if isinstance(inputs, int | np.integer) else len(inputs)
     x = jax.ShapeDtypeStruct((1, length, size), jnp.float32 if vectors else jnp.int32)
     mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
     flops = count_flops(forward, params, rest, x, mask).total
