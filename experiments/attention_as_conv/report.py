@@ -483,8 +483,10 @@ def _starts(
             )
         )
         for one, two in ((convolution, random), (random, resnet)):
-            both = one is not None and two is not None and one.records and two.records
-            cells.append(difference(one, two, "test_accuracy", 3)[1] if both else "–")
+            if one and two and one.records and two.records:
+                cells.append(difference(one, two, "test_accuracy", 3)[1])
+            else:
+                cells.append("–")
         lines.append("| " + " | ".join(cells) + " |")
     series = []
     for label, (model, start) in kinds.items():

@@ -284,13 +284,13 @@ def gap(
     low, high = axes.get_ylim()
     room = 0.25 * max(abs(low), abs(high))
     axes.set_ylim(min(low, -room), max(high, room))
-    style: dict[str, Any] = {
+    corner: dict[str, Any] = {
         "transform": axes.transAxes,
         "fontsize": 8.5,
         "color": "#5a5a5a",
     }
-    axes.text(0.015, 0.975, above and f"▲ {above}", va="top", **style)
-    axes.text(0.985, 0.025, below and f"▼ {below}", va="bottom", ha="right", **style)
+    axes.text(0.015, 0.975, above and f"▲ {above}", va="top", **corner)
+    axes.text(0.985, 0.025, below and f"▼ {below}", va="bottom", ha="right", **corner)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
     _finish(axes, sorted({n for line in series for n in line.n}))
     _legend(axes, *axes.get_legend_handles_labels())

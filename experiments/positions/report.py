@@ -80,7 +80,9 @@ def _beside_none(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> list[
     """Which encodings are clearly behind none, by length."""
     blind = next((r for r in group if r.config["positions"] == "none"), None)
     found = []
-    for row in group if blind is not None else ():
+    if blind is None:
+        return []
+    for row in group:
         for low, high in bins:
             metric = f"test_accuracy_length_{low}_{high}"
             if row is blind or not (row.scores(metric) and blind.scores(metric)):
