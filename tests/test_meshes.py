@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from attn_jax import (
     clusterformer_update,
@@ -40,7 +40,7 @@ SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 def sharded(fn, in_specs, out_specs=SPLIT):
-    mesh = AbstractMesh((2,), ("data",))
+    mesh = AbstractMesh((2,), ("data",), (AxisType.Auto,))
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 

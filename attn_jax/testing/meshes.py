@@ -32,7 +32,8 @@ def shard_map(trial: Trial) -> Finding:
     What a loop carries must vary over the mesh as what it becomes: zeros alone do not.
     """
     variant = trial.variant
-    mesh = AbstractMesh((2,), ("data",))
+    # Automatic axes: the default of jax 0.12 is explicit ones, that of 0.10 is not.
+    mesh = AbstractMesh((2,), ("data",), (AxisType.Auto,))
     arrays = trial.neutral(trial.inputs())
     batched = {"query", "key", "value", "bias", "mask", "key_mask"} & set(arrays)
     # Parameters and the key for randomness are the same everywhere; and the other way.
