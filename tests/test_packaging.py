@@ -22,7 +22,7 @@ from packaging.version import Version
 import attn_jax
 
 ROOT = Path(attn_jax.__file__).resolve().parents[1]
-OWN = {"attn_jax", "experiments", "benchmarks"}
+OWN = {"attn_jax", "experiments", "benchmarks", "tests"}
 
 
 def requirements() -> dict[str, list[Requirement]]:

@@ -75,14 +75,13 @@ print(json.dumps([jax.device_count(), numbers]))
 
 
 def numbers(devices):
-    flags = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=ROOT,
         env=os.environ
         | {
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+            "JAX_NUM_CPU_DEVICES": str(devices),
         },
         capture_output=True,
         text=True,
