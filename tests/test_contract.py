@@ -7,6 +7,7 @@ What a variant claims of itself is tried by the conformance kit; see
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import functools
 import inspect
 
@@ -167,3 +168,25 @@ def test_record_agrees_with_the_signature(name):
     assert ("params" in takes) == (variant.init is not None)
     for field in ("time", "memory", "paper", "summary"):
         assert getattr(variant, field), field
+
+
+def _mean_of_values(
+    query, key, value, bias=None, mask=None, *, key_mask=None, is_causal=False, **_
+):
+    """The mean of the values that a query may attend to."""
+    pairs = np.ones((len(query), len(key)), bool)
+    pairs &= True if mask is None else np.asarray(mask)
+    pairs &= True if key_mask is None else np.asarray(key_mask)
+    pairs &= np.tri(*pairs.shape, dtype=bool) if is_causal else True
+    count = np.maximum(pairs.sum(axis=1, keepdims=True), 1)
+    return jnp.asarray(pairs @ np.asarray(value) / count, value.dtype)
+
+
+@ALL
+def test_a_doctest_shows_what_a_mean_of_the_values_does_not(name):
+    fn = VARIANTS[name].fn
+    names = {**fn.__globals__, fn.__name__: _mean_of_values}
+    example = doctest.DocTestParser().get_doctest(fn.__doc__, names, name, None, 0)
+    said = []
+    failed, _ = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
+    assert failed and "Error" not in "".join(said), said

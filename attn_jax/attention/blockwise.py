@@ -742,9 +742,10 @@ def blockwise(
     Reference: Dao et al., 2022, arXiv:2205.14135; Rabe and Staats, 2021,
     arXiv:2112.05682.
 
-    >>> value = jnp.arange(6.0).reshape(6, 1)
-    >>> blockwise(jnp.ones((6, 4)), jnp.ones((6, 4)), value, block_size=4).tolist()
-    [[2.5], [2.5], [2.5], [2.5], [2.5], [2.5]]
+    >>> query, key = jnp.log(jnp.array([[3.0]])), jnp.array([[0.0], [1.0], [0.0]])
+    >>> value = jnp.array([[0.0], [5.0], [0.0]])
+    >>> blockwise(query, key, value, block_size=2).round(4).tolist()  # 1/5, 3/5, 1/5
+    [[3.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     out = blockwise_arrays(

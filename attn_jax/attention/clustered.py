@@ -180,10 +180,11 @@ def clustered(
 
     Reference: Vyas et al., 2020, arXiv:2007.04825, section 3.2.
 
-    >>> x, value = jnp.eye(2, 4), jnp.array([[1.0], [3.0]])
-    >>> rng = jax.random.key(0)
-    >>> clustered(x, x, value, rng=rng, num_clusters=1).tolist()
-    [[2.0], [2.0]]
+    >>> query, key = 2 * jnp.log(jnp.array([[1.0], [3.0]])), jnp.array([[0.0], [1.0]])
+    >>> value, rng = jnp.array([[0.0], [4.0]]), jax.random.key(0)
+    >>> out = clustered(query, key, value, rng=rng, num_clusters=1)
+    >>> out.round(4).tolist()  # both have the result of their mean, log 3
+    [[3.0], [3.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     _check_lengths("clustered", query, key)

@@ -125,10 +125,11 @@ def gat(
 
     Reference: Veličković et al., 2017, arXiv:1710.10903, equation 3.
 
-    >>> params = gat_init(jax.random.key(0), 4)
-    >>> value = jnp.array([[1.0], [3.0]])
-    >>> gat(jnp.ones((1, 4)), jnp.ones((2, 4)), value, params=params).tolist()
-    [[2.0]]
+    >>> params = {"query": jnp.ones(1), "key": jnp.log(jnp.array([3.0]))}
+    >>> key, value = jnp.array([[0.0], [1.0]]), jnp.array([[0.0], [4.0]])
+    >>> out = gat(jnp.array([[0.0], [2.0]]), key, value, params=params)
+    >>> out.round(4).tolist()  # all queries rank the keys alike
+    [[3.0], [3.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     dim = query.shape[1]
@@ -221,10 +222,10 @@ def gatv2(
 
     Reference: Brody et al., 2021, arXiv:2105.14491, equation 7.
 
-    >>> params = gatv2_init(jax.random.key(0), 4)
-    >>> value = jnp.array([[1.0], [3.0]])
-    >>> gatv2(jnp.ones((1, 4)), jnp.ones((2, 4)), value, params=params).tolist()
-    [[2.0]]
+    >>> params = {"score": jnp.log(jnp.array([3.0]))}
+    >>> key, value = jnp.array([[0.0], [1.0]]), jnp.array([[0.0], [4.0]])
+    >>> gatv2(jnp.zeros((1, 1)), key, value, params=params).round(4).tolist()
+    [[3.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     _checks.check_params("gatv2", params, {"score": (query.shape[1],)})

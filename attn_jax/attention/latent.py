@@ -121,10 +121,11 @@ def isab(
 
     Reference: Lee et al., 2018, arXiv:1810.00825, section 3.
 
-    >>> params = isab_init(jax.random.key(0), 4)
-    >>> x, value = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> isab(x, x, value, params=params).round(4).tolist()
-    [[2.0], [2.0]]
+    >>> query, key = jnp.array([[9.0], [-9.0]]), jnp.array([[0.0], [1.0]])
+    >>> value = jnp.array([[0.0], [4.0]])
+    >>> params = {"inducing": jnp.log(jnp.array([[3.0]]))}
+    >>> isab(query, key, value, params=params).round(4).tolist()  # what one point saw
+    [[3.0], [3.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     _checks.check_params("isab", params, {"inducing": (None, query.shape[1])})
@@ -200,10 +201,11 @@ def perceiver(
     Reference: Jaegle et al., 2021, arXiv:2103.03206, section 3 (encoder); Jaegle et
     al., 2021, arXiv:2107.14795, section 3 (decoder).
 
-    >>> params = perceiver_init(jax.random.key(0), 4)
-    >>> x, value = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> perceiver(x, x, value, params=params).round(4).tolist()
-    [[2.0], [2.0]]
+    >>> query, key = jnp.array([[9.0], [-9.0]]), jnp.array([[0.0], [1.0]])
+    >>> value = jnp.array([[0.0], [4.0]])
+    >>> params = {"latent": jnp.log(jnp.array([[3.0], [1 / 3]])), "decoder": query}
+    >>> perceiver(query, key, value, params=params).round(4).tolist()
+    [[3.0], [1.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     size = query.shape[1]
@@ -290,10 +292,11 @@ def luna(
 
     Reference: Ma et al., 2021, arXiv:2106.01540, section 3.
 
-    >>> x, value = jnp.zeros((3, 4)), jnp.array([[1.0], [3.0], [8.0]])
-    >>> params = luna_init(jax.random.key(0), 4)
-    >>> luna(x, x, value, params=params, is_causal=True).round(4).tolist()
-    [[1.0], [2.0], [4.0]]
+    >>> query, key = jnp.ones((3, 1)), jnp.array([[0.0], [1.0], [2.0]])
+    >>> value, params = jnp.array([[0.0], [3.0], [3.0]]), {"extra": jnp.ones((1, 1))}
+    >>> out = luna(query, key, value, params=params, is_causal=True)
+    >>> out.round(4).tolist()  # sums with ω = 1, 2, 3 over the number of keys
+    [[0.0], [3.0], [5.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     _checks.check_params("luna", params, {"extra": (None, query.shape[1])})

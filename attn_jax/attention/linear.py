@@ -269,9 +269,10 @@ def linear(
 
     Reference: Katharopoulos et al., 2020, arXiv:2006.16236, equations 4-9.
 
-    >>> value = jnp.array([[1.0], [3.0]])
-    >>> linear(jnp.ones((2, 4)), jnp.ones((2, 4)), value, is_causal=True).tolist()
-    [[1.0], [2.0]]
+    >>> query, key = jnp.array([[1.0], [5.0]]), jnp.array([[0.0], [2.0]])
+    >>> value = jnp.array([[0.0], [4.0]])
+    >>> linear(query, key, value).round(4).tolist()  # φ(k) is 1 and 3, with H = 1
+    [[3.0], [3.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     chunk_size = _checks.check_int("chunk_size", chunk_size, 1)

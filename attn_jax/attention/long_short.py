@@ -152,10 +152,12 @@ def long_short(
 
     Reference: Zhu et al., 2021, arXiv:2107.02192, section 3.
 
-    >>> x = jax.random.normal(jax.random.key(0), (6, 4))
-    >>> params = long_short_init(jax.random.key(1), 4, rank=2)
-    >>> long_short(x, x, x, params=params, window=2).shape
-    (6, 4)
+    >>> x = jnp.zeros((4, 2))
+    >>> value = jnp.array([[0.0, 9.0], [0.0, 9.0], [9.0, 0.0], [9.0, 0.0]])
+    >>> params = long_short_init(jax.random.key(0), 2, rank=1)
+    >>> out = long_short(x, x, value, params=params, window=1)
+    >>> out.round(4).tolist()  # layer-normed to ±1; half is the mean of all, 0
+    [[-0.5, 0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, -0.5]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     length, width = query.shape

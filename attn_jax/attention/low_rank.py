@@ -124,10 +124,11 @@ def linformer(
 
     Reference: Wang et al., 2020, arXiv:2006.04768, section 4.
 
-    >>> params = linformer_init(jax.random.key(0), 4, max_length=2, scheme="pool")
-    >>> x, value = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> linformer(x, x, value, params=params).tolist()
-    [[2.0], [2.0]]
+    >>> means = {"max_length": 3, "rank": 2, "scheme": "pool"}
+    >>> params = linformer_init(jax.random.key(0), 1, **means)
+    >>> x, value = jnp.zeros((3, 1)), jnp.array([[0.0], [2.0], [6.0]])
+    >>> linformer(x[:1], x, value, params=params).tolist()  # of 1 = (0 + 2)/2, and 6
+    [[3.5]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     _checks.check_params(
@@ -451,10 +452,11 @@ def nystromformer(
 
     Reference: Xiong et al., 2021, arXiv:2102.03902, section 3.
 
-    >>> x, value = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> params = nystromformer_init(jax.random.key(0), 4)
-    >>> nystromformer(x, x, value, params=params).round(4).tolist()
-    [[2.0], [2.0]]
+    >>> x, value = jnp.zeros((3, 1)), jnp.array([[0.0], [3.0], [0.0]])
+    >>> params = {"convolution": jnp.array([0.0, 0.0, 1.0])}
+    >>> out = nystromformer(x, x, value, params=params)
+    >>> out.round(2).tolist()  # the mean, and the next value by the convolution
+    [[4.0], [1.0], [1.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     _checks.check_same_length(

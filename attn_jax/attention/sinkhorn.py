@@ -201,10 +201,12 @@ def sinkhorn(
     Reference: Tay et al., 2020, arXiv:2002.11296, section 3. The paper
     sums where this takes means, which makes the sort independent of the block size.
 
-    >>> x, value = jnp.ones((4, 2)), jnp.array([[1.0], [3.0], [5.0], [7.0]])
-    >>> params = sinkhorn_init(jax.random.key(0), 2, block_size=4)
-    >>> sinkhorn(x, x, value, params=params, block_size=4).tolist()
-    [[4.0], [4.0], [4.0], [4.0]]
+    >>> query, key = jnp.zeros((3, 3)), jnp.eye(3)
+    >>> value = jnp.array([[0.0], [2.0], [4.0]])
+    >>> params = {"hidden": jnp.eye(3), "out": 99 * jnp.roll(jnp.eye(3), 1, axis=1)}
+    >>> out = sinkhorn(query, key, value, params=params, block_size=1)
+    >>> out.round(4).tolist()  # own, and the next block's, which the sort has brought
+    [[1.0], [3.0], [2.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
     block_size = _checks.check_int("block_size", block_size, 1)

@@ -375,9 +375,10 @@ def dot_product(
 
     Reference: Vaswani et al., 2017, arXiv:1706.03762.
 
-    >>> value = jnp.array([[1.0], [3.0]])
-    >>> dot_product(jnp.ones((1, 4)), jnp.ones((2, 4)), value).tolist()
-    [[2.0]]
+    >>> query, key = jnp.log(jnp.array([[3.0]])), jnp.array([[1.0], [0.0]])
+    >>> value = jnp.array([[4.0], [0.0]])
+    >>> dot_product(query, key, value).round(4).tolist()  # weights 3/4 and 1/4
+    [[3.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     _checks.check_dropout(dropout_rate, rng)
@@ -691,10 +692,12 @@ def additive(
 
     Reference: Bahdanau et al., 2014, arXiv:1409.0473.
 
-    >>> params = additive_init(jax.random.key(0), 4)
-    >>> value = jnp.array([[1.0], [3.0]])
-    >>> additive(jnp.ones((1, 4)), jnp.ones((2, 4)), value, params=params).tolist()
-    [[2.0]]
+    >>> params = {"query": jnp.eye(1), "key": jnp.eye(1)}
+    >>> params["score"] = jnp.log(jnp.array([3.0])) / 2
+    >>> key, value = jnp.array([[-9.0], [9.0]]), jnp.array([[0.0], [4.0]])
+    >>> out = additive(jnp.zeros((1, 1)), key, value, params=params)
+    >>> out.round(4).tolist()  # tanh is −1 and 1: weights 1/4 and 3/4
+    [[3.0]]
     """
     _checks.check_inputs(
         query,

@@ -216,10 +216,12 @@ def synthesizer_dense(
 
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "dense synthesizer".
 
-    >>> params = synthesizer_dense_init(jax.random.key(0), 4)
-    >>> x, value = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> synthesizer_dense(x, x, value, params=params).tolist()
-    [[2.0], [2.0]]
+    >>> params = {"hidden": jnp.eye(1), "hidden_bias": jnp.zeros(1)}
+    >>> params |= {"output": jnp.log(jnp.array([[1.0, 3.0]]))}
+    >>> params |= {"output_bias": jnp.zeros(2)}
+    >>> query, value = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [4.0]])
+    >>> synthesizer_dense(query, query, value, params=params).round(4).tolist()
+    [[3.0], [2.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     name, length = "synthesizer_dense", key.shape[0]
@@ -294,7 +296,10 @@ def synthesizer_dense_factorized(
     F(q) = W₂ᵀ relu(W₁ᵀ q + b₁) + b₂
 
     The first row is tiled B times and each entry of the second repeated A times, so
-    A·B ≥ L entries come from A + B. The keys are not read. With F_b = 1 the logits have
+    A·B ≥ L entries come from A + B. The paper tiles both rows. Their products would
+    then repeat with a period of the least common multiple of A and B, which is A where
+    A = B, as here by default; repeated, every entry of one row meets every entry of
+    the other once. The keys are not read. With F_b = 1 the logits have
     period A; for A = L, B = 1 and F_b = 1 it is `synthesizer_dense`.
 
     Args:
@@ -317,10 +322,15 @@ def synthesizer_dense_factorized(
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "factorized dense
     synthesizer".
 
-    >>> params = synthesizer_dense_factorized_init(jax.random.key(0), 4)
-    >>> x, value = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> synthesizer_dense_factorized(x, x, value, params=params).tolist()
-    [[2.0], [2.0]]
+    >>> params = {"hidden_a": jnp.eye(1), "output_a": jnp.log(jnp.array([[1.0, 3.0]]))}
+    >>> params |= {"hidden_b": jnp.eye(1), "output_b": jnp.array([[0.0, 1.0]])}
+    >>> biases = {"hidden_bias_a": 1, "output_bias_a": 2, "hidden_bias_b": 1}
+    >>> biases |= {"output_bias_b": 2}
+    >>> params |= {name: jnp.zeros(size) for name, size in biases.items()}
+    >>> query, key, value = jnp.ones((1, 1)), jnp.ones((4, 1)), 6 * jnp.eye(4)
+    >>> out = synthesizer_dense_factorized(query, key, value, params=params)
+    >>> out.round(4).tolist()  # logits log 3 times [0 · 0, 1 · 0, 0 · 1, 1 · 1]
+    [[1.0, 1.0, 1.0, 3.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     name, length = "synthesizer_dense_factorized", key.shape[0]
@@ -598,10 +608,12 @@ def synthesizer_mixture(
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "mixture of
     synthesizers".
 
-    >>> x, value = jnp.zeros((1, 4)), jnp.array([[2.0]])
-    >>> params = synthesizer_mixture_init(jax.random.key(0), 4)
-    >>> synthesizer_mixture(x, x, value, params=params).tolist()
-    [[2.0]]
+    >>> params = synthesizer_mixture_init(jax.random.key(0), 1, max_length=2)
+    >>> params["logits"] = 3 * jnp.log(jnp.array([[1.0, 3.0], [1.0, 1.0]]))
+    >>> query, value = jnp.zeros((2, 1)), jnp.array([[0.0], [4.0]])
+    >>> out = synthesizer_mixture(query, query, value, params=params)
+    >>> out.round(4).tolist()  # queries of zeros leave a third of the random logits
+    [[3.0], [2.0]]
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     name, lengths = "synthesizer_mixture", (query.shape[0], key.shape[0])
