@@ -298,7 +298,7 @@ def synthesizer_dense_factorized(
     The first row is tiled B times and each entry of the second repeated A times, so
     A·B ≥ L entries come from A + B. The paper tiles both rows. Their products would
     then repeat with a period of the least common multiple of A and B, which is A where
-    A = B, as here by default; repeated, every entry of one row meets every entry of
+    A = B, as for L = 512 here; repeated, every entry of one row meets every entry of
     the other once. The keys are not read. With F_b = 1 the logits have
     period A; for A = L, B = 1 and F_b = 1 it is `synthesizer_dense`.
 
