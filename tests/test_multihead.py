@@ -679,3 +679,33 @@ def test_bad_options_are_named(arrays):
         multi_head_init(
             lambda query, key, value, params: value, jax.random.key(0), N, H
         )
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "xla"])
+@pytest.mark.parametrize("window", [None, 2])
+def test_what_is_masked_may_hold_nan(implementation, window, draw):
+    # Queries that see nothing, keys and values that nobody sees, forward and backward.
+    shapes = {"query": (2, 12, 2, 8), "key": (2, 12, 2, 8), "value": (2, 12, 2, 8)}
+    arrays = draw(shapes)
+    real = np.random.default_rng(0).random((2, 12)) < 0.7
+    mask = real[:, None, None, :] & real[:, None, :, None]
+
+    @jax.jit
+    def run(arrays):
+        def of(arrays):
+            return dot_product_attention(
+                **arrays,
+                mask=mask,
+                is_causal=window is None,
+                local_window_size=window,
+                implementation=implementation,
+            )
+
+        out, pullback = jax.vjp(of, arrays)
+        return out, pullback(jnp.where(real[:, :, None, None], jnp.cos(out), 0))[0]
+
+    dirty = {n: np.where(real[:, :, None, None], x, np.nan) for n, x in arrays.items()}
+    for found, want in zip(
+        jax.tree.leaves(run(dirty)), jax.tree.leaves(run(arrays)), strict=True
+    ):
+        np.testing.assert_allclose(found, want, atol=1e-5)

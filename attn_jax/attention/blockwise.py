@@ -540,6 +540,8 @@ def zero_unseen(
             pairs = pairs & (s[None] >= t[:, None] - left)[None, None]
         if right is not None:
             pairs = pairs & (s[None] <= t[:, None] + right)[None, None]
+        # Else XLA works a constant mask out while it compiles, which takes seconds.
+        pairs = jax.lax.optimization_barrier(jnp.asarray(pairs))
         rows, keys = pairs.any(axis=3), pairs.any(axis=2)
     elif real is not None:
         # By how many real keys come before where a query's window begins and ends.

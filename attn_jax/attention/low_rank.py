@@ -286,7 +286,7 @@ def memory_compressed(
     mask, seen = None, key_mask
     if is_causal:
         ends = width * np.arange(1, windows + 1) - 1
-        mask = jnp.asarray(ends[None, :] <= np.arange(num_queries)[:, None])
+        mask = jnp.asarray(ends)[None, :] <= jnp.arange(num_queries)[:, None]
         reached = (ends < num_queries).repeat(width)[:num_keys]
         if not reached.all():
             seen = jnp.asarray(reached) if seen is None else seen & reached

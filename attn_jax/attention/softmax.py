@@ -142,6 +142,8 @@ def seen_ends(
     if mask is not None:
         pairs = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
         assert pairs is not None
+        # Else XLA works a constant mask out while it compiles, which takes seconds.
+        pairs = jax.lax.optimization_barrier(pairs)
         return pairs.any(axis=1), pairs.any(axis=0)
     if not is_causal:
         return None if key_mask is None else key_mask.any(keepdims=True), key_mask
@@ -321,13 +323,18 @@ def dot_product_weights(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
     query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
-    logits = jax.lax.dot_general(
+    logits = _scores(query, key) * scale
+    return _finish_weights(logits, bias, mask, key_mask, is_causal, normalize)
+
+
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Q Kᵀ [T, S], summed in float32 or wider."""
+    return jax.lax.dot_general(
         query,
         key,
         (((1,), (1,)), ((), ())),
         preferred_element_type=score_dtype(query.dtype),
     )
-    return _finish_weights(logits * scale, bias, mask, key_mask, is_causal, normalize)
 
 
 def dot_product(
@@ -382,18 +389,14 @@ def dot_product(
     """
     _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
     _checks.check_dropout(dropout_rate, rng)
-    weights = dot_product_weights(
-        query,
-        key,
-        bias,
-        mask,
-        key_mask=key_mask,
-        scale=scale,
-        is_causal=is_causal,
-        normalize=normalize,
-    )
-    _, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
-    return _attend(weights, _checks.zero_masked(value, keys), dropout_rate, rng)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # As in dot_product_weights; here once for keys and values.
+    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
+    query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
+    value = _checks.zero_masked(value, keys)
+    logits = _scores(query, key) * scale
+    weights = _finish_weights(logits, bias, mask, key_mask, is_causal, normalize)
+    return _attend(weights, value, dropout_rate, rng)
 
 
 def relu_attention(

@@ -178,3 +178,23 @@ def test_a_mask_of_an_encoder_has_all_its_axes():
     with pytest.raises(TypeError, match="`mask` must be bool with True = attend"):
         encoder(x, mask=numbers, key_mask=real)
     encoder(x, mask=real[:, None, None])
+
+
+def test_padding_of_an_encoder_may_hold_nan(draw):
+    encoder = Encoder(1, 8, num_heads=2, mlp_dim=8, rngs=nnx.Rngs(0))
+    real = np.arange(6)[None, :] < np.array([[6], [4]])
+    tokens = draw({"tokens": (2, 6, 8)})["tokens"]
+
+    def loss(encoder, tokens):
+        out = encoder(tokens, key_mask=jnp.asarray(real))
+        return jnp.where(real[:, :, None], out**3, 0).sum(), out
+
+    both = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    dirty = np.where(real[:, :, None], tokens, np.nan)
+    (_, out), grads = both(encoder, jnp.asarray(dirty))
+    (_, want), want_grads = both(encoder, jnp.asarray(tokens))
+    np.testing.assert_allclose(out[real], want[real], atol=1e-5)
+    for found, expected in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
