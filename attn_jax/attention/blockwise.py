@@ -249,7 +249,9 @@ def _may_mask(plan: _Plan, inputs: _Inputs) -> bool:
     return any(x is not None for x in given)
 
 
-def _forward(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
+def _forward(
+    plan: _Plan, inputs: _Inputs, out_dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, N, V] and log Σ exp(logits) [B, N, T] (0 if no key is seen)."""
     query, key, value = inputs.query, inputs.key, inputs.value
     batch, num_queries, num_heads, _ = query.shape
@@ -282,7 +284,7 @@ def _forward(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
         return jnp.where(seen, mixed / total, 0.0), log_sum
 
     carry = (
-        jnp.zeros((batch, num_queries, num_heads, value.shape[3]), value.dtype),
+        jnp.zeros((batch, num_queries, num_heads, value.shape[3]), out_dtype),
         jnp.zeros((batch, num_heads, num_queries), wide),
     )
     carry = _checks.varying(carry, inputs)
@@ -457,7 +459,7 @@ def _backward(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: _Plan, inputs: _Inputs) -> jax.Array:
-    return _forward(plan, inputs)[0]
+    return _forward(plan, inputs, inputs.value.dtype)[0]
 
 
 def _attend_forward(plan: _Plan, inputs: Any) -> tuple[jax.Array, Any]:
@@ -466,8 +468,10 @@ def _attend_forward(plan: _Plan, inputs: Any) -> tuple[jax.Array, Any]:
     # tuple stands for yes, since the residuals' structure is all that is static.
     with_bias = () if bias is not None and bias.perturbed else None
     inputs = jax.tree.map(lambda leaf: leaf.value, inputs, is_leaf=_is_leaf)
-    out, log_sums = _forward(plan, inputs)
-    return out, (inputs, out, log_sums, with_bias)
+    # The backward pass takes small differences to the output: it gets it unrounded.
+    dtype = inputs.value.dtype
+    out, log_sums = _forward(plan, inputs, score_dtype(dtype))
+    return out.astype(dtype), (inputs, out, log_sums, with_bias)
 
 
 def _is_leaf(node: Any) -> bool:
@@ -479,7 +483,7 @@ def _attend_backward(
 ) -> tuple[_Inputs]:
     inputs, out, log_sums, with_bias = residuals
     if not isinstance(cotangent, jax.Array):  # a symbolic zero
-        cotangent = jnp.zeros(out.shape, out.dtype)
+        cotangent = jnp.zeros(out.shape, inputs.value.dtype)
     grads = _backward(plan, inputs, out, log_sums, cotangent, with_bias is not None)
     return (grads,)
 

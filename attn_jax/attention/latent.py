@@ -74,16 +74,20 @@ def _through_packed(
     scale: float | None,
 ) -> jax.Array:
     """Attention of the queries to keys and values as the latents have gathered them."""
-    key, value = (_checks.zero_masked(x, key_mask) for x in (key, value))
+    # In the dtype of scores: what latents gather from many keys is nearly equal, and
+    # what the queries tell apart in it would be lost in roundings.
+    out_dtype, dtype = value.dtype, score_dtype(query.dtype)
+    query = query.astype(dtype)
+    key, value = (_checks.zero_masked(x, key_mask).astype(dtype) for x in (key, value))
     packed = dot_product(
-        latents.astype(query.dtype),
+        latents.astype(out_dtype).astype(dtype),
         key,
         jnp.concatenate([key, value], axis=1),
         key_mask=key_mask,
         scale=scale,
     )
     packed_key, packed_value = jnp.split(packed, [key.shape[1]], axis=1)
-    return dot_product(query, packed_key, packed_value, scale=scale)
+    return dot_product(query, packed_key, packed_value, scale=scale).astype(out_dtype)
 
 
 def isab(
@@ -214,10 +218,15 @@ def perceiver(
     )
     shape = params["latent"].shape
     _checks.check_params("perceiver", params, {"latent": shape, "decoder": shape})
-    key, value = (_checks.zero_masked(x, key_mask) for x in (key, value))
-    latent, decoder = (params[x].astype(query.dtype) for x in ("latent", "decoder"))
+    # In the dtype of scores, as in `_through_packed`.
+    out_dtype, dtype = value.dtype, score_dtype(query.dtype)
+    query = query.astype(dtype)
+    key, value = (_checks.zero_masked(x, key_mask).astype(dtype) for x in (key, value))
+    latent, decoder = (
+        params[x].astype(out_dtype).astype(dtype) for x in ("latent", "decoder")
+    )
     read = dot_product(latent, key, value, key_mask=key_mask, scale=scale)
-    return dot_product(query, decoder, read, scale=scale)
+    return dot_product(query, decoder, read, scale=scale).astype(out_dtype)
 
 
 def luna_init(

@@ -210,10 +210,12 @@ def long_short(
         params["projection"].astype(dtype),
         real,
     )
+    # In the dtype of scores: means of many keys are nearly equal, so the layer norm
+    # makes roundings large, of what comes out and of the gradients that go in.
     far = _tiles.attend(
-        query,
-        _layer_norm(far_key, params["global_key"]).astype(dtype).reshape(-1, width),
-        _layer_norm(far_value, params["global_value"]).astype(dtype).reshape(-1, size),
+        query.astype(far_key.dtype),
+        _layer_norm(far_key, params["global_key"]).reshape(-1, width),
+        _layer_norm(far_value, params["global_value"]).reshape(-1, size),
         _tiles.blocks_of(length, length),
         _tiles.blocks_of(count * rank, count * rank),
         (lambda t, s: s // rank < t // segment) if is_causal else None,

@@ -151,20 +151,21 @@ def linformer(
         fed &= key_mask[:, None]
 
     def project(matrix: jax.Array, rows: jax.Array) -> jax.Array:
-        product = jnp.matmul(
+        return jnp.matmul(
             matrix.T,
             _checks.zero_masked(rows, key_mask),
             preferred_element_type=score_dtype(dtype),
         )
-        return product.astype(dtype)
 
-    return dot_product(
-        query,
+    # In the dtype of scores: sums over many keys may be nearly equal.
+    out = dot_product(
+        query.astype(score_dtype(dtype)),
         project(by_key, key),
         project(by_value, value),
         key_mask=fed.any(axis=0),
         scale=scale,
     )
+    return out.astype(dtype)
 
 
 def memory_compressed_init(
