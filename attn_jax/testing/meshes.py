@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from attn_jax.multihead import multi_head
 from attn_jax.testing.outcome import Fault, Finding
-from attn_jax.testing.trial import Arrays, Trial, joined, split_moving
+from attn_jax.testing.trial import NUM_QUERIES, Arrays, Trial, joined, split_moving
 
 __all__ = ["explicit_mesh", "shard_map"]
 
@@ -34,7 +34,10 @@ def shard_map(trial: Trial) -> Finding:
     variant = trial.variant
     # Automatic axes: the default of jax 0.12 is explicit ones, that of 0.10 is not.
     mesh = AbstractMesh((2,), ("data",), (AxisType.Auto,))
-    arrays = trial.neutral(trial.inputs())
+    # Some hold causal attention to T = S.
+    arrays = trial.neutral(
+        trial.inputs(num_keys=NUM_QUERIES if variant.causal else None)
+    )
     batched = {"query", "key", "value", "bias", "mask", "key_mask"} & set(arrays)
     # Parameters and the key for randomness are the same everywhere; and the other way.
     splits = {"the batch": batched}
@@ -95,7 +98,8 @@ def explicit_mesh(trial: Trial) -> Finding:
 
     size = 2 * _EACH
     arrays: Arrays = {}
-    for name, x in trial.full(trial.inputs()).items():
+    num_keys = NUM_QUERIES if variant.causal else None
+    for name, x in trial.full(trial.inputs(num_keys=num_keys)).items():
         if name == "rng":
             arrays[name] = x
         elif name == "params":
