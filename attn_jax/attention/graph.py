@@ -340,6 +340,14 @@ def graph_attention(
         real &= edge_mask
     # An edge that does not count reads node 0, so that nothing of its own can leak.
     senders, receivers = jnp.where(real, senders, 0), jnp.where(real, receivers, 0)
+
+    def touched(nodes: jax.Array, count: int) -> jax.Array:
+        return jax.ops.segment_sum(real.astype(jnp.int32), nodes, count) > 0
+
+    # A node without any edge may be anything, also NaN, which 0 times it would be too.
+    query = _checks.zero_masked(query, touched(receivers, num_queries))
+    sends = touched(senders, num_keys)
+    key, value = (_checks.zero_masked(x, sends) for x in (key, value))
     wide = score_dtype(query.dtype)
     if score == "gat":
         assert params is not None

@@ -148,8 +148,10 @@ class EdgeAttention(nnx.Module):
         if self.num_kinds:
             assert edges.kinds is not None
             kinds = _checks.check_ids("edges.kinds", edges.kinds, self.num_kinds)
-            bias = self.of_kinds[...].at[:, kinds].get(
-                mode="fill", wrap_negative_indices=False
+            bias = (
+                self.of_kinds[...]
+                .at[:, kinds]
+                .get(mode="fill", wrap_negative_indices=False)
             )
 
         # One head after another: XLA:CPU gathers rows of one table twice as fast as
@@ -656,7 +658,10 @@ class GraphRegressor(nnx.Module):
         if pairs is not None:
             mask = PairBias.mask(mask, pairs)
         x = self.encoder(
-            self.input(nodes), mask, deterministic=deterministic, rngs=rngs
+            self.input(jnp.where(key_mask[:, :, None], nodes, 0)),
+            mask,
+            deterministic=deterministic,
+            rngs=rngs,
         )
         total = jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype)).sum(axis=1)
         count = jnp.maximum(key_mask.sum(axis=1), 1)[:, None].astype(x.dtype)

@@ -567,7 +567,8 @@ class Labeller(nnx.Module):
                 f"inputs must have 1 to max_length={self.max_length} vectors a "
                 f"sequence, got {length}."
             )
-        x = self.input(inputs)
+        # Padding may hold anything: a row of zeros, or ids of 0, has finite gradients.
+        x = self.input(_where_real(inputs, key_mask))
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         x = self.body(x, key_mask, deterministic=deterministic, rngs=rngs)
         if self.pool == "mean":

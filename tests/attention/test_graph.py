@@ -369,3 +369,33 @@ def test_bad_arguments_are_named(options, error, message, draw):
     given = {n: np.asarray(x) if n in edges else x for n, x in options.items()}
     with pytest.raises(error, match=message):
         graph.graph_attention(**_draw_arrays(draw, 3, 4), **{**edges, **given})
+
+
+@pytest.mark.parametrize("score", ["dot_product", "gat", "gatv2"])
+def test_a_node_without_edges_may_hold_nan(score, draw):
+    # Node 0 too, which edges of padding read.
+    arrays = draw({name: (4, 3) for name in ("query", "key", "value")})
+    given = {
+        "senders": jnp.array([1, 2, 3]),
+        "receivers": jnp.array([2, 1, 3]),
+        "edge_mask": jnp.array([True, True, False]),
+    }
+    params = {
+        "dot_product": None,
+        "gat": graph.gat_init(jax.random.key(0), 3),
+        "gatv2": graph.gatv2_init(jax.random.key(0), 3),
+    }[score]
+
+    def loss(arrays, params):
+        out = graph.graph_attention(**arrays, **given, params=params, score=score)
+        return (out**3).sum()
+
+    edgeless = np.array([[True], [False], [False], [True]])
+    dirty = {name: np.where(edgeless, np.nan, x) for name, x in arrays.items()}
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    for found, want in zip(
+        jax.tree.leaves(both(dirty, params)),
+        jax.tree.leaves(both(arrays, params)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +58,23 @@ def _slope(model, x, real):
         return (model(x, real)[0, 0] ** 2).sum()
 
     return nnx.grad(square, argnums=1)(model, x)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_padding_may_hold_nan(body):
+    model = build(body, inputs=3)
+    x = np.random.default_rng(0).standard_normal((2, LONGEST, 3)).astype(np.float32)
+    real = np.arange(LONGEST) < np.array([[LONGEST], [4]])
+
+    @nnx.jit
+    @nnx.grad
+    def grads(model, x):
+        return jnp.where(real[..., None], model(x, real), 0).sum()
+
+    dirty = np.where(real[..., None], x, np.nan)
+    found, want = (np.asarray(_run(model, a, real))[real] for a in (dirty, x))
+    np.testing.assert_array_equal(found, want)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads(model, dirty)))
 
 
 @pytest.mark.parametrize("body", BODIES)
