@@ -165,7 +165,7 @@ def mask(trial: Trial) -> Finding:
         for k in ("query", "key", "value")
     }
     _expect_same("1e9 in a key that nobody sees", clean, trial.run({**masked, **dirty}))
-    nobody = ~pairs.any(axis=0)
+    nobody = np.asarray(~pairs.any(axis=0))
     _nan_is_hidden(trial, masked, nobody, "a key that nobody sees", clean, slice(None))
     unseen = np.random.default_rng(6).random(LONG) < 0.3
     everyone = jnp.asarray(np.broadcast_to(~unseen, (LONG, LONG)))
