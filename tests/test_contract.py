@@ -190,3 +190,23 @@ def test_a_doctest_shows_what_a_mean_of_the_values_does_not(name):
     said = []
     failed, _ = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
     assert failed and "Error" not in "".join(said), said
+
+
+@ALL
+def test_no_tokens_give_no_rows(name):
+    variant = VARIANTS[name]
+    inputs, extras = _inputs(variant), _extras(variant)
+    for begin, keys in ((0, 0), (0, S), (T, 0)) if variant.cross else ((0, 0),):
+        sizes = {"query": begin, "key": keys, "value": keys}
+        empty = {k: x[:, : sizes[k]] for k, x in inputs.items()}
+        for arrays in (empty, {k: x[:0] for k, x in inputs.items()}):
+            for is_causal in (False, True)[: 1 + variant.causal]:
+                options = {"is_causal": True} if is_causal else {}
+
+                def loss(arrays, options=options):
+                    out = multi_head(variant)(**arrays, **extras, **options)
+                    return out.sum(), out
+
+                grads, out = jax.eval_shape(jax.grad(loss, has_aux=True), arrays)
+                assert out.shape[:2] == arrays["query"].shape[:2]
+                assert grads["key"].shape == arrays["key"].shape
