@@ -74,7 +74,7 @@ def test_init_of_another_name_and_options_reach_the_function(tmp_path):
         "import jax.numpy as jnp\n"
         "def attend(query, key, value, *, params, power=1):\n"
         "    gain = (params['gain'] ** power).sum().astype(value.dtype)\n"
-        "    mean = value.mean(axis=0, keepdims=True)\n"
+        "    mean = value.sum(axis=0, keepdims=True) / max(len(value), 1)\n"
         "    return jnp.broadcast_to(gain * mean, (len(query), value.shape[1]))\n"
         "def made(rng, head_dim, *, size=2, max_length=0):\n"
         "    assert max_length > 0\n"
