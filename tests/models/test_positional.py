@@ -257,7 +257,7 @@ def test_encoder(x):
         return alone, both, of_keys, whole(x[:, :SHORT])
 
     alone, both, of_keys, short = (np.asarray(out) for out in outs(x, pairs, keys))
-    # What comes out for padding means nothing: the encoder makes it zeros on its way in.
+    # What comes out for padding means nothing: an encoder takes it in as zeros.
     real = np.broadcast_to(FIRST, x.shape[:2])
     np.testing.assert_allclose(alone[real], both[real], atol=1e-6)
     np.testing.assert_allclose(of_keys[:, :SHORT], short, atol=1e-5)
