@@ -349,7 +349,7 @@ ROWS: tuple[Variant, ...] = (
         paper="2202.08791",
         summary="relu features weighted by the cosine of the distance",
         # With the horizon that it takes by itself, a prefix depends on the length.
-        trial={"chunk_size": 8, "horizon": 320},
+        trial={"chunk_size": 8, "horizon": 2048},
         value_dim=True,
     ),
     Variant(
