@@ -230,7 +230,6 @@ __all__ = [
     "isab",
     "isab_init",
     "kmeans",
-    "layers",
     "learned_init",
     "linear",
     "linear_parallel",
@@ -295,7 +294,6 @@ __all__ = [
     "stream",
     "stream_init",
     "stream_step",
-    "streaming",
     "synthesizer_dense",
     "synthesizer_dense_factorized",
     "synthesizer_dense_factorized_init",
@@ -320,7 +318,7 @@ __all__ = [
 # The same names twice: here for type checkers and editors, below for Python, which
 # imports the module that has the name when it is asked for. A test compares them.
 if TYPE_CHECKING:
-    from attn_jax import generation, inputs, layers, positions, streaming
+    from attn_jax import generation, inputs, positions
     from attn_jax.generation import (
         KeyValueCache,
         cache_state,
@@ -339,7 +337,7 @@ if TYPE_CHECKING:
         one_hot,
         with_deltas,
     )
-    from attn_jax.layers import (
+    from attn_jax.nn.attention_fn import (
         AttentionFn,
         AttentionState,
         LinenAttentionFn,
@@ -347,6 +345,13 @@ if TYPE_CHECKING:
         as_attention_fn,
         as_linen_attention_fn,
         training,
+    )
+    from attn_jax.nn.streaming import (
+        Streamer,
+        StreamState,
+        stream,
+        stream_init,
+        stream_step,
     )
     from attn_jax.positions import (
         LearnedPositions,
@@ -364,13 +369,6 @@ if TYPE_CHECKING:
         sinusoidal_2d,
         t5_bias,
         t5_buckets,
-    )
-    from attn_jax.streaming import (
-        Streamer,
-        StreamState,
-        stream,
-        stream_init,
-        stream_step,
     )
 else:
     _LAZY = {
@@ -392,7 +390,7 @@ else:
             "one_hot",
             "with_deltas",
         ),
-        "layers": (
+        "nn.attention_fn": (
             "AttentionFn",
             "AttentionState",
             "LinenAttentionFn",
@@ -418,7 +416,7 @@ else:
             "t5_bias",
             "t5_buckets",
         ),
-        "streaming": (
+        "nn.streaming": (
             "Streamer",
             "StreamState",
             "stream",

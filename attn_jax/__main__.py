@@ -105,7 +105,7 @@ def _models(arguments: argparse.Namespace) -> str:
 
 
 def _bench(arguments: argparse.Namespace) -> str:
-    from attn_jax import benchmarking
+    from attn_jax.tools import bench as benchmarking
 
     directions: tuple[benchmarking.Direction, ...] = ("forward", "forward + backward")
     if arguments.forward != arguments.backward:
@@ -214,7 +214,7 @@ def _check(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _theorems(arguments: argparse.Namespace) -> tuple[str, int]:
-    from attn_jax import theorems
+    from attn_jax.tools import theorems
 
     results = theorems.run(arguments.names or None)
     status = 0 if all(result.holds for result in results) else 1

@@ -566,9 +566,7 @@ def hash_step(
     position, (query, key, value) = _in_room(position, length, query, key, value)
     flat = (query.reshape(-1, head_dim), key.reshape(-1, head_dim))
     x, unit = (part.reshape(*batch, head_dim) for part in _shared(*flat, None))
-    buckets = functools.partial(
-        lsh_buckets, num_buckets=num_buckets, num_rounds=rounds
-    )
+    buckets = functools.partial(lsh_buckets, num_buckets=num_buckets, num_rounds=rounds)
     if rng.ndim == 0 or not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         bucket = buckets(x.reshape(-1, head_dim), rng).reshape(rounds, *batch)
     else:

@@ -564,9 +564,7 @@ def multi_head_update(
         real = jnp.broadcast_to(real, (sizes["B"], num_heads, num_keys))
         operands["key_mask"] = real.swapaxes(0, 1).reshape(num_heads, -1)
     params, operands = jax.lax.stop_gradient((dict(params), operands))
-    new = jax.vmap(lambda params, x: dict(update(params, **x)))(
-        params, operands
-    )
+    new = jax.vmap(lambda params, x: dict(update(params, **x)))(params, operands)
     for name, leaves in new.items():
         was, now = (
             jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), tree)

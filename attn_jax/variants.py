@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from attn_jax.record import ARGUMENTS, CAPABILITIES, Variant
+from attn_jax.variant import ARGUMENTS, CAPABILITIES, Variant
 from attn_jax.zoo import ROWS
 
 __all__ = [

@@ -27,7 +27,7 @@ from attn_jax.attention import (
     sparse,
     synthesizer,
 )
-from attn_jax.record import Variant
+from attn_jax.variant import Variant
 
 __all__ = ["ROWS"]
 

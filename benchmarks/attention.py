@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 import attn_jax
-from attn_jax import benchmarking
-from attn_jax.benchmarking import Direction, Program
+from attn_jax.tools import bench as benchmarking
+from attn_jax.tools.bench import Direction, Program
 from benchmarks import torch_attention
 from benchmarks.timing import Effort, compare, worst
 

@@ -58,7 +58,7 @@ def _attention(length: str, direction: str) -> Callable[[], object]:
 def _train(model: str, batch: str) -> Callable[[], object]:
     """Four updates of a model of size mu, as the experiment does them."""
     from benchmarks import train_step
-    from experiments.common.memory import keep_freed_memory
+    from experiments.core.memory import keep_freed_memory
 
     keep_freed_memory()
     return train_step.ours(train_step.Setting(model, (28, 28, 1), int(batch)))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attn_jax.benchmarking import Program, program
 from attn_jax.models import GroupNorm
+from attn_jax.tools.bench import Program, program
 from benchmarks.timing import Effort, compare
 
 

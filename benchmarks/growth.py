@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from attn_jax import VARIANTS, Variant, benchmarking
+from attn_jax import VARIANTS, Variant
 from attn_jax._program import program
-from attn_jax.benchmarking import Direction, alternate, size_text
+from attn_jax.tools import bench as benchmarking
+from attn_jax.tools.bench import Direction, alternate, size_text
 from benchmarks.timing import Effort
 
 LENGTHS = tuple(2**power for power in range(8, 15))  # 256 ... 16,384
@@ -122,7 +123,8 @@ def group(effort: Effort, folder: pathlib.Path | None = None) -> dict[str, Any]:
     group: dict[str, Any] = dict(
         title="Cost growth",
         about=f"One head of {HEAD_DIM} of one example, float32. FLOPs as "
-        "`attn_jax.flops.count_flops` counts them, temporary memory as XLA plans it. "
+        "`attn_jax.tools.cost.count_flops` counts them, temporary memory as XLA plans "
+        "it. "
         f"Exponents of T are fitted over the {LARGEST} largest lengths that were timed "
         "(FLOPs and memory: that were compiled). What would need more than "
         f"{MEMORY_SHARE:g} of the free memory, or more than {MOST_SECONDS:g} s by the "

@@ -21,12 +21,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from attn_jax import VARIANTS, Variant, benchmarking, positions
+from attn_jax import VARIANTS, Variant, positions
 from attn_jax._program import program
-from attn_jax.benchmarking import size_text
-from attn_jax.models.encoder import Encoder
+from attn_jax.nn.encoder import Encoder
+from attn_jax.tools import bench as benchmarking
+from attn_jax.tools.bench import size_text
 from benchmarks.timing import Effort, alternate
-from experiments.common.train import move, split_model, training_call
+from experiments.core.train import move, split_model, training_call
 
 LENGTHS = (1024, 2048, 3072, 4096)
 DENSE = "dot_product"

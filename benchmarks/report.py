@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attn_jax._program import program
-from attn_jax.benchmarking import size_text
+from attn_jax.tools.bench import size_text
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 

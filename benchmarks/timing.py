@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attn_jax.benchmarking import Call, Program, alternate, summarize
+from attn_jax.tools.bench import Call, Program, alternate, summarize
 
 __all__ = ["Call", "Effort", "alternate", "compare", "summarize", "worst"]
 

@@ -30,8 +30,8 @@ from flax import nnx
 from attn_jax import models
 from attn_jax._program import program
 from benchmarks.timing import Call, alternate, summarize
-from experiments.common import train
-from experiments.common.memory import keep_freed_memory
+from experiments.core import train
+from experiments.core.memory import keep_freed_memory
 
 TORCH = importlib.util.find_spec("torch") is not None
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax import models
-from experiments.common import train
+from experiments.core import train
 
 IMAGE_SHAPE, NUM_CLASSES, BATCH = (28, 28, 1), 10, 64
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from attn_jax import benchmarking
 from attn_jax.__main__ import main
+from attn_jax.tools import bench as benchmarking
 
 MINE = '''
 import jax, jax.numpy as jnp

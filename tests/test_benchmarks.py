@@ -13,7 +13,8 @@ import pytest
 # The training steps that are measured are those of the experiments.
 pytest.importorskip("optax")
 
-from attn_jax import VARIANTS, benchmarking  # noqa: E402
+from attn_jax import VARIANTS
+from attn_jax.tools import bench as benchmarking
 from benchmarks import growth, record, report  # noqa: E402
 from benchmarks.timing import Effort, compare, worst  # noqa: E402
 

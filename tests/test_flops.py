@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import attn_jax
-from attn_jax.flops import Flops, count_flops
+from attn_jax.tools.cost import Flops, count_flops
 
 
 def _struct(*shape, dtype=jnp.float32):

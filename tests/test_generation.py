@@ -21,7 +21,7 @@ from attn_jax import (
     reformer,
     sample_symbols,
 )
-from attn_jax.models import Decoder, decoder_functions
+from attn_jax.nn.decoder import Decoder, decoder_functions
 
 SYMBOLS = 7
 

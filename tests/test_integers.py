@@ -20,10 +20,11 @@ from attn_jax.attention import _checks
 from attn_jax.attention.convolution import quadratic
 from attn_jax.attention.graph import graph_attention, unique_edges
 from attn_jax.attention.reformer import bucketed
-from attn_jax.models import Decoder, Encoder, decoder_functions
-from attn_jax.models.graph import Edges, GraphLabeller, PairBias
 from attn_jax.models.labeller import IdInput
-from attn_jax.models.logistic_mixture import logistic_mixture_log_prob
+from attn_jax.nn.decoder import Decoder, decoder_functions
+from attn_jax.nn.encoder import Encoder
+from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_log_prob
+from experiments.graphs.model import Edges, GraphLabeller, PairBias
 
 # More than int8 and uint8 can count.
 MANY = 300

@@ -12,7 +12,8 @@ import pytest
 from flax import errors, linen, nnx
 
 from attn_jax import VARIANTS, Variant, multi_head, resolve
-from attn_jax.layers import (
+from attn_jax.multihead import multi_head_update
+from attn_jax.nn.attention_fn import (
     AttentionFn,
     AttentionState,
     LinenAttentionFn,
@@ -21,8 +22,7 @@ from attn_jax.layers import (
     as_linen_attention_fn,
     training,
 )
-from attn_jax.models.encoder import Encoder
-from attn_jax.multihead import multi_head_update
+from attn_jax.nn.encoder import Encoder
 
 BATCH, LENGTH, FEATURES, HEADS = 2, 5, 8, 2
 HEAD_DIM = FEATURES // HEADS

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from attn_jax.layers import as_attention_fn, as_linen_attention_fn
 from attn_jax.multihead import multi_head
+from attn_jax.nn.attention_fn import as_attention_fn, as_linen_attention_fn
 from attn_jax.variants import VARIANTS, resolve
 
 BATCH, LENGTH, HEADS, DIM = 2, 11, 2, 16

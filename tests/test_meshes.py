@@ -28,12 +28,13 @@ from attn_jax import (
     linear_recurrent,
     truncated,
 )
-from attn_jax.models import MIXERS, Decoder, Encoder, decoder_functions
-from attn_jax.models.graph import Edges, GraphEncoder
+from attn_jax.nn.decoder import MIXERS, Decoder, decoder_functions
+from attn_jax.nn.encoder import Encoder
+from attn_jax.nn.streaming import stream
 from attn_jax.positions import floater, floater_init
-from attn_jax.streaming import stream
 from attn_jax.testing import assert_conforms
 from attn_jax.variants import VARIANTS
+from experiments.graphs.model import Edges, GraphEncoder
 
 ROOT = pathlib.Path(__file__).parents[1]
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()

@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 from attn_jax.attention.local import truncated
-from attn_jax.layers import as_attention_fn
-from attn_jax.models import Encoder
-from attn_jax.models.positional import make_positions
+from attn_jax.nn.attention_fn import as_attention_fn
+from attn_jax.nn.encoder import Encoder
+from attn_jax.nn.positional import make_positions
+from attn_jax.nn.streaming import Streamer, look_ahead, stream, stream_init, stream_step
 from attn_jax.positions import sinusoidal, sinusoidal_1d
-from attn_jax.streaming import Streamer, look_ahead, stream, stream_init, stream_step
 
 DIM, LENGTH = 8, 53
 NEAR = functools.partial(truncated, left=4, right=2)

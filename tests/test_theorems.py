@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from attn_jax import theorems
 from attn_jax.__main__ import main
+from attn_jax.tools import theorems
 from attn_jax.variants import VARIANTS
 
 

@@ -17,9 +17,9 @@ pytest.importorskip("optax")
 
 import torch  # noqa: E402
 
-from attn_jax import models  # noqa: E402
+from attn_jax import models
 from benchmarks import torch_models, train_step  # noqa: E402
-from experiments.common import train  # noqa: E402
+from experiments.core import train
 
 CASES: dict[str, dict[str, Any]] = {
     "vit": dict(model="vit", size="mu", image_shape=(28, 28, 1)),

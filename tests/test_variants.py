@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from attn_jax.attention.softmax import dot_product
-from attn_jax.layers import as_attention_fn, as_linen_attention_fn
 from attn_jax.multihead import multi_head
+from attn_jax.nn.attention_fn import as_attention_fn, as_linen_attention_fn
 from attn_jax.testing import assert_conforms, check
 from attn_jax.variants import (
     ARGUMENTS,

@@ -407,9 +407,7 @@ def unique_edges(
     check_nodes("receivers", receivers, num_nodes)
     sizes = {"E": senders.shape[0]}
     _checks.check_shape("receivers", jnp.asarray(receivers), ("E",), sizes)
-    codes = np.unique(
-        receivers.astype(np.int64) * num_nodes + senders.astype(np.int64)
-    )
+    codes = np.unique(receivers.astype(np.int64) * num_nodes + senders.astype(np.int64))
     return (
         (codes % num_nodes).astype(senders.dtype),
         (codes // num_nodes).astype(receivers.dtype),

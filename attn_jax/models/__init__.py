@@ -17,75 +17,31 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attn_jax.flops import count_flops
-from attn_jax.models.attention_image import AttentionImage, PositionalAttention
-from attn_jax.models.decoder import (
-    MIXERS,
-    Decoder,
-    DecoderFunctions,
-    DecoderState,
-    decoder_functions,
-)
-from attn_jax.models.encoder import Encoder, EncoderBlock, MlpBlock
-from attn_jax.models.graph import Edges, GraphEncoder, GraphLabeller, GraphRegressor
 from attn_jax.models.hybrid import Hybrid
 from attn_jax.models.labeller import BODIES, Labeller, labeller_cost
-from attn_jax.models.logistic_mixture import (
-    logistic_mixture_init,
-    logistic_mixture_log_prob,
-    logistic_mixture_mode,
-    logistic_mixture_sample,
-)
 from attn_jax.models.mlp import Mlp
-from attn_jax.models.positional import (
-    POSITIONS,
-    Positions,
-    make_positions,
-    num_parameters,
-)
 from attn_jax.models.resnet import GroupNorm, ResidualBlock, ResNet, StdConv
 from attn_jax.models.vit import ViT, default_patch, patchify
+from attn_jax.tools.cost import count_flops
 from attn_jax.variants import Variant
 
 __all__ = [
     "BODIES",
-    "MIXERS",
     "MODELS",
-    "POSITIONS",
     "SIZES",
-    "AttentionImage",
     "Cost",
-    "Decoder",
-    "DecoderFunctions",
-    "DecoderState",
-    "Edges",
-    "Encoder",
-    "EncoderBlock",
-    "GraphEncoder",
-    "GraphLabeller",
-    "GraphRegressor",
     "GroupNorm",
     "Hybrid",
     "Labeller",
     "Mlp",
-    "MlpBlock",
-    "PositionalAttention",
-    "Positions",
     "ResNet",
     "ResidualBlock",
     "StdConv",
     "ViT",
     "build",
     "cost",
-    "decoder_functions",
     "default_patch",
     "labeller_cost",
-    "logistic_mixture_init",
-    "logistic_mixture_log_prob",
-    "logistic_mixture_mode",
-    "logistic_mixture_sample",
-    "make_positions",
-    "num_parameters",
     "patchify",
     "sizes_table",
 ]
@@ -240,9 +196,9 @@ class Cost(NamedTuple):
 def cost(model: nnx.Module, image_shape: tuple[int, int, int]) -> Cost:
     """Counts parameters, and the FLOPs of the forward pass of one image.
 
-    FLOPs are those of `attn_jax.flops.count_flops`: a multiply-add is two, the body of
-    a loop counts as often as it runs, and normalisation, softmax and the padding of
-    convolutions are included.
+    FLOPs are those of `attn_jax.tools.cost.count_flops`: a multiply-add is two, the
+    body of a loop counts as often as it runs, and normalisation, softmax and the
+    padding of convolutions are included.
 
     Args:
       model: maps images [B, height, width, C] to logits; its arrays may be abstract

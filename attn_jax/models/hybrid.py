@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attn_jax.models.encoder import Encoder, add_positions, check_images
 from attn_jax.models.resnet import GroupNorm, StdConv, _groups
+from attn_jax.nn.encoder import Encoder, add_positions, check_images
 from attn_jax.positions import sinusoidal_2d
 from attn_jax.variants import Variant
 

@@ -22,9 +22,9 @@ import numpy as np
 from flax import nnx
 
 from attn_jax.attention import _checks
-from attn_jax.flops import count_flops
-from attn_jax.models.encoder import Encoder, MlpBlock
-from attn_jax.models.positional import make_positions, num_parameters
+from attn_jax.nn.encoder import Encoder, MlpBlock
+from attn_jax.nn.positional import make_positions, num_parameters
+from attn_jax.tools.cost import count_flops
 from attn_jax.variants import Variant
 
 __all__ = [
@@ -390,7 +390,7 @@ class TransformerBody(nnx.Module):
     Args:
       dim, depth, num_heads, mlp_dim, attention, max_length, dropout_rate, dtype, rngs:
         see `Encoder`.
-      positions: name of the position encoding, see `attn_jax.models.positional`.
+      positions: name of the position encoding, see `attn_jax.nn.positional`.
       position_options: its options, such as ``{"clip": 8}``.
 
     >>> import jax.numpy as jnp
@@ -598,7 +598,7 @@ def labeller_cost(
 
     Returns:
       Parameters in all, of the input layer and of the positions, and the FLOPs of the
-      forward pass of one sequence (see `attn_jax.flops`), divided by T.
+      forward pass of one sequence (see `attn_jax.tools.cost`), divided by T.
 
     >>> from flax import nnx
     >>> model = Labeller(40, 6, body="window", dim=8, depth=1, mlp_dim=16,

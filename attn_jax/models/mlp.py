@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from attn_jax.models.encoder import check_images
+from attn_jax.nn.encoder import check_images
 
 
 class Mlp(nnx.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from attn_jax.models.encoder import check_images
+from attn_jax.nn.encoder import check_images
 
 
 def standardize_kernel(kernel: jax.Array, *, epsilon: float = 1e-8) -> jax.Array:

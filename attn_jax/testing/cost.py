@@ -12,12 +12,12 @@ import jax.export
 import jax.numpy as jnp
 from jax.extend import core
 
-from attn_jax.benchmarking import fit_exponent, program, size_text
-from attn_jax.flops import count_flops
-from attn_jax.record import Variant
 from attn_jax.testing.claims import growth
 from attn_jax.testing.outcome import Fault, Finding, NotApplicable
 from attn_jax.testing.trial import Trial, joined, split_moving
+from attn_jax.tools.bench import fit_exponent, program, size_text
+from attn_jax.tools.cost import count_flops
+from attn_jax.variant import Variant
 
 __all__ = ["array_sizes", "cost", "fastest_growth", "lowering"]
 

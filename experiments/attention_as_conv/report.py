@@ -16,10 +16,10 @@ import numpy as np
 
 from attn_jax._program import program
 from experiments.attention_as_conv.run import flops_of
-from experiments.common.plots import PALETTE, Series, curve, save_figure
-from experiments.common.stats import Summary, summarize
-from experiments.common.store import Record
-from experiments.common.tables import (
+from experiments.core.plots import PALETTE, Series, curve, save_figure
+from experiments.core.stats import Summary, summarize
+from experiments.core.store import Record
+from experiments.core.tables import (
     Row,
     difference,
     number,

@@ -15,12 +15,13 @@ import optax
 from flax import nnx
 
 from attn_jax import models
-from attn_jax.models import AttentionImage
+from experiments.attention_as_conv.model import AttentionImage
 from experiments.attention_as_conv.presets import Experiment
-from experiments.common import data, identity, train, trial
-from experiments.common.data import Dataset
-from experiments.common.driver import Plan
-from experiments.common.studies import Study
+from experiments.core import identity, train, trial
+from experiments.core.driver import Plan
+from experiments.core.studies import Study
+from experiments.data import images as data
+from experiments.data.images import Dataset
 from experiments.data_scaling.baselines import CAPS, fit_baseline
 
 # Images a step of scoring, of the training part that accuracy is told of, of the
@@ -55,7 +56,7 @@ class ImageCell:
       flip, crop: what is done to training images.
       dtype: dtype of the computation; parameters stay float32.
       differs: what of the data is not as committed records had it, see
-        `experiments.common.identity`.
+        `experiments.core.identity`.
     """
 
     task: str
@@ -156,7 +157,7 @@ class Program(NamedTuple):
     """Jitted functions of a model.
 
     Attributes:
-      step: a train step, see `experiments.common.trial.make_step`.
+      step: a train step, see `experiments.core.trial.make_step`.
       evaluate: (state, batch, valid) -> (hits, summed loss).
       merge: parameters -> the module.
     """

@@ -17,9 +17,9 @@ import numpy as np
 from attn_jax._program import program
 from experiments.attention_vs_rnn.presets import MODELS
 from experiments.attention_vs_rnn.tasks import unpack
-from experiments.common.plots import Styles, panel_legend, save_figure
-from experiments.common.store import Record
-from experiments.common.tables import Row, number, redraw, rows_of, table
+from experiments.core.plots import Styles, panel_legend, save_figure
+from experiments.core.store import Record
+from experiments.core.tables import Row, number, redraw, rows_of, table
 
 TIMING = "timing.json"
 

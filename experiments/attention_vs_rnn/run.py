@@ -15,24 +15,24 @@ import optax
 from flax import nnx
 
 from attn_jax import positions
-from attn_jax.flops import count_flops
-from attn_jax.models import Decoder, DecoderFunctions, decoder_functions
-from attn_jax.models.logistic_mixture import (
+from attn_jax.nn.decoder import Decoder, DecoderFunctions, decoder_functions
+from attn_jax.tools.cost import count_flops
+from experiments.attention_vs_rnn import tasks
+from experiments.attention_vs_rnn.logistic_mixture import (
     logistic_mixture_init,
     logistic_mixture_log_prob,
     logistic_mixture_sample,
 )
-from experiments.attention_vs_rnn import tasks
 from experiments.attention_vs_rnn.presets import MODELS, Experiment
 from experiments.attention_vs_rnn.tasks import START, SYMBOLS, CopyBatch
-from experiments.common import identity, train, trial
-from experiments.common.config import Runtime
-from experiments.common.data import Dataset, load
-from experiments.common.driver import Plan
-from experiments.common.loop import StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
-from experiments.common.studies import Study
+from experiments.core import identity, train, trial
+from experiments.core.cell import Runtime
+from experiments.core.driver import Plan
+from experiments.core.loop import StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
+from experiments.core.studies import Study
+from experiments.data.images import Dataset, load
 
 # Images scored at once, and sequences of the copy task.
 EVAL_BATCH = {"images": 50, "copy": 64}
@@ -61,7 +61,7 @@ class DecoderCell:
       samples, completions: pictures that the first seed draws; 0 for "copy".
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       differs: what of the data is not as committed records had it, see
-        `experiments.common.identity`.
+        `experiments.core.identity`.
     """
 
     task: str

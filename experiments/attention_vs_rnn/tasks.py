@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common.data import Dataset, train_validation_split
+from experiments.data.images import Dataset, train_validation_split
 
 SYMBOLS = 10
 """Symbols of a word to copy, 1 … 10; 0 separates and pads."""

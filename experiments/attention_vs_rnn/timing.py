@@ -23,16 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax import VARIANTS, benchmarking
+from attn_jax import VARIANTS
 from attn_jax._program import program
-from attn_jax.benchmarking import size_text
-from attn_jax.models import logistic_mixture_sample
+from attn_jax.tools import bench as benchmarking
+from attn_jax.tools.bench import size_text
 from experiments.attention_vs_rnn import run
+from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_sample
 from experiments.attention_vs_rnn.run import Shape
 from experiments.attention_vs_rnn.tasks import START
-from experiments.common import train, trial
-from experiments.common.store import provenance
-from experiments.common.workers import available_cores
+from experiments.core import train, trial
+from experiments.core.store import provenance
+from experiments.core.workers import available_cores
 
 FILE = "timing.json"
 

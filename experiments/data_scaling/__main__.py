@@ -20,9 +20,9 @@ from typing import Annotated, Literal
 import tyro
 
 from attn_jax._program import program
-from experiments.common.config import Runtime
-from experiments.common.memory import keep_freed_memory
-from experiments.common.store import Record
+from experiments.core.cell import Runtime
+from experiments.core.memory import keep_freed_memory
+from experiments.core.store import Record
 from experiments.data_scaling.presets import PRESETS, Experiment, idle_settings
 
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     experiment, runtime = options.experiment, options.runtime
 
-    from experiments.common import workers
+    from experiments.core import workers
     from experiments.data_scaling import run
 
     worker = workers.pin_worker()
@@ -98,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 2
 
-    from experiments.common.driver import begin, ended_by
-    from experiments.common.store import ResultsStore
-    from experiments.common.tables import reported
+    from experiments.core.driver import begin, ended_by
+    from experiments.core.store import ResultsStore
+    from experiments.core.tables import reported
     from experiments.data_scaling.report import summary_table, write_report
 
     primary = jax.process_index() == 0

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from experiments.common import data
+from experiments.data import images as data
 
 BASELINES = ("majority", "logistic_regression", "rbf_svm")
 

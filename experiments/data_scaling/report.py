@@ -30,9 +30,10 @@ from flax import nnx
 
 from attn_jax import models
 from attn_jax._program import program
-from experiments.common import plots, scenes, stats
-from experiments.common.config import attention_digest
-from experiments.common.store import Record, ResultsStore, export_jsonl, read_jsonl
+from experiments.core import plots, stats
+from experiments.core.cell import attention_digest
+from experiments.core.store import Record, ResultsStore, export_jsonl, read_jsonl
+from experiments.data import scenes
 from experiments.data_scaling.tasks import SCENES_NAME, shape_of, test_size
 
 MODELS = {
@@ -1117,8 +1118,8 @@ def _sizes(section: Section) -> list[str]:
         )
     text.append(
         "- FLOPs are those of one image's forward pass as "
-        "`attn_jax.flops.count_flops` counts them now, whatever a record holds. Images "
-        "per second and minutes are what the machines at hand gave, other work "
+        "`attn_jax.tools.cost.count_flops` counts them now, whatever a record holds. "
+        "Images per second and minutes are what the machines at hand gave, other work "
         "included."
     )
     return [*text, ""]

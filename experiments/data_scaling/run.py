@@ -11,15 +11,14 @@ from typing import Any
 import jax
 
 from attn_jax.models import SIZES, default_patch
-from experiments.common import identity
-from experiments.common.config import (
+from experiments.core import identity
+from experiments.core.cell import (
     Cell,
     Runtime,
     attention_digest,
     protocol_updates,
 )
-from experiments.common.data import Dataset, balanced_subset
-from experiments.common.loop import (
+from experiments.core.loop import (
     Interrupted,
     Runner,
     StopSignal,
@@ -30,10 +29,11 @@ from experiments.common.loop import (
     interruptible,
     store_failure,
 )
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore, shard
-from experiments.common.train import data_mesh
-from experiments.common.workers import WORKER_VARIABLE, status_file
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore, shard
+from experiments.core.train import data_mesh
+from experiments.core.workers import WORKER_VARIABLE, status_file
+from experiments.data.images import Dataset, balanced_subset
 from experiments.data_scaling.presets import Experiment, family_size
 from experiments.data_scaling.tasks import load_task
 

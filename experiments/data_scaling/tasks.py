@@ -7,9 +7,9 @@ import hashlib
 import re
 from typing import Literal
 
-from experiments.common import data
-from experiments.common.data import Dataset
-from experiments.common.scenes import chance_level, make_scenes, num_labels
+from experiments.data import images as data
+from experiments.data.images import Dataset
+from experiments.data.scenes import chance_level, make_scenes, num_labels
 
 _SHAPES = {
     "fashion_mnist": ((28, 28, 1), 10),
@@ -57,14 +57,14 @@ def load_task(task: str, scenes: Scenes, *, allow_fallback: bool = False) -> Dat
     """Loads a data set by name, or composes scenes of its items.
 
     Args:
-      task: a name that `experiments.common.data.load` takes, or "scenes", made of
+      task: a name that `experiments.data.images.load` takes, or "scenes", made of
         Fashion-MNIST.
       scenes: how scenes are composed.
       allow_fallback: fall back to scikit-learn's digits where Fashion-MNIST cannot
         be had.
 
     Raises:
-      DataError, ValueError: see `experiments.common.data.load` and `make_scenes`.
+      DataError, ValueError: see `experiments.data.images.load` and `make_scenes`.
     """
     if task != "scenes":
         return data.load(task, allow_fallback=allow_fallback)

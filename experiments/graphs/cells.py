@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from experiments.common import identity, trial
+from experiments.core import identity, trial
 
 Score = Literal["dot_product", "gat", "gatv2"]
 
@@ -24,7 +24,7 @@ class Recipe:
       dropout_rate: of the model.
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       differs: what of the data, and of the sizes of its parts, is not as committed
-        records had it, see `experiments.common.identity`.
+        records had it, see `experiments.core.identity`.
     """
 
     task: str

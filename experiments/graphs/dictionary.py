@@ -19,10 +19,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from attn_jax.models.graph import Edges, GraphLabeller
-from attn_jax.models.positional import num_parameters
-from experiments.common import train, trial
+from attn_jax.nn.positional import num_parameters
+from experiments.core import train, trial
 from experiments.graphs.cells import DictionaryCell
+from experiments.graphs.model import Edges, GraphLabeller
 
 # Graphs that are held out for validation, and for the test.
 HELD_OUT = 500

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from attn_jax.models.graph import Edges, GraphLabeller
-from attn_jax.models.positional import num_parameters
-from experiments.common import graphs, train, trial
-from experiments.common.graphs import NodeGraph
+from attn_jax.nn.positional import num_parameters
+from experiments.core import train, trial
+from experiments.data import graphs
+from experiments.data.graphs import NodeGraph
 from experiments.graphs.cells import NodeCell
+from experiments.graphs.model import Edges, GraphLabeller
 
 # Subsets of the training labels whose propagation a cell makes once and takes in turn.
 _DRAWS = 8
@@ -27,7 +28,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       nodes: float32 [N, F].
-      edges: as of `experiments.common.graphs.attention_edges`.
+      edges: as of `experiments.data.graphs.attention_edges`.
       labels: int32 [N].
       train: int32 [n], the nodes whose label may be used.
       show: bool [n], which of them are read in this update, or None for a random draw.
@@ -187,7 +188,7 @@ class NodeRunner(trial.Runner):
 
     Args:
       task: the graph and its parts.
-      *common: of `experiments.common.trial.Runner`.
+      *common: of `experiments.core.trial.Runner`.
     """
 
     def __init__(self, task: Task, *common: Any):

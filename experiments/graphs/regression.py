@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attn_jax.models.graph import GraphRegressor
-from attn_jax.models.positional import num_parameters
-from experiments.common import molecules, train, trial
-from experiments.common.molecules import Molecules
+from attn_jax.nn.positional import num_parameters
+from experiments.core import train, trial
+from experiments.data import molecules
+from experiments.data.molecules import Molecules
 from experiments.graphs.cells import MoleculeCell
+from experiments.graphs.model import GraphRegressor
 
 # Padded numbers of atoms; a batch holds molecules of one of them.
 LENGTHS = (16, 32, 128)
@@ -217,7 +218,7 @@ class MoleculeRunner(trial.Runner):
 
     Args:
       task: the molecules and their parts.
-      *common: of `experiments.common.trial.Runner`.
+      *common: of `experiments.core.trial.Runner`.
     """
 
     def __init__(self, task: Task, *common: Any):

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from attn_jax._program import program
-from experiments.common.plots import Styles, panel_legend, save_figure
-from experiments.common.stats import Summary
-from experiments.common.store import Record
-from experiments.common.tables import Row, redraw, rows_of, sampling_note, table
+from experiments.core.plots import Styles, panel_legend, save_figure
+from experiments.core.stats import Summary
+from experiments.core.store import Record
+from experiments.core.tables import Row, redraw, rows_of, sampling_note, table
 
 TIMING = "timing.json"
 
@@ -58,7 +58,7 @@ def _figures(value: float | None, digits: int) -> str:
 def _spread(summary: Summary | None, digits: int) -> str:
     """A mean ± deviation.
 
-    >>> from experiments.common.stats import summarize
+    >>> from experiments.core.stats import summarize
     >>> _spread(summarize([50.0, 50.5, 51.0]), 1)
     '50.5 ± .5'
     """

@@ -7,9 +7,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments.common import graphs, identity, molecules
-from experiments.common.driver import Plan
-from experiments.common.studies import Study
+from experiments.core import identity
+from experiments.core.driver import Plan
+from experiments.core.studies import Study
+from experiments.data import graphs, molecules
 from experiments.graphs import nodes, regression
 from experiments.graphs.cells import DictionaryCell, MoleculeCell, NodeCell
 from experiments.graphs.dictionary import HELD_OUT, DictionaryRunner

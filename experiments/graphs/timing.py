@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from attn_jax._program import program
-from experiments.common import graphs
+from experiments.data import graphs
 from experiments.graphs.presets import CPU, Experiment
 from experiments.graphs.report import TIMING
 
@@ -68,8 +68,8 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     """
     import jax
 
-    from experiments.common import train, trial
-    from experiments.common.memory import keep_freed_memory
+    from experiments.core import train, trial
+    from experiments.core.memory import keep_freed_memory
     from experiments.graphs import nodes
     from experiments.graphs.run import node_cell, wordnet_task
 

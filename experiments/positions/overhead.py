@@ -22,13 +22,15 @@ import jax
 import numpy as np
 
 from attn_jax._program import program
-from attn_jax.models import POSITIONS
-from experiments.common import labelling, sequence_tasks, train
-from experiments.common.data import DataError
-from experiments.common.sequences import SequenceData, padded
-from experiments.common.store import provenance
+from attn_jax.nn.positional import POSITIONS
+from experiments.core import train
+from experiments.core.store import provenance
+from experiments.data import sequence_tasks
+from experiments.data.images import DataError
+from experiments.data.sequences import SequenceData, padded
 from experiments.positions.presets import PRESETS
 from experiments.positions.run import cell_of
+from experiments.tasks import labelling
 
 # Besides the encodings as they are: FLOATER's gradients by the adjoint equation.
 ADJOINT = "floater, adjoint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from attn_jax.models import POSITIONS
+from attn_jax.nn.positional import POSITIONS
 
 TASKS = ("pos", "order", "toy_pos")
 
@@ -18,7 +18,7 @@ class Experiment:
     """pos: tags of the Brown corpus; order: each label is the symbol two places before,
     which only the order tells (synthetic); toy_pos: a synthetic stand-in."""
     encodings: tuple[str, ...] = POSITIONS
-    """Position encodings, see `attn_jax.models.positional`."""
+    """Position encodings, see `attn_jax.nn.positional`."""
     clip: int = 16
     """Shaw: the farthest offset with a vector of its own."""
     train_length: int = 20

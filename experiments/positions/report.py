@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attn_jax._program import program
-from attn_jax.models import POSITIONS
-from experiments.common.plots import Series, Styles, curve
-from experiments.common.store import Record
-from experiments.common.tables import Row, difference, number, redraw, rows_of, table
+from attn_jax.nn.positional import POSITIONS
+from experiments.core.plots import Series, Styles, curve
+from experiments.core.store import Record
+from experiments.core.tables import Row, difference, number, redraw, rows_of, table
 
 # Biases by |t − s|, which is the same before and after: no order can be learnt by them.
 SYMMETRIC = ("alibi",)

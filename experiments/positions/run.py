@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from experiments.common import identity, sequence_tasks
-from experiments.common.driver import Plan
-from experiments.common.identity import Differs
-from experiments.common.labelling import LabelCell, LabelRunner
-from experiments.common.sequences import Part, SequenceData
-from experiments.common.studies import Study
+from experiments.core import identity
+from experiments.core.driver import Plan
+from experiments.core.identity import Differs
+from experiments.core.studies import Study
+from experiments.data import sequence_tasks
+from experiments.data.sequences import Part, SequenceData
 from experiments.positions.presets import Experiment
+from experiments.tasks.labelling import LabelCell, LabelRunner
 
 
 def cell_of(

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import tyro
 
 from attn_jax._program import program
-from experiments.common import driver
-from experiments.common.config import Runtime
+from experiments.core import driver
+from experiments.core.cell import Runtime
 from experiments.sequence_labelling.presets import PRESETS, Experiment
 
 MODULE = "experiments.sequence_labelling"
@@ -40,7 +40,7 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line; see `experiments.common.driver.parse`."""
+    """Reads the command line; see `experiments.core.driver.parse`."""
     return driver.parse(Arguments, PRESETS, argv, module=MODULE, description=__doc__)
 
 

@@ -23,12 +23,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from attn_jax._program import program
-from attn_jax.models import Encoder
-from experiments.common import labelling, sequence_tasks, speech, text, trial
-from experiments.common.driver import ended_by
-from experiments.common.plots import save_figure
-from experiments.common.store import ResultsStore, provenance
+from attn_jax.nn.encoder import Encoder
+from experiments.core import trial
+from experiments.core.driver import ended_by
+from experiments.core.plots import save_figure
+from experiments.core.store import ResultsStore, provenance
+from experiments.data import sequence_tasks, speech, text
 from experiments.sequence_labelling.streaming import cells_of, encoder_of, labeller_of
+from experiments.tasks import labelling
 
 SENTENCES = (
     "I saw a saw .",

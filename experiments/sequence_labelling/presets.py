@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.common.sequence_tasks import TASKS
+from experiments.data.sequence_tasks import TASKS
 
 BODIES = ("window", "cnn", "gru", "lstm", "transformer")
 

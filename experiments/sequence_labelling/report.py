@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attn_jax._program import program
-from experiments.common.plots import Series, Styles, curve
-from experiments.common.stats import summarize
-from experiments.common.store import Record
-from experiments.common.tables import (
+from experiments.core.plots import Series, Styles, curve
+from experiments.core.stats import summarize
+from experiments.core.store import Record
+from experiments.core.tables import (
     Row,
     difference,
     number,

@@ -7,14 +7,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments.common import identity, sequence_tasks
-from experiments.common.config import attention_digest
-from experiments.common.driver import Plan
-from experiments.common.identity import Differs
-from experiments.common.labelling import LabelCell, LabelRunner
-from experiments.common.sequences import SequenceData
-from experiments.common.studies import Study
+from experiments.core import identity
+from experiments.core.cell import attention_digest
+from experiments.core.driver import Plan
+from experiments.core.identity import Differs
+from experiments.core.studies import Study
+from experiments.data import sequence_tasks
+from experiments.data.sequences import SequenceData
 from experiments.sequence_labelling.presets import Experiment, traits_of
+from experiments.tasks.labelling import LabelCell, LabelRunner
 
 
 def base_cell(

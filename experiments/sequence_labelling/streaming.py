@@ -30,15 +30,18 @@ from flax import nnx
 
 from attn_jax import inputs
 from attn_jax._program import program
-from attn_jax.models import Encoder, Labeller
+from attn_jax.models import Labeller
 from attn_jax.models.labeller import TransformerBody
-from attn_jax.streaming import StreamState, look_ahead, stream_init, stream_step
-from experiments.common import labelling, sequence_tasks, speech, trial
-from experiments.common.driver import ended_by
-from experiments.common.labelling import LabelCell
-from experiments.common.sequences import SequenceData
-from experiments.common.store import Record, ResultsStore, provenance
-from experiments.common.workers import available_cores
+from attn_jax.nn.encoder import Encoder
+from attn_jax.nn.streaming import StreamState, look_ahead, stream_init, stream_step
+from experiments.core import trial
+from experiments.core.driver import ended_by
+from experiments.core.store import Record, ResultsStore, provenance
+from experiments.core.workers import available_cores
+from experiments.data import sequence_tasks, speech
+from experiments.data.sequences import SequenceData
+from experiments.tasks import labelling
+from experiments.tasks.labelling import LabelCell
 
 WIDTH = 4  # frames on either side that first and second differences reach
 

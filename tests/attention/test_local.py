@@ -14,8 +14,8 @@ import pytest
 from attn_jax import masks
 from attn_jax.attention.local import truncated
 from attn_jax.attention.softmax import dot_product
-from attn_jax.flops import count_flops
 from attn_jax.multihead import multi_head
+from attn_jax.tools.cost import count_flops
 
 H, V = 8, 5
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from attn_jax.models import SIZES
-from experiments.common import loop
-from experiments.common.data import Dataset
+from experiments.core import loop
+from experiments.data.images import Dataset
 
 TINY = {
     "vit": dict(patch=4, dim=8, depth=1, num_heads=2, mlp_dim=16),

@@ -18,13 +18,14 @@ import json, tempfile
 import jax, numpy as np
 from experiments.attention_as_conv import run as conv
 from experiments.attention_vs_rnn import run as rnn
-from experiments.common import loop, molecules, sequence_tasks
-from experiments.common.config import Cell, Runtime
-from experiments.common.data import Dataset
-from experiments.common.labelling import LabelCell, LabelRunner
-from experiments.common.loop import StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.core import loop
+from experiments.data import molecules, sequence_tasks
+from experiments.core.cell import Cell, Runtime
+from experiments.data.images import Dataset
+from experiments.tasks.labelling import LabelCell, LabelRunner
+from experiments.core.loop import StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
 from experiments.graphs import dictionary, regression
 from experiments.graphs.cells import DictionaryCell, MoleculeCell
 from attn_jax.models import SIZES

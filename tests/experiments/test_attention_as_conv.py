@@ -16,11 +16,11 @@ from flax import nnx
 
 from experiments.attention_as_conv import report, run
 from experiments.attention_as_conv.presets import CPU, PRESETS, Experiment
-from experiments.common import train, trial
-from experiments.common.config import Runtime
-from experiments.common.loop import StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.core import train, trial
+from experiments.core.cell import Runtime
+from experiments.core.loop import StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.models import logistic_mixture_log_prob, logistic_mixture_sample
 from experiments.attention_vs_rnn import __main__ as program
 from experiments.attention_vs_rnn import report, run, tasks, timing
+from experiments.attention_vs_rnn.logistic_mixture import (
+    logistic_mixture_log_prob,
+    logistic_mixture_sample,
+)
 from experiments.attention_vs_rnn.presets import PRESETS, Experiment
-from experiments.common import driver, train, trial
-from experiments.common.config import Runtime
-from experiments.common.store import ResultsStore
+from experiments.core import driver, train, trial
+from experiments.core.cell import Runtime
+from experiments.core.store import ResultsStore
 
 TINY = dataclasses.replace(
     PRESETS["quick"],

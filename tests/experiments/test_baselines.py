@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from experiments.common import data
+from experiments.data import images as data
 from experiments.data_scaling import baselines
 
 

@@ -16,8 +16,8 @@ import time
 import numpy as np
 import pytest
 
-from experiments.common import loop, store
-from experiments.common.config import Runtime
+from experiments.core import loop, store
+from experiments.core.cell import Runtime
 from experiments.data_scaling import report
 from experiments.data_scaling.__main__ import main
 from experiments.data_scaling.presets import Experiment, Grid

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from experiments.common.store import read_jsonl
+from experiments.core.store import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = [

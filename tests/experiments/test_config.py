@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from experiments.common.config import (
+from experiments.core.cell import (
     Cell,
     Runtime,
     attention_digest,
     protocol_updates,
 )
-from experiments.common.store import config_hash
+from experiments.core.store import config_hash
 
 CELL = Cell(task="digits", model="vit", size="mu", n=100, seed=0, updates=10)
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from experiments.common import data, fetch
+from experiments.data import fetch
+from experiments.data import images as data
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -422,7 +423,7 @@ def test_two_processes_fill_one_cache(tmp_path, use):
         program = textwrap.dedent(
             f"""
             import sys, time
-            from experiments.common import data, fetch
+            from experiments.data import fetch, images as data
             data.FASHION_MNIST = fetch.Files(
                 title="toy", folder="fashion-mnist", sha256={dict(spec.sha256)!r},
                 addresses=({address!r},))

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.common.store import ResultsStore
+from experiments.core.store import ResultsStore
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -14,11 +14,11 @@ import time
 
 import pytest
 
-from experiments.common import driver, loop, trial, workers
-from experiments.common.config import Runtime
-from experiments.common.driver import Plan
-from experiments.common.store import ResultsStore
-from experiments.common.studies import Study
+from experiments.core import driver, loop, trial, workers
+from experiments.core.cell import Runtime
+from experiments.core.driver import Plan
+from experiments.core.store import ResultsStore
+from experiments.core.studies import Study
 from tests.experiments.test_trial import LineCell, LineRunner
 
 ROOT = pathlib.Path(__file__).parents[2]

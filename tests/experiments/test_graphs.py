@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import graphs, molecules, train, trial
-from experiments.common.config import Runtime
-from experiments.common.fetch import DataError
-from experiments.common.loop import StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.core import train, trial
+from experiments.core.cell import Runtime
+from experiments.core.loop import StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
+from experiments.data import graphs, molecules
+from experiments.data.fetch import DataError
 from experiments.graphs import __main__ as main
 from experiments.graphs import (
     dictionary,

@@ -12,8 +12,10 @@ from experiments.attention_as_conv import presets as conv_presets
 from experiments.attention_as_conv import run as conv
 from experiments.attention_vs_rnn import presets as rnn_presets
 from experiments.attention_vs_rnn import run as rnn
-from experiments.common import data, graphs, identity, molecules, sequence_tasks, store
-from experiments.common.sequences import Part, SequenceData
+from experiments.core import identity, store
+from experiments.data import graphs, molecules, sequence_tasks
+from experiments.data import images as data
+from experiments.data.sequences import Part, SequenceData
 from experiments.data_scaling import presets as scaling_presets
 from experiments.data_scaling import run as scaling
 from experiments.graphs import presets as graph_presets

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from attn_jax import inputs
-from experiments.common import labelling, sequence_tasks, sequences, speech, train
-from experiments.common.config import Runtime, attention_digest
-from experiments.common.labelling import LabelCell, LabelRunner
-from experiments.common.loop import Interrupted, StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
-from experiments.common.studies import Study, run_studies
+from experiments.core import train
+from experiments.core.cell import Runtime, attention_digest
+from experiments.core.loop import Interrupted, StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
+from experiments.core.studies import Study, run_studies
+from experiments.data import sequence_tasks, sequences, speech
 from experiments.positions import __main__ as positions_main
 from experiments.positions import report as positions_report
 from experiments.positions import run as positions_run
@@ -31,6 +31,8 @@ from experiments.positions.presets import PRESETS as POSITION_PRESETS
 from experiments.sequence_labelling import __main__ as labelling_main
 from experiments.sequence_labelling import report, run, streaming
 from experiments.sequence_labelling.presets import PRESETS, Experiment
+from experiments.tasks import labelling
+from experiments.tasks.labelling import LabelCell, LabelRunner
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -388,12 +390,12 @@ def test_sound_is_labelled_as_it_comes_as_it_is_as_a_whole():
 DEVICES = """
 import dataclasses, json, sys
 import jax
-from experiments.common import sequence_tasks
-from experiments.common.config import Runtime, attention_digest
-from experiments.common.labelling import LabelCell, LabelRunner
-from experiments.common.loop import StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.data import sequence_tasks
+from experiments.core.cell import Runtime, attention_digest
+from experiments.tasks.labelling import LabelCell, LabelRunner
+from experiments.core.loop import StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
 assert len(jax.devices()) == 8
 cell = LabelCell(**json.loads(sys.argv[2]) | {"position_options": ()})
 store, data = ResultsStore(sys.argv[1]), sequence_tasks.load_task("toy_pos")

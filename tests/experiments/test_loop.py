@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import loop, train
-from experiments.common.checkpoint import CheckpointError, Checkpoints
-from experiments.common.config import Cell, Runtime, attention_digest
-from experiments.common.loop import Interrupted, Runner, StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore, StoreError
+from experiments.core import loop, train
+from experiments.core.cell import Cell, Runtime, attention_digest
+from experiments.core.checkpoint import CheckpointError, Checkpoints
+from experiments.core.loop import Interrupted, Runner, StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore, StoreError
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

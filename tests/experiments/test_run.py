@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from experiments.common import data, workers
-from experiments.common.config import Runtime
-from experiments.common.store import ResultsStore
+from experiments.core import workers
+from experiments.core.cell import Runtime
+from experiments.core.store import ResultsStore
+from experiments.data import images as data
 from experiments.data_scaling import run
 from experiments.data_scaling.presets import PRESETS, Experiment, Grid
 from experiments.data_scaling.tasks import Scenes, load_task, task_name

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.common import scenes
-from experiments.common.data import Dataset
+from experiments.data import scenes
+from experiments.data.images import Dataset
 
 CLASSES, PER_CLASS, SIZE = 10, 7, 4
 

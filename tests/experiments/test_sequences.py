@@ -7,8 +7,8 @@ import collections
 import numpy as np
 import pytest
 
-from experiments.common import sequence_tasks, sequences, text
-from experiments.common.sequences import IGNORED, Batches, Part, SequenceData
+from experiments.data import sequence_tasks, sequences, text
+from experiments.data.sequences import IGNORED, Batches, Part, SequenceData
 
 
 def part(lengths, seed=0):

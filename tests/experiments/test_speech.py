@@ -15,8 +15,9 @@ import wave
 import numpy as np
 import pytest
 
-from experiments.common import data, fetch, speech
-from experiments.common.fetch import DataError
+from experiments.data import fetch, speech
+from experiments.data import images as data
+from experiments.data.fetch import DataError
 
 NAME = "festvox-ru-0.5.tar"
 TEXT = '( ru_1 "Да, да." )\n( ru_2 "Нет \\"..." )\n( ru_9 "without a recording" )\n'
@@ -208,7 +209,7 @@ def test_missing_and_corrupt_data(voice, tmp_path, monkeypatch):
         speech.load_festvox_ru(tmp_path / "cache")
     last = str(error.value).splitlines()[-1]
     for part in (
-        "python -m experiments.common.data festvox_ru",
+        "python -m experiments.data.images festvox_ru",
         "ATTN_DATA",
         f"{NAME} (or the folder with wav/*.wav lab/*.lab etc/txt.done.data)",
         "install the Debian package voice.",
@@ -254,7 +255,7 @@ def test_command_line(voice, monkeypatch, capsys):
     monkeypatch.setenv("ATTN_DATA", str(voice))
     assert data.main(["festvox_ru"]) == 0
     assert "festvox_ru: 2 utterances" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="experiments.common.speech.load_festvox_ru"):
+    with pytest.raises(ValueError, match="experiments.data.speech.load_festvox_ru"):
         data.load("festvox_ru")
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.common import stats
+from experiments.core import stats
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 60_000)
 

@@ -15,8 +15,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from experiments.common import store as store_module
-from experiments.common.store import (
+from experiments.core import store as store_module
+from experiments.core.store import (
     ResultsStore,
     SchemaError,
     StoreError,
@@ -319,7 +319,7 @@ def test_exports_to_an_impossible_path_say_so(tmp_path):
 def test_kill_9_during_put_leaves_the_old_or_the_new_record(tmp_path, moment, expected):
     code = f"""
         import os, sys, time
-        from experiments.common import store as module
+        from experiments.core import store as module
         module._device = lambda: ("cpu", "cpu", 1)  # no need to start a backend
         store = module.ResultsStore(sys.argv[1])
         def stop():
@@ -344,7 +344,7 @@ def test_kill_9_during_put_leaves_the_old_or_the_new_record(tmp_path, moment, ex
 def test_two_processes_share_a_folder_without_doing_a_cell_twice(tmp_path):
     code = """
         import sys, time
-        from experiments.common import store as module
+        from experiments.core import store as module
         module._device = lambda: ("cpu", "cpu", 1)
         store = module.ResultsStore(sys.argv[1])
         store.check_writable()
@@ -371,7 +371,7 @@ def test_two_processes_share_a_folder_without_doing_a_cell_twice(tmp_path):
 def test_a_claim_dies_with_its_process(tmp_path):
     code = """
         import sys, time
-        from experiments.common.store import ResultsStore
+        from experiments.core.store import ResultsStore
         with ResultsStore(sys.argv[1]).claim({"cell": 1}) as mine:
             print(mine, flush=True)
             time.sleep(60)

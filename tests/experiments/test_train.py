@@ -9,8 +9,8 @@ from flax import nnx
 from jax import export
 
 from attn_jax.models import build
-from experiments.common import train
-from experiments.common.train import Augment, Batch, Hyper
+from experiments.core import train
+from experiments.core.train import Augment, Batch, Hyper
 
 
 def hyper(**more):

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import loop, trial
-from experiments.common.config import Runtime
-from experiments.common.loop import Interrupted, StopSignal
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore, StoreError
-from experiments.common.studies import Study, run_studies
+from experiments.core import loop, trial
+from experiments.core.cell import Runtime
+from experiments.core.loop import Interrupted, StopSignal
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore, StoreError
+from experiments.core.studies import Study, run_studies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax.models import AttentionImage, PositionalAttention
+from experiments.attention_as_conv.model import AttentionImage, PositionalAttention
 
 GRID = (4, 5)
 DIM = 3

@@ -11,8 +11,13 @@ import pytest
 from flax import nnx
 
 from attn_jax import sample_symbols
-from attn_jax.models import MIXERS, Decoder, decoder_functions
-from attn_jax.models.decoder import CausalAttention, LstmLayer
+from attn_jax.nn.decoder import (
+    MIXERS,
+    CausalAttention,
+    Decoder,
+    LstmLayer,
+    decoder_functions,
+)
 
 LENGTH = 24
 OPTIONS = {

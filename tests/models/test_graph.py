@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from attn_jax import inputs, masks
-from attn_jax.models import Encoder
-from attn_jax.models.graph import (
+from attn_jax.nn.encoder import Encoder
+from experiments.graphs.model import (
     EdgeAttention,
     Edges,
     GraphBlock,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logsumexp
 
-from attn_jax.models import (
+from experiments.attention_vs_rnn.logistic_mixture import (
     logistic_mixture_init,
     logistic_mixture_log_prob,
     logistic_mixture_mode,

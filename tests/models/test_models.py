@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax.models import MODELS, SIZES, Encoder, ResNet, build, cost
+from attn_jax.models import MODELS, SIZES, ResNet, build, cost
+from attn_jax.nn.encoder import Encoder
 
 SHAPES = {"mu": (28, 28, 1), "ti": (32, 32, 3), "s": (32, 32, 3), "b": (32, 32, 3)}
 

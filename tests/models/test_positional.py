@@ -9,13 +9,8 @@ import pytest
 from flax import nnx
 
 from attn_jax import as_attention_fn
-from attn_jax.models import (
-    POSITIONS,
-    Encoder,
-    EncoderBlock,
-    make_positions,
-    num_parameters,
-)
+from attn_jax.nn.encoder import Encoder, EncoderBlock
+from attn_jax.nn.positional import POSITIONS, make_positions, num_parameters
 from attn_jax.positions import alibi_slopes, t5_buckets
 
 PLAIN = as_attention_fn("dot_product")

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax.models import (
-    EncoderBlock,
-    Hybrid,
-    ViT,
-    default_patch,
-    patchify,
-)
+from attn_jax.models import Hybrid, ViT, default_patch, patchify
+from attn_jax.nn.encoder import EncoderBlock
 
 TINY = dict(dim=8, depth=2, num_heads=2, mlp_dim=16)
 

@@ -1,7 +1,7 @@
 """Training as pure functions on pytrees: loss, step, evaluation, sharding.
 
 Nothing here reads a file or a clock. `train_step(state, batch, rng)` is what jit,
-vmap over seeds and a mesh of devices take as it is; `experiments.common.loop` drives
+vmap over seeds and a mesh of devices take as it is; `experiments.core.loop` drives
 it.
 """
 
@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from attn_jax.layers import AttentionState
+from attn_jax.nn.attention_fn import AttentionState
 
 PyTree = Any
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from experiments.common.config import Runtime
-from experiments.common.loop import Interrupted, StopSignal
-from experiments.common.progress import Display, read_statuses
-from experiments.common.store import ResultsStore
+from experiments.core.cell import Runtime
+from experiments.core.loop import Interrupted, StopSignal
+from experiments.core.observe import Display, read_statuses
+from experiments.core.store import ResultsStore
 
 WORKER_VARIABLE = "ATTN_JAX_WORKER"
 

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from attn_jax import inputs
-from experiments.common import speech, text
-from experiments.common.sequences import Part, SequenceData, crops
+from experiments.data import speech, text
+from experiments.data.sequences import Part, SequenceData, crops
 
 TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
 
@@ -144,7 +144,7 @@ def tagging_baselines(data: SequenceData) -> dict[str, Callable[[], dict[str, An
 
 
 def _accuracies(part: Part, predicted: Sequence[np.ndarray]) -> dict[str, Any]:
-    from experiments.common.labelling import scores
+    from experiments.tasks.labelling import scores
 
     found = scores(part, list(predicted))
     return {f"test_{name}": value for name, value in found.items()}

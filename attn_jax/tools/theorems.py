@@ -34,7 +34,7 @@ from attn_jax.attention import (
     sparse,
 )
 from attn_jax.attention.softmax import dot_product
-from attn_jax.flops import count_flops
+from attn_jax.tools.cost import count_flops
 
 __all__ = ["THEOREMS", "Result", "Theorem", "run", "table"]
 

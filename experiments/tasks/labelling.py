@@ -1,6 +1,6 @@
 """Trains and scores sequence labellers: cells, the pure train step, and the runner.
 
-As in `experiments.common.loop`, a cell that was interrupted goes on from its newest
+As in `experiments.core.loop`, a cell that was interrupted goes on from its newest
 checkpoint to the numbers that an uninterrupted run would have had.
 """
 
@@ -19,12 +19,13 @@ from flax import nnx
 
 from attn_jax.models import Labeller, labeller_cost
 from attn_jax.variants import resolve
-from experiments.common import sequences, train, trial
-from experiments.common.config import EditedError, attention_digest
-from experiments.common.identity import Differs, config_of
-from experiments.common.rehearsal import does_not_run
-from experiments.common.sequences import Batch, Batches, Part, SequenceData
-from experiments.common.store import ResultsStore
+from experiments.core import train, trial
+from experiments.core.cell import EditedError, attention_digest
+from experiments.core.identity import Differs, config_of
+from experiments.core.rehearsal import does_not_run
+from experiments.core.store import ResultsStore
+from experiments.data import sequences
+from experiments.data.sequences import Batch, Batches, Part, SequenceData
 
 # Training sequences that the accuracy on seen data is read from.
 TRAIN_EVAL = 2000
@@ -57,7 +58,7 @@ class LabelCell:
       learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       dtype: dtype of the computation; parameters stay float32.
       differs: what of the data is not as committed records had it, see
-        `experiments.common.identity`.
+        `experiments.core.identity`.
     """
 
     task: str

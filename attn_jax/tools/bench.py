@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from attn_jax.flops import Flops, count_flops
 from attn_jax.multihead import multi_head, multi_head_init
+from attn_jax.tools.cost import Flops, count_flops
 from attn_jax.variants import Variant, resolve
 
 __all__ = [

@@ -28,19 +28,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from attn_jax import models
 from attn_jax.variants import Variant, resolve
-from experiments.common import train
-from experiments.common.checkpoint import CheckpointError, Checkpoints
-from experiments.common.config import Cell, EditedError, Runtime, attention_digest
-from experiments.common.data import (
+from experiments.core import train
+from experiments.core.cell import Cell, EditedError, Runtime, attention_digest
+from experiments.core.checkpoint import CheckpointError, Checkpoints
+from experiments.core.observe import Progress
+from experiments.core.rehearsal import does_not_run
+from experiments.core.store import Record, ResultsStore, SchemaError, StoreError
+from experiments.data.images import (
     DataError,
     Dataset,
     balanced_subset,
     normalize_stats,
     train_validation_split,
 )
-from experiments.common.progress import Progress
-from experiments.common.rehearsal import does_not_run
-from experiments.common.store import Record, ResultsStore, SchemaError, StoreError
 
 Result = TypeVar("Result")
 

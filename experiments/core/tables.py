@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.common.identity import of_one_kind
-from experiments.common.stats import Gap, Summary, gap, sampling_error, summarize
-from experiments.common.store import Record, read_jsonl
+from experiments.core.identity import of_one_kind
+from experiments.core.stats import Gap, Summary, gap, sampling_error, summarize
+from experiments.core.store import Record, read_jsonl
 
 # What two cells of one row may differ in.
 _FREE = ("seed",)
@@ -159,7 +159,7 @@ def reported(
       records: all there are.
       write_report: of an experiment.
       folder: where the report goes.
-      planned: configs of this run, see `experiments.common.identity.of_one_kind`.
+      planned: configs of this run, see `experiments.core.identity.of_one_kind`.
 
     Returns:
       What to print.

@@ -42,8 +42,8 @@ from jax.typing import DTypeLike
 from attn_jax.attention import _checks
 from attn_jax.attention.local import truncated
 from attn_jax.attention.softmax import score_dtype
-from attn_jax.layers import AttentionFn
-from attn_jax.models.encoder import Encoder, EncoderBlock
+from attn_jax.nn.attention_fn import AttentionFn
+from attn_jax.nn.encoder import Encoder, EncoderBlock
 from attn_jax.positions import frequencies, sinusoidal, turn
 from attn_jax.variants import VARIANTS
 

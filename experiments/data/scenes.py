@@ -25,7 +25,7 @@ import math
 
 import numpy as np
 
-from experiments.common.data import Dataset
+from experiments.data.images import Dataset
 
 __all__ = ["TASKS", "chance_level", "make_scenes", "num_labels", "span"]
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.attention import _checks
-from attn_jax.layers import as_attention_fn, training
-from attn_jax.models.positional import Positions
+from attn_jax.nn.attention_fn import as_attention_fn, training
+from attn_jax.nn.positional import Positions
 from attn_jax.variants import Variant
 
 

@@ -28,9 +28,9 @@ from attn_jax.attention.graph import (
     gatv2_init,
     graph_attention,
 )
-from attn_jax.models.encoder import Encoder, MlpBlock
 from attn_jax.models.labeller import IdInput, VectorInput
-from attn_jax.models.positional import Positions, _Biased, _Prepared
+from attn_jax.nn.encoder import Encoder, MlpBlock
+from attn_jax.nn.positional import Positions, _Biased, _Prepared
 
 __all__ = [
     "Edges",

@@ -2,8 +2,8 @@
 
 :func:`load_festvox_ru` gives 620 read sentences, 16 kHz, each cut into phones (51
 kinds, silence included). It is the voice ``festvox-ru`` of Debian (178.7 MB,
-BSD-like licence); see :mod:`experiments.common.fetch` for where it is looked for, and
-``python -m experiments.common.data festvox_ru`` to fetch it. The cache keeps the
+BSD-like licence); see :mod:`experiments.data.fetch` for where it is looked for, and
+``python -m experiments.data.images festvox_ru`` to fetch it. The cache keeps the
 recordings, labels and transcripts as one archive of 193 MB.
 
 The label times lie on a grid of 10 ms and were probably aligned by a machine. A linear
@@ -26,14 +26,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.common.data import random_bits, split_ends
-from experiments.common.fetch import (
+from experiments.data.fetch import (
     DataError,
     Files,
     default_cache_dir,
     obtain,
     read_tree,
 )
+from experiments.data.images import random_bits, split_ends
 
 __all__ = [
     "Speech",
@@ -58,7 +58,7 @@ FESTVOX_RU = Files(
     package="festvox-ru=0.5+dfsg-6",
     package_sha256="21ef3f0f2978ecf2e2eddb367cb0ff4a72572196d28dc69feb84f4177af5e6c4",
     tree=("wav/*.wav", "lab/*.lab", "etc/txt.done.data"),
-    command="python -m experiments.common.data festvox_ru",
+    command="python -m experiments.data.images festvox_ru",
 )
 
 

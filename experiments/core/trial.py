@@ -21,18 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import train
-from experiments.common.checkpoint import CheckpointError, Checkpoints
-from experiments.common.config import Runtime
-from experiments.common.loop import (
+from experiments.core import train
+from experiments.core.cell import Runtime
+from experiments.core.checkpoint import CheckpointError, Checkpoints
+from experiments.core.loop import (
     Interrupted,
     StopSignal,
     ends_the_run,
     lost,
     store_failure,
 )
-from experiments.common.progress import Progress
-from experiments.common.store import ResultsStore
+from experiments.core.observe import Progress
+from experiments.core.store import ResultsStore
 
 PyTree = Any
 
@@ -109,7 +109,7 @@ def make_step(loss_fn: LossFn) -> Step:
     """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``.
 
     Clipped AdamW with linear warm-up and a cosine to zero, as of
-    `experiments.common.train.optimizer`, whose numbers are in ``state.hyper``.
+    `experiments.core.train.optimizer`, whose numbers are in ``state.hyper``.
 
     Args:
       loss_fn: ``loss_fn(params, batch, rng, hyper)`` gives the loss and scalars by

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.attention.softmax import dot_product
-from attn_jax.layers import AttentionFn, ModuleAttentionFn, as_attention_fn
+from attn_jax.nn.attention_fn import AttentionFn, ModuleAttentionFn, as_attention_fn
 from attn_jax.positions import (
     _NEAR,
     LearnedPositions,

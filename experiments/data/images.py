@@ -1,10 +1,10 @@
 """Real image data: found or fetched once, checked by SHA-256, split reproducibly.
 
-``python -m experiments.common.data`` (or ``make data``) fetches Fashion-MNIST and
+``python -m experiments.data.images`` (or ``make data``) fetches Fashion-MNIST and
 says what it got; with the names ``brown``, ``festvox_ru``, ``wordnet``,
-``melting_point`` or ``logp`` it fetches the sets of :mod:`experiments.common.text`,
-:mod:`~experiments.common.speech`, :mod:`~experiments.common.graphs` and
-:mod:`~experiments.common.molecules`. :func:`load` does the same for images on first
+``melting_point`` or ``logp`` it fetches the sets of :mod:`experiments.data.text`,
+:mod:`~experiments.data.speech`, :mod:`~experiments.data.graphs` and
+:mod:`~experiments.data.molecules`. :func:`load` does the same for images on first
 use. Fashion-MNIST is looked for in this order, and the
 first complete and intact copy is used:
 
@@ -38,7 +38,7 @@ from typing import Literal
 import numpy as np
 
 from attn_jax._program import program
-from experiments.common.fetch import (
+from experiments.data.fetch import (
     DataError,
     Files,
     default_cache_dir,
@@ -229,7 +229,7 @@ def load(
     if name in OTHER_NAMES:
         raise ValueError(
             f"{name!r} is not a set of images: load it with "
-            f"experiments.common.{_LOADERS[name]}"
+            f"experiments.data.{_LOADERS[name]}"
         )
     raise ValueError(
         f"unknown data set name {name!r}: known are {', '.join(NAMES)}, "
@@ -822,7 +822,7 @@ def _class_ranks(
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch and describe data sets; 0 when all are there."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.common.data",
+        prog="python -m experiments.data.images",
         description="Fetch data sets into the cache, check them and say what they are.",
     )
     parser.add_argument(
@@ -860,19 +860,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _describe(name: str, cache_dir: pathlib.Path | None, allow_fallback: bool) -> str:
     """Load any set, images or not, and say what it is."""
     if name == "brown":
-        from experiments.common.text import load_brown
+        from experiments.data.text import load_brown
 
         return load_brown(cache_dir).describe()
     if name == "festvox_ru":
-        from experiments.common.speech import load_festvox_ru
+        from experiments.data.speech import load_festvox_ru
 
         return load_festvox_ru(cache_dir).describe()
     if name == "wordnet":
-        from experiments.common.graphs import load_wordnet
+        from experiments.data.graphs import load_wordnet
 
         return load_wordnet(cache_dir).describe()
     if name in ("melting_point", "logp"):
-        from experiments.common.molecules import load_molecules
+        from experiments.data.molecules import load_molecules
 
         task: Literal["melting_point", "logp"]
         task = "logp" if name == "logp" else "melting_point"

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.common.loop import Interrupted
-from experiments.common.store import ResultsStore
-from experiments.common.trial import Runner
+from experiments.core.loop import Interrupted
+from experiments.core.store import ResultsStore
+from experiments.core.trial import Runner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,24 +15,24 @@ from typing import Any
 import tyro
 
 from attn_jax._program import silence
-from experiments.common import workers
-from experiments.common.config import Runtime
-from experiments.common.data import DataError
-from experiments.common.identity import Differs, with_differs
-from experiments.common.loop import (
+from experiments.core import workers
+from experiments.core.cell import Runtime
+from experiments.core.identity import Differs, with_differs
+from experiments.core.loop import (
     Interrupted,
     StopSignal,
     ends_the_run,
     interruptible,
     store_failure,
 )
-from experiments.common.memory import keep_freed_memory
-from experiments.common.progress import Progress
-from experiments.common.rehearsal import is_message
-from experiments.common.store import Record, ResultsStore, SchemaError, shard
-from experiments.common.studies import Study, run_studies
-from experiments.common.tables import reported
-from experiments.common.trial import Runner
+from experiments.core.memory import keep_freed_memory
+from experiments.core.observe import Progress
+from experiments.core.rehearsal import is_message
+from experiments.core.store import Record, ResultsStore, SchemaError, shard
+from experiments.core.studies import Study, run_studies
+from experiments.core.tables import reported
+from experiments.core.trial import Runner
+from experiments.data.images import DataError
 
 # What a message on one line is enough for.
 KNOWN_ERRORS = (DataError, ImportError, OSError, SchemaError, TypeError, ValueError)
@@ -49,7 +49,7 @@ class Plan:
       baselines: name -> what gives its metrics; one record each.
       runner: makes what trains the cells, of (store, runtime, progress, stop).
       differs: name of a baseline -> what its numbers are made of, as far as committed
-        records had it otherwise; see `experiments.common.identity`.
+        records had it otherwise; see `experiments.core.identity`.
     """
 
     name: str

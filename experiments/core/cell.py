@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.common.identity import Differs, config_of
+from experiments.core.identity import Differs, config_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cell:
       dtype: of the computation; parameters stay float32.
       validation_fraction, validation_maximum: size of the validation split.
       differs: what of the data is not as committed records had it, see
-        `experiments.common.identity`.
+        `experiments.core.identity`.
     """
 
     task: str

@@ -8,8 +8,8 @@ way from the other end. The classes nearly follow the pointers: whatever learns 
 to be compared with :func:`label_propagation`.
 
 The file comes from the Debian package ``wordnet-base`` (WordNet licence); see
-:mod:`experiments.common.fetch` for where it is looked for, and ``python -m
-experiments.common.data wordnet`` to fetch it.
+:mod:`experiments.data.fetch` for where it is looked for, and ``python -m
+experiments.data.images wordnet`` to fetch it.
 
 :func:`toy_graph` makes a graph for tests. It is no data.
 """
@@ -26,8 +26,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.common.data import random_bits
-from experiments.common.fetch import DataError, Files, default_cache_dir, obtain
+from experiments.data.fetch import DataError, Files, default_cache_dir, obtain
+from experiments.data.images import random_bits
 
 __all__ = [
     "NodeGraph",
@@ -50,7 +50,7 @@ WORDNET = Files(
     installed=("/usr/share/wordnet",),
     package="wordnet-base=1:3.0-37",
     package_sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
-    command="python -m experiments.common.data wordnet",
+    command="python -m experiments.data.images wordnet",
 )
 
 # Lexicographer files of nouns, by number less 3.

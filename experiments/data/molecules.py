@@ -2,8 +2,8 @@
 
 :func:`load_molecules` joins measured values to structures by CAS number. Both are
 tables inside the PyPI package ``chemicals`` (MIT licence), whose wheel is read as it is
-and never installed; see :mod:`experiments.common.fetch` for where it is looked for, and
-``python -m experiments.common.data melting_point`` to fetch it. A structure is a SMILES
+and never installed; see :mod:`experiments.data.fetch` for where it is looked for, and
+``python -m experiments.data.images melting_point`` to fetch it. A structure is a SMILES
 string; RDKit (imported when it is needed) makes atoms and bonds of it. What RDKit
 cannot read is left out, counted and named.
 
@@ -27,14 +27,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.common.data import random_bits, split_ends
-from experiments.common.fetch import (
+from experiments.data.fetch import (
     DataError,
     Files,
     default_cache_dir,
     first_few,
     obtain,
 )
+from experiments.data.images import random_bits, split_ends
 
 __all__ = [
     "ATOM_SIZES",
@@ -58,7 +58,7 @@ CHEMICALS = Files(
     },
     other_folders=(".",),
     pypi="chemicals==1.5.2",
-    command="python -m experiments.common.data melting_point",
+    command="python -m experiments.data.images melting_point",
 )
 
 _STRUCTURES = (

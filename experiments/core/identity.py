@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common.store import Record, config_hash
+from experiments.core.store import Record, config_hash
 
 if TYPE_CHECKING:
-    from experiments.common.data import Dataset
-    from experiments.common.sequences import SequenceData
+    from experiments.data.images import Dataset
+    from experiments.data.sequences import SequenceData
 
 Differs = tuple[tuple[str, Any], ...]
 

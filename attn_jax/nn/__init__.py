@@ -1,0 +1,1 @@
+"""Flax layers and the parts of models: what of attn_jax needs Flax."""

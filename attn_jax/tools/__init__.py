@@ -1,0 +1,1 @@
+"""Counting cost, timing, theorems: programs about variants."""

@@ -1,1 +1,0 @@
-"""What every experiment uses: data, training, results, figures."""

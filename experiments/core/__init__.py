@@ -1,0 +1,1 @@
+"""What every experiment is run by: cells, plans, the loop, engines, reports."""

@@ -1,0 +1,1 @@
+"""A loader a data set."""

@@ -1,0 +1,1 @@
+"""What a cell trains and is scored by, where two experiments share it."""
