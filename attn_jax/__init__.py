@@ -205,7 +205,6 @@ __all__ = [
     "clusterformer_update",
     "convolution_as_attention",
     "cosformer",
-    "deltas",
     "dot_product",
     "dot_product_attention",
     "dot_product_weights",
@@ -238,7 +237,6 @@ __all__ = [
     "linear_step",
     "linformer",
     "linformer_init",
-    "log_mel",
     "long_short",
     "long_short_init",
     "longformer",
@@ -248,7 +246,6 @@ __all__ = [
     "masks",
     "memory_compressed",
     "memory_compressed_init",
-    "mfcc",
     "multi_head",
     "multi_head_init",
     "multi_head_update",
@@ -312,7 +309,6 @@ __all__ = [
     "truncated",
     "unique_edges",
     "variants_with",
-    "with_deltas",
 ]
 
 # The same names twice: here for type checkers and editors, below for Python, which
@@ -328,14 +324,10 @@ if TYPE_CHECKING:
         sample_symbols,
     )
     from attn_jax.inputs import (
-        deltas,
         embed,
         frames,
         graph_nodes,
-        log_mel,
-        mfcc,
         one_hot,
-        with_deltas,
     )
     from attn_jax.nn.attention_fn import (
         AttentionFn,
@@ -381,14 +373,10 @@ else:
             "sample_symbols",
         ),
         "inputs": (
-            "deltas",
             "embed",
             "frames",
             "graph_nodes",
-            "log_mel",
-            "mfcc",
             "one_hot",
-            "with_deltas",
         ),
         "nn.attention_fn": (
             "AttentionFn",

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from attn_jax import inputs
-from experiments.data import speech, text
+from experiments.data import sound, speech, text
 from experiments.data.sequences import Part, SequenceData, crops
 
 TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
@@ -164,8 +164,8 @@ def majority(data: SequenceData) -> dict[str, Any]:
 def speech_features(corpus: speech.Speech) -> list[np.ndarray]:
     """40 log-mel energies of every frame, with first and second differences."""
     jitted = jax.jit(
-        lambda signal: inputs.with_deltas(
-            inputs.log_mel(signal, sample_rate=corpus.sample_rate, num_mels=40), order=2
+        lambda signal: sound.with_deltas(
+            sound.log_mel(signal, sample_rate=corpus.sample_rate, num_mels=40), order=2
         )
     )
     # Few lengths, few programs: the sound goes on mirrored at its end, and the frames

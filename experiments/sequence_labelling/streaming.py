@@ -40,6 +40,7 @@ from experiments.core.store import Record, ResultsStore, provenance
 from experiments.core.workers import available_cores
 from experiments.data import sequence_tasks, speech
 from experiments.data.sequences import SequenceData
+from experiments.data.sound import frame_sizes, log_mel, with_deltas
 from experiments.tasks import labelling
 from experiments.tasks.labelling import LabelCell
 
@@ -99,7 +100,7 @@ def _step(
     count = mel.shape[0]
     near = jnp.concatenate([state.mel, mel])  # the c frames of `at`, 4 on either side
     at = slice(WIDTH, WIDTH + count)
-    features = (inputs.with_deltas(near, order=2)[at] - mean[None]) / std[None]
+    features = (with_deltas(near, order=2)[at] - mean[None]) / std[None]
     exist = jnp.concatenate([state.real, real])
     x = model.input(features[None])[0]
     encoder, out, valid = stream_step(
@@ -111,7 +112,7 @@ def _step(
 
 @jax.jit
 def _log_mel(samples: jax.Array) -> jax.Array:
-    return inputs.log_mel(samples, num_mels=40)
+    return log_mel(samples, num_mels=40)
 
 
 class SoundLabeller:
@@ -126,7 +127,7 @@ class SoundLabeller:
     def __init__(self, model: Labeller, mean: Any, std: Any, *, chunk: int = 1):
         self.model, self.chunk = model, chunk
         self.mean, self.std = jnp.asarray(mean), jnp.asarray(std)
-        self.window, self.hop = inputs.frame_sizes(16_000)
+        self.window, self.hop = frame_sizes(16_000)
         # An output waits for the encoder's look-ahead and for the differences'.
         self.delay = look_ahead(encoder_of(model)) + WIDTH
 
@@ -182,7 +183,7 @@ def offline(
 ) -> np.ndarray:
     """Logits [T, classes] of the whole sound at once, padded to ``length`` frames."""
     mel = np.asarray(_log_mel(signal))
-    features = (np.asarray(inputs.with_deltas(mel, order=2)) - mean) / std
+    features = (np.asarray(with_deltas(mel, order=2)) - mean) / std
     batch = np.zeros((1, length, features.shape[1]), np.float32)
     batch[0, : len(mel)] = features
     real = np.arange(length)[None] < len(mel)
@@ -320,7 +321,7 @@ def measure(
         row["whole"] = []
         for length in seconds:
             signal = _concatenation(corpus.audio, length)
-            frames = inputs.num_frames(len(signal), *inputs.frame_sizes(16_000))
+            frames = inputs.num_frames(len(signal), *frame_sizes(16_000))
             shapes = (
                 jax.ShapeDtypeStruct((1, frames, mean.size), jnp.float32),
                 jax.ShapeDtypeStruct((1, frames), jnp.bool_),
