@@ -19,13 +19,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from attn_jax import masks
-from attn_jax.attention.axial import (
+from attn_jax.attention.axial_attention import (
     axial,
 )
-from attn_jax.attention.blockwise import (
+from attn_jax.attention.blockwise_attention import (
     blockwise,
 )
-from attn_jax.attention.clustered import (
+from attn_jax.attention.clustered_attention import (
     clustered,
     clusterformer,
     clusterformer_init,
@@ -54,7 +54,7 @@ from attn_jax.attention.latent import (
     perceiver,
     perceiver_init,
 )
-from attn_jax.attention.linear import (
+from attn_jax.attention.linear_attention import (
     FEATURE_MAPS,
     LinearState,
     causal_product,
@@ -69,7 +69,7 @@ from attn_jax.attention.local import (
     block_local,
     truncated,
 )
-from attn_jax.attention.long_short import (
+from attn_jax.attention.long_short_attention import (
     long_short,
     long_short_init,
 )
@@ -90,7 +90,7 @@ from attn_jax.attention.random_features import (
     rfa_gate,
     rfa_gate_init,
 )
-from attn_jax.attention.reformer import (
+from attn_jax.attention.reformer_attention import (
     bucketed,
     lsh_buckets,
     reformer,
@@ -103,13 +103,13 @@ from attn_jax.attention.relative import (
     transformer_xl,
     transformer_xl_init,
 )
-from attn_jax.attention.routing import (
+from attn_jax.attention.routing_attention import (
     routing,
     routing_exact,
     routing_init,
     routing_update,
 )
-from attn_jax.attention.sinkhorn import (
+from attn_jax.attention.sinkhorn_attention import (
     sinkhorn,
     sinkhorn_init,
     sinkhorn_normalize,

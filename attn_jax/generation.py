@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.reformer import _shared, _tiling, lsh_buckets
+from attn_jax.attention.reformer_attention import _shared, _tiling, lsh_buckets
 from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
 
 __all__ = [

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from attn_jax.attention import _checks
-from attn_jax.attention.blockwise import blockwise, window_sides, zero_unseen
+from attn_jax.attention.blockwise_attention import blockwise, window_sides, zero_unseen
 from attn_jax.attention.softmax import causal_pairs, dot_product, score_dtype
 from attn_jax.masks import from_lengths
 from attn_jax.variants import Variant, require, resolve

@@ -11,7 +11,7 @@ import pytest
 
 from attn_jax import masks
 from attn_jax.attention import _checks
-from attn_jax.attention.linear import attend_features
+from attn_jax.attention.linear_attention import attend_features
 from attn_jax.attention.softmax import score_dtype
 from attn_jax.testing import assert_conforms
 from attn_jax.variants import Variant
@@ -38,7 +38,7 @@ def test_the_example_of_contributing_is_all_that_a_variant_takes():
         attend_features=attend_features,
     )
     exec(compile(function, "CONTRIBUTING.md", "exec"), names)
-    names["linear"] = type(
+    names["linear_attention"] = type(
         "linear", (), {"efficient": staticmethod(names["efficient"])}
     )
     (variant,) = eval(f"({row})", {**names, "Variant": Variant})

@@ -19,7 +19,7 @@ from attn_jax import generation, inputs, masks, positions
 from attn_jax.attention import _checks
 from attn_jax.attention.convolution import quadratic
 from attn_jax.attention.graph import graph_attention, unique_edges
-from attn_jax.attention.reformer import bucketed
+from attn_jax.attention.reformer_attention import bucketed
 from attn_jax.models.labeller import IdInput
 from attn_jax.nn.decoder import Decoder, decoder_functions
 from attn_jax.nn.encoder import Encoder

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.blockwise_attention import blockwise
 from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import dot_product_attention, multi_head, multi_head_init
 from attn_jax.variants import VARIANTS, resolve

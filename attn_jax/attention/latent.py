@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.linear import causal_product
+from attn_jax.attention.linear_attention import causal_product
 from attn_jax.attention.softmax import dot_product, score_dtype
 
 __all__ = [

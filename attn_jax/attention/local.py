@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax.attention import _checks, _tiles
-from attn_jax.attention.blockwise import blockwise, blockwise_arrays
+from attn_jax.attention.blockwise_attention import blockwise, blockwise_arrays
 from attn_jax.attention.softmax import dot_product
 
 __all__ = ["block_local", "truncated", "truncated_arrays"]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.linear import (
+from attn_jax.attention.linear_attention import (
     LEAST_LOG,
     attend_features,
     causal_product,

@@ -24,7 +24,7 @@ from flax import nnx
 
 from attn_jax import generation
 from attn_jax.attention import _checks
-from attn_jax.attention.linear import linear_state, linear_step
+from attn_jax.attention.linear_attention import linear_state, linear_step
 from attn_jax.multihead import multi_head
 from attn_jax.nn.encoder import MlpBlock
 from attn_jax.positions import learned_init, sinusoidal_1d

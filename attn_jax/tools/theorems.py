@@ -17,23 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax import masks
-from attn_jax.attention import (
-    axial,
-    clustered,
-    convolution,
-    graph,
-    linear,
-    local,
-    low_rank,
-    random_features,
-    reformer,
-    relative,
-    routing,
-    sinkhorn,
-    sparse,
-)
-from attn_jax.attention.softmax import dot_product
+from attn_jax import attention, masks
+from attn_jax.attention import dot_product
 from attn_jax.tools.cost import count_flops
 
 __all__ = ["THEOREMS", "Result", "Theorem", "run", "table"]
@@ -131,8 +116,8 @@ def _convolution() -> Settings:
         want = want if bias is None else want + bias[None, None, :]
         errors = []
         for alpha in (1.0, 2.0, 4.0, 8.0, 32.0):
-            params = convolution.convolution_as_attention(kernel, bias, alpha=alpha)
-            got = convolution.attention_convolution(params, image, padding)
+            params = attention.convolution_as_attention(kernel, bias, alpha=alpha)
+            got = attention.attention_convolution(params, image, padding)
             errors.append(_away(got, want))
         what = (
             f"kernel {height}x{width}, {padding}, bias: {'yes' if with_bias else 'no'}"
@@ -154,11 +139,11 @@ def _linear_rnn() -> Settings:
     query, key, value = _inputs(300)
     padding = jnp.arange(300) % 7 != 3
     for name, key_mask in (("", None), (", with padding in between", padding)):
-        parallel = linear.linear_parallel(
+        parallel = attention.linear_parallel(
             query, key, value, key_mask=key_mask, is_causal=True
         )
         for size in (1, 64, 300):
-            chunked = linear.linear(
+            chunked = attention.linear(
                 query, key, value, key_mask=key_mask, is_causal=True, chunk_size=size
             )
             yield (
@@ -166,33 +151,33 @@ def _linear_rnn() -> Settings:
                 _away(chunked, parallel),
                 1e-5,
             )
-        recurrent = linear.linear_recurrent(query, key, value, key_mask=key_mask)
+        recurrent = attention.linear_recurrent(query, key, value, key_mask=key_mask)
         yield f"parallel = recurrent, T = 300{name}", _away(recurrent, parallel), 1e-5
 
     def slopes(fn: Callable[..., jax.Array]) -> Any:
         loss = jax.grad(lambda q, k, v: (fn(q, k, v) ** 2).sum(), (0, 1, 2))
         return jax.jit(loss)(query, key, value)
 
-    first = slopes(functools.partial(linear.linear_parallel, is_causal=True))
+    first = slopes(functools.partial(attention.linear_parallel, is_causal=True))
     for name, fn in (
-        ("chunked", functools.partial(linear.linear, is_causal=True)),
-        ("recurrent", linear.linear_recurrent),
+        ("chunked", functools.partial(attention.linear, is_causal=True)),
+        ("recurrent", attention.linear_recurrent),
     ):
         worst = max(map(_away, slopes(fn), first))
         yield f"gradients of the parallel and the {name} form", worst, 1e-3
     costs = []
     for length in (256, 4096):
         q, k, v = _inputs(length)
-        costs.append(count_flops(linear.linear_recurrent, q, k, v).total / length)
+        costs.append(count_flops(attention.linear_recurrent, q, k, v).total / length)
     yield (
         "FLOPs a step at T = 4,096 over T = 256, less 1",
         abs(costs[1] / costs[0] - 1),
         0.02,
     )
-    state = linear.linear_state(16, 16, jnp.float32)
+    state = attention.linear_state(16, 16, jnp.float32)
     before = sum(leaf.size for leaf in jax.tree.leaves(state))
     for t in range(5):
-        state, _ = linear.linear_step(state, query[t], key[t], value[t])
+        state, _ = attention.linear_step(state, query[t], key[t], value[t])
     after = sum(leaf.size for leaf in jax.tree.leaves(state))
     yield "numbers in the state that a step adds", float(after - before), 0.0
 
@@ -210,20 +195,20 @@ def _graph() -> Settings:
     everyone = np.indices((length, length)).reshape(2, -1)
     dense_forms: dict[str, tuple[Callable[..., jax.Array], Any]] = {
         "dot_product": (dot_product, None),
-        "gat": (graph.gat, graph.gat_init(jax.random.key(0), head_dim)),
-        "gatv2": (graph.gatv2, graph.gatv2_init(jax.random.key(1), head_dim)),
+        "gat": (attention.gat, attention.gat_init(jax.random.key(0), head_dim)),
+        "gatv2": (attention.gatv2, attention.gatv2_init(jax.random.key(1), head_dim)),
     }
     for score, (dense, params) in dense_forms.items():
         extra = {} if params is None else {"params": params}
         given: Any = dict(extra, score=score)
         want = dense(query, key, value, mask=jnp.asarray(adjacency), **extra)
-        got = graph.graph_attention(query, key, value, senders, receivers, **given)
+        got = attention.graph_attention(query, key, value, senders, receivers, **given)
         yield (
             f"edge list = dense mask, {score} scores, 24 nodes",
             _away(got, want),
             1e-5,
         )
-        complete = graph.graph_attention(
+        complete = attention.graph_attention(
             query,
             key,
             value,
@@ -242,8 +227,8 @@ def _graph() -> Settings:
     worst = 0.0
     for seed in range(8):
         q, k, _ = _inputs(length, head_dim, seed=10 * seed)
-        params = graph.gat_init(jax.random.key(seed), head_dim)
-        weights = np.asarray(graph.gat(q, k, identity, params=params), np.float64)
+        params = attention.gat_init(jax.random.key(seed), head_dim)
+        weights = np.asarray(attention.gat(q, k, identity, params=params), np.float64)
         # The order of keys by query 0; along it no other query's weights may fall.
         order = np.argsort(weights[0])
         steps = np.diff(weights[:, order], axis=1)
@@ -253,7 +238,7 @@ def _graph() -> Settings:
     points = jnp.linspace(-1.0, 1.0, 5)[:, None]
     pair = jnp.concatenate([points, -points], axis=1)
     params = {"score": jnp.asarray([-50.0, -50.0])}
-    found = graph.gatv2(pair, -pair, jnp.eye(5, dtype=jnp.float32), params=params)
+    found = attention.gatv2(pair, -pair, jnp.eye(5, dtype=jnp.float32), params=params)
     best = np.asarray(found).argmax(axis=1)
     yield (
         "GATv2: different best keys for 5 queries (the dictionary look-up)",
@@ -270,7 +255,7 @@ def _truncated() -> Settings:
     query, key, value = _inputs(97)
     masked = jax.jit(dot_product)
     for left, right in ((0, 0), (5, 3), (20, 0), (96, 96)):
-        banded = functools.partial(local.truncated, left=left, right=right)
+        banded = functools.partial(attention.truncated, left=left, right=right)
         got = jax.jit(banded)(query, key, value)
         want = masked(query, key, value, mask=masks.window(97, left, right))
         yield (
@@ -285,7 +270,7 @@ def _truncated() -> Settings:
             x: jax.Array, layers: int = layers, left: int = left, right: int = right
         ) -> jax.Array:
             for _ in range(layers):
-                x = x + local.truncated(x, x, x, left=left, right=right)
+                x = x + attention.truncated(x, x, x, left=left, right=right)
             return x[20]
 
         grads = jax.jit(jax.jacrev(stack))(x)  # [8, 41, 8]
@@ -321,11 +306,11 @@ def _positions() -> Settings:
         turned = positions.rotary(x, at)
         return dot_product(turned, turned, x)
 
-    shaw_params = relative.shaw_init(jax.random.key(0), dim)
+    shaw_params = attention.shaw_init(jax.random.key(0), dim)
     shaw_params = jax.tree.map(
         lambda leaf: leaf + 0.5 * _draw(*leaf.shape), shaw_params
     )
-    xl_params = relative.transformer_xl_init(jax.random.key(1), dim)
+    xl_params = attention.transformer_xl_init(jax.random.key(1), dim)
     t5_table = _draw(32, seed=4)
     encodings: dict[str, Callable[[jax.Array], jax.Array]] = {
         "sinusoidal": lambda x: plain(x + positions.sinusoidal_1d(length, dim)),
@@ -351,8 +336,8 @@ def _positions() -> Settings:
         "RoPE": rotated,
         "ALiBi": lambda x: plain(x, bias=positions.alibi(length, slope=0.5)),
         "T5 buckets": lambda x: plain(x, bias=positions.t5_bias(t5_table, length)),
-        "Shaw": lambda x: relative.shaw(x, x, x, params=shaw_params),
-        "Transformer-XL": lambda x: relative.transformer_xl(x, x, x, params=xl_params),
+        "Shaw": lambda x: attention.shaw(x, x, x, params=shaw_params),
+        "Transformer-XL": lambda x: attention.transformer_xl(x, x, x, params=xl_params),
     }
     for name, attend in encodings.items():
         yield f"{name}: attention of permuted tokens", broken(attend), 1e-2, ">="
@@ -369,10 +354,10 @@ def _positions() -> Settings:
     zero = {
         "ALiBi, slope 0": plain(x, bias=positions.alibi(length, slope=0.0)),
         "T5, table 0": plain(x, bias=positions.t5_bias(jnp.zeros(32), length)),
-        "Shaw, tables 0": relative.shaw(
+        "Shaw, tables 0": attention.shaw(
             x, x, x, params=jax.tree.map(jnp.zeros_like, shaw_params)
         ),
-        "Transformer-XL, parameters 0": relative.transformer_xl(
+        "Transformer-XL, parameters 0": attention.transformer_xl(
             x, x, x, params=jax.tree.map(jnp.zeros_like, xl_params)
         ),
     }
@@ -408,47 +393,51 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
         return jax.jit(functools.partial(fn, **options))(query, key, value, **arrays)
 
     windows: Mapping[str, tuple[Callable[..., jax.Array], dict[str, Any]]] = {
-        "truncated": (local.truncated, {"left": length, "right": length}),
-        "block_local": (local.block_local, {"block_size": length}),
-        "longformer": (sparse.longformer, {"window": length}),
-        "sparse_strided": (sparse.sparse_strided, {"stride": length}),
-        "sparse_fixed": (sparse.sparse_fixed, {"block_size": length}),
-        "axial": (axial.axial, {"width": length}),
+        "truncated": (attention.truncated, {"left": length, "right": length}),
+        "block_local": (attention.block_local, {"block_size": length}),
+        "longformer": (attention.longformer, {"window": length}),
+        "sparse_strided": (attention.sparse_strided, {"stride": length}),
+        "sparse_fixed": (attention.sparse_fixed, {"block_size": length}),
+        "axial": (attention.axial, {"width": length}),
     }
     for name, (fn, options) in windows.items():
         yield f"{name}, window or block >= T", close(fn, **options), exact
         yield f"{name}, the same, causal", close(fn, is_causal=True, **options), causal
-    etc_params = jax.tree.map(jnp.zeros_like, sparse.etc_init(rng, head_dim))
+    etc_params = jax.tree.map(jnp.zeros_like, attention.etc_init(rng, head_dim))
     yield (
         "etc, radius >= T, labels 0",
-        close(sparse.etc, etc_params, radius=length),
+        close(attention.etc, etc_params, radius=length),
         exact,
     )
-    yield "bigbird, one block", close(sparse.bigbird, rng=rng, block_size=length), exact
+    yield (
+        "bigbird, one block",
+        close(attention.bigbird, rng=rng, block_size=length),
+        exact,
+    )
     yield (
         "linformer, rank T (pooling over one key each)",
         close(
-            low_rank.linformer,
-            low_rank.linformer_init(
+            attention.linformer,
+            attention.linformer_init(
                 rng, head_dim, max_length=length, rank=length, scheme="pool"
             ),
         ),
         exact,
     )
-    windows_of_one = low_rank.memory_compressed_init(
+    windows_of_one = attention.memory_compressed_init(
         rng, head_dim, compression=1, scheme="pool"
     )
     for is_causal, want in ((False, exact), (True, causal)):
         yield (
             f"memory_compressed, windows of one key{', causal' if is_causal else ''}",
-            close(low_rank.memory_compressed, windows_of_one, is_causal=is_causal),
+            close(attention.memory_compressed, windows_of_one, is_causal=is_causal),
             want,
         )
     yield (
         "nystromformer, T landmarks",
         close(
-            low_rank.nystromformer,
-            jax.tree.map(jnp.zeros_like, low_rank.nystromformer_init(rng, head_dim)),
+            attention.nystromformer,
+            jax.tree.map(jnp.zeros_like, attention.nystromformer_init(rng, head_dim)),
             num_landmarks=length,
             pinv_iterations=30,
         ),
@@ -459,42 +448,42 @@ def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
     for is_causal in (False, True):
         yield (
             f"reformer, 96 rounds of 2 buckets{', causal' if is_causal else ''}",
-            close(reformer.reformer, rng=rng, is_causal=is_causal, **rounds),
-            reformer.reformer_exact(query, key, value, is_causal=is_causal),
+            close(attention.reformer, rng=rng, is_causal=is_causal, **rounds),
+            attention.reformer_exact(query, key, value, is_causal=is_causal),
         )
     yield (
         "clustered, a cluster for each query",
-        close(clustered.clustered, rng=rng, num_clusters=length),
+        close(attention.clustered, rng=rng, num_clusters=length),
         exact,
     )
     yield (
         "improved_clustered, all keys exact",
-        close(clustered.improved_clustered, rng=rng, num_clusters=3, top_k=length),
+        close(attention.improved_clustered, rng=rng, num_clusters=3, top_k=length),
         exact,
     )
-    one = clustered.clusterformer_init(rng, head_dim, num_clusters=1)
+    one = attention.clusterformer_init(rng, head_dim, num_clusters=1)
     for is_causal, want in ((False, exact), (True, causal)):
         yield (
             f"clusterformer, one cluster and chunk{', causal' if is_causal else ''}",
-            close(clustered.clusterformer, one, chunk_size=length, is_causal=is_causal),
+            close(attention.clusterformer, one, chunk_size=length, is_causal=is_causal),
             want,
         )
-    centre = routing.routing_init(rng, head_dim, num_clusters=1)
+    centre = attention.routing_init(rng, head_dim, num_clusters=1)
     for is_causal in (False, True):
         how = ", causal" if is_causal else ""
         yield (
             f"routing, one cluster (on normalised queries and keys){how}",
-            close(routing.routing, centre, is_causal=is_causal, chunk_size=length),
-            routing.routing_exact(query, key, value, is_causal=is_causal),
+            close(attention.routing, centre, is_causal=is_causal, chunk_size=length),
+            attention.routing_exact(query, key, value, is_causal=is_causal),
         )
-    sinkhorn_params = sinkhorn.sinkhorn_init(
+    sinkhorn_params = attention.sinkhorn_init(
         rng, head_dim, max_length=length, block_size=length
     )
     for is_causal, want in ((False, exact), (True, causal)):
         yield (
             f"sinkhorn, one block{', causal' if is_causal else ''}",
             close(
-                sinkhorn.sinkhorn,
+                attention.sinkhorn,
                 sinkhorn_params,
                 block_size=length,
                 is_causal=is_causal,
@@ -532,18 +521,18 @@ def _features() -> Settings:
     counts = (64, 256, 1024, 4096)
     exact = dot_product(query, key, value)
     forms: dict[str, tuple[Callable[..., jax.Array], jax.Array]] = {
-        "performer, orthogonal": (random_features.performer, exact),
+        "performer, orthogonal": (attention.performer, exact),
         "performer, independent": (
-            functools.partial(random_features.performer, orthogonal=False),
+            functools.partial(attention.performer, orthogonal=False),
             exact,
         ),
         "performer, causal": (
-            functools.partial(random_features.performer, is_causal=True),
+            functools.partial(attention.performer, is_causal=True),
             dot_product(query, key, value, is_causal=True),
         ),
         "rfa": (
-            random_features.rfa,
-            random_features.rfa_exact(query, key, value),
+            attention.rfa,
+            attention.rfa_exact(query, key, value),
         ),
     }
     for name, (fn, want) in forms.items():
@@ -564,27 +553,27 @@ def _patterns() -> Settings:
     t, s = np.indices((length, length))
     forms: dict[str, tuple[Callable[..., jax.Array], np.ndarray]] = {
         "truncated (7, 4)": (
-            functools.partial(local.truncated, left=7, right=4),
+            functools.partial(attention.truncated, left=7, right=4),
             (s >= t - 7) & (s <= t + 4),
         ),
         "block_local, blocks of 8 and the one before": (
-            functools.partial(local.block_local, block_size=8, look_back=1),
+            functools.partial(attention.block_local, block_size=8, look_back=1),
             (t // 8 == s // 8) | (t // 8 == s // 8 + 1),
         ),
         "block_local, blocks of 8 and the two after": (
-            functools.partial(local.block_local, block_size=8, look_ahead=2),
+            functools.partial(attention.block_local, block_size=8, look_ahead=2),
             (s // 8 >= t // 8) & (s // 8 <= t // 8 + 2),
         ),
         "sparse_strided 6": (
-            functools.partial(sparse.sparse_strided, stride=6),
+            functools.partial(attention.sparse_strided, stride=6),
             (abs(t - s) <= 6) | ((t - s) % 6 == 0),
         ),
         "sparse_fixed 8, 2": (
-            functools.partial(sparse.sparse_fixed, block_size=8, num_summary=2),
+            functools.partial(attention.sparse_fixed, block_size=8, num_summary=2),
             (t // 8 == s // 8) | (s % 8 >= 6),
         ),
         "longformer 3, dilation 2, 2 global": (
-            functools.partial(sparse.longformer, window=3, dilation=2, num_global=2),
+            functools.partial(attention.longformer, window=3, dilation=2, num_global=2),
             ((abs(t - s) <= 6) & ((t - s) % 2 == 0)) | (t < 2) | (s < 2),
         ),
     }
@@ -599,19 +588,21 @@ def _patterns() -> Settings:
     grid = (t // 8 == s // 8) | (t % 8 == s % 8)
     for is_causal in (False, True):
         pairs = grid & (s <= t) if is_causal else grid
-        attend = jax.jit(functools.partial(axial.axial, width=8, is_causal=is_causal))
+        attend = jax.jit(
+            functools.partial(attention.axial, width=8, is_causal=is_causal)
+        )
         got = attend(query, key, value)
         want = masked(query, key, value, mask=jnp.asarray(pairs))
         how = ", causal" if is_causal else ""
         yield f"axial, a grid 8 wide{how} = its mask", _away(got, want), 1e-5
     # Where the pattern is drawn or learned, it is read off: who has a gradient to whom.
-    labels = jax.tree.map(jnp.zeros_like, sparse.etc_init(jax.random.key(0), 16))
+    labels = jax.tree.map(jnp.zeros_like, attention.etc_init(jax.random.key(0), 16))
     read_off: dict[str, Callable[..., jax.Array]] = {
         "bigbird, blocks of 4": functools.partial(
-            sparse.bigbird, rng=jax.random.key(4), block_size=4, num_random_blocks=2
+            attention.bigbird, rng=jax.random.key(4), block_size=4, num_random_blocks=2
         ),
         "etc, radius 3, 4 global, labels 0": functools.partial(
-            sparse.etc, params=labels, radius=3, num_global=4
+            attention.etc, params=labels, radius=3, num_global=4
         ),
     }
     for name, fn in read_off.items():

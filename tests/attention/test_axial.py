@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.axial import axial
+from attn_jax.attention.axial_attention import axial
 from attn_jax.attention.softmax import dot_product
 
 H, V = 6, 5

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.blockwise import blockwise
+from attn_jax.attention.blockwise_attention import blockwise
 from attn_jax.attention.softmax import dot_product
 
 T, S, H, V = 13, 17, 8, 5

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.clustered import (
+from attn_jax.attention.clustered_attention import (
     clustered,
     clusterformer,
     clusterformer_init,

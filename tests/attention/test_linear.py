@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.linear import (
+from attn_jax.attention.linear_attention import (
     FEATURE_MAPS,
     causal_product,
     cosformer,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.long_short import long_short, long_short_init
+from attn_jax.attention.long_short_attention import long_short, long_short_init
 from attn_jax.attention.softmax import dot_product
 
 H, V = 4, 3

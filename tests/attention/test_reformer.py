@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.reformer import (
+from attn_jax.attention.reformer_attention import (
     _tiling,
     bucketed,
     lsh_buckets,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.routing import (
+from attn_jax.attention.routing_attention import (
     routing,
     routing_exact,
     routing_init,

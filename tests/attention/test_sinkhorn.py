@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention.sinkhorn import sinkhorn, sinkhorn_init, sinkhorn_normalize
+from attn_jax.attention.sinkhorn_attention import (
+    sinkhorn,
+    sinkhorn_init,
+    sinkhorn_normalize,
+)
 from attn_jax.attention.softmax import dot_product
 
 normalize = jax.jit(sinkhorn_normalize, static_argnames=("iterations", "is_causal"))

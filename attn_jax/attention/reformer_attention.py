@@ -1,6 +1,6 @@
 """Reformer: attention among tokens that hash to the same bucket, by sorting.
 
-The common idea, shared with `attn_jax.attention.clustered.clusterformer`: tokens are
+The common idea, shared with `attn_jax.attention.clusterformer`: tokens are
 given bucket numbers, sorted by them, and cut into chunks; a chunk attends to itself and
 to the one before it, and only within one bucket. `bucketed` does this for any bucket
 numbers; `reformer` takes them from random rotations, several times over.

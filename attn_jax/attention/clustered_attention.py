@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.reformer import bucketed
+from attn_jax.attention.reformer_attention import bucketed
 from attn_jax.attention.softmax import MASKED_LOGIT, normalize_softmax, score_dtype
 
 __all__ = [
@@ -391,7 +391,7 @@ def clusterformer(
     x_t = (q_t + k_t)/2 stands for them, for the assignment alone. Chunks that overlap
     by half, in the paper, are chunks that look one back here, and they do not look
     across the borders of a cluster. For what differs in the causal case see
-    `attn_jax.attention.reformer.bucketed`.
+    `attn_jax.attention.bucketed`.
 
     No gradient reaches the centroids: `clusterformer_update` moves them.
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.reformer import bucketed
+from attn_jax.attention.reformer_attention import bucketed
 from attn_jax.attention.softmax import MASKED_LOGIT, dot_product, score_dtype
 
 __all__ = ["routing", "routing_exact", "routing_init", "routing_update"]
