@@ -49,7 +49,7 @@ $(INSTALLED): requirements.lock setup.cfg pyproject.toml
 	@touch $@
 
 data: install ## Fetch Fashion-MNIST once, check it, say where it came from
-	$(BIN)/python -m experiments.data.images --allow-fallback fashion_mnist
+	$(BIN)/python -m experiments.data --allow-fallback fashion_mnist
 
 run: data ## The data-scaling experiment, quick preset: table and figure
 	$(BIN)/python -m experiments.data_scaling --preset quick

@@ -21,6 +21,7 @@ from experiments.core import identity, train, trial
 from experiments.core.driver import Plan
 from experiments.core.studies import Study
 from experiments.data import images as data
+from experiments.data import splits
 from experiments.data.images import Dataset
 from experiments.data_scaling.baselines import CAPS, fit_baseline
 
@@ -234,12 +235,12 @@ class ImageRunner(trial.Runner):
     def _parts(self, cell: ImageCell) -> tuple[np.ndarray, np.ndarray | None]:
         """Indices of the images to train on, and of the validation part in tuning."""
         labels, classes = self.dataset.train_labels, self.dataset.num_classes
-        subset = data.balanced_subset(
+        subset = splits.balanced_subset(
             labels, cell.n, seed=cell.seed, num_classes=classes
         )
         if cell.phase == "final":
             return subset, None
-        return data.train_validation_split(
+        return splits.train_validation_split(
             labels, subset, fraction=0.2, maximum=VALIDATION, seed=cell.seed
         )
 
@@ -467,7 +468,7 @@ def make_baselines(
     """The trivial baselines, on the very subsets that the networks see."""
 
     def measure(model: str, n: int, seed: int) -> dict[str, Any]:
-        chosen = data.balanced_subset(
+        chosen = splits.balanced_subset(
             dataset.train_labels, n, seed=seed, num_classes=dataset.num_classes
         )
         return {"baseline": model} | fit_baseline(

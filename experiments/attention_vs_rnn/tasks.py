@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.images import Dataset, train_validation_split
+from experiments.data.images import Dataset
+from experiments.data.splits import train_validation_split
 
 SYMBOLS = 10
 """Symbols of a word to copy, 1 … 10; 0 separates and pads."""

@@ -32,7 +32,7 @@ from experiments.core.store import Record, ResultsStore, SchemaError, shard
 from experiments.core.studies import Study, run_studies
 from experiments.core.tables import reported
 from experiments.core.trial import Runner
-from experiments.data.images import DataError
+from experiments.data.fetch import DataError
 
 # What a message on one line is enough for.
 KNOWN_ERRORS = (DataError, ImportError, OSError, SchemaError, TypeError, ValueError)

@@ -34,13 +34,9 @@ from experiments.core.checkpoint import CheckpointError, Checkpoints
 from experiments.core.observe import Progress
 from experiments.core.rehearsal import does_not_run
 from experiments.core.store import Record, ResultsStore, SchemaError, StoreError
-from experiments.data.images import (
-    DataError,
-    Dataset,
-    balanced_subset,
-    normalize_stats,
-    train_validation_split,
-)
+from experiments.data.fetch import DataError
+from experiments.data.images import Dataset, normalize_stats
+from experiments.data.splits import balanced_subset, train_validation_split
 
 Result = TypeVar("Result")
 

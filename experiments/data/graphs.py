@@ -7,9 +7,7 @@ pairs of nodes, each with a kind (is a, has part, is of domain ...) that reads t
 way from the other end. The classes nearly follow the pointers: whatever learns here has
 to be compared with :func:`label_propagation`.
 
-The file comes from the Debian package ``wordnet-base`` (WordNet licence); see
-:mod:`experiments.data.fetch` for where it is looked for, and ``python -m
-experiments.data.images wordnet`` to fetch it.
+The file comes from the Debian package ``wordnet-base`` (WordNet licence).
 
 :func:`toy_graph` makes a graph for tests. It is no data.
 """
@@ -17,7 +15,6 @@ experiments.data.images wordnet`` to fetch it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import tempfile
@@ -26,31 +23,27 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.data.fetch import DataError, Files, default_cache_dir, obtain
-from experiments.data.images import random_bits
-
-__all__ = [
-    "NodeGraph",
-    "attention_edges",
-    "first_nodes",
-    "label_propagation",
-    "load_wordnet",
-    "split_nodes",
-    "text_features",
-    "toy_graph",
-]
+from experiments.data.fetch import (
+    DataError,
+    DataSet,
+    Files,
+    default_cache_dir,
+    obtain_file,
+    seal,
+)
+from experiments.data.splits import Three, check_int, random_bits
 
 WORDNET = Files(
     title="The nouns of WordNet 3.0",
+    name="wordnet",
     folder="wordnet",
     sha256={
         "data.noun": "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"
     },
     other_folders=(".",),
-    installed=("/usr/share/wordnet",),
+    installed="/usr/share/wordnet",
     package="wordnet-base=1:3.0-37",
     package_sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
-    command="python -m experiments.data.images wordnet",
 )
 
 # Lexicographer files of nouns, by number less 3.
@@ -68,12 +61,10 @@ KINDS = tuple(sorted(_INVERSE))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NodeGraph:
+class NodeGraph(DataSet):
     """A graph in memory, with a text and a class for every node.
 
     Attributes:
-      name: which graph; a synthetic one says so.
-      source: the file, folder or package that it came from.
       senders, receivers: int32 [E], for each edge the node that is read and the node
         that reads; sorted by receiver and sender, each pair once, both ways.
       kinds: int32 [E], index into ``kind_names``.
@@ -81,11 +72,8 @@ class NodeGraph:
       labels: int32 [nodes].
       class_names: one name a class.
       texts: one text a node.
-      sha256: hash of all of this.
     """
 
-    name: str
-    source: str
     senders: np.ndarray
     receivers: np.ndarray
     kinds: np.ndarray
@@ -93,7 +81,6 @@ class NodeGraph:
     labels: np.ndarray
     class_names: tuple[str, ...]
     texts: tuple[str, ...]
-    sha256: str
 
     @property
     def num_nodes(self) -> int:
@@ -104,12 +91,12 @@ class NodeGraph:
         """Share of the edges whose two nodes have one class."""
         return float(np.mean(self.labels[self.senders] == self.labels[self.receivers]))
 
-    def describe(self) -> str:
-        """One line: which graph, from where, how large, hash."""
+    def contents(self) -> str:
+        """How many nodes, edges and classes."""
         return (
-            f"{self.name}: {self.num_nodes:,} nodes, {len(self.senders) // 2:,} edges, "
+            f"{self.num_nodes:,} nodes, {len(self.senders) // 2:,} edges, "
             f"{len(self.class_names)} classes, {self.homophily():.0%} of the edges "
-            f"within a class, sha256 {self.sha256[:16]}, from {self.source}"
+            "within a class"
         )
 
 
@@ -128,10 +115,8 @@ def load_wordnet(cache_dir: str | os.PathLike[str] | None = None) -> NodeGraph:
 
     Source: C. Fellbaum (ed.), WordNet: An Electronic Lexical Database, 1998.
     """
-    cache = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder, source = obtain(WORDNET, cache)
-    (name,) = WORDNET.sha256
-    return parse_nouns((folder / name).read_text(encoding="utf-8"), source)
+    path, source = obtain_file(WORDNET, cache_dir)
+    return parse_nouns(path.read_text(encoding="utf-8"), source)
 
 
 def parse_nouns(text: str, source: str) -> NodeGraph:
@@ -200,14 +185,15 @@ def _graph(
     codes = rows[:, 0] * max(1, len(classes)) + rows[:, 1]
     _, first = np.unique(codes, return_index=True)
     receivers, senders, kinds = rows[first].T.astype(np.int32)
-    digest = hashlib.sha256()
-    for array in (receivers, senders, kinds, classes):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    arrays = [np.ascontiguousarray(x) for x in (receivers, senders, kinds, classes)]
+    for array in arrays:
         array.flags.writeable = False
-    digest.update("\n".join((*kind_names, *class_names, *texts)).encode())
+    receivers, senders, kinds, classes = arrays
+    names = "\n".join((*kind_names, *class_names, *texts))
     return NodeGraph(
         name=name,
         source=source,
+        sha256=seal(*(array.tobytes() for array in arrays), names),
         senders=senders,
         receivers=receivers,
         kinds=kinds,
@@ -215,7 +201,6 @@ def _graph(
         labels=classes,
         class_names=tuple(class_names),
         texts=tuple(texts),
-        sha256=digest.hexdigest(),
     )
 
 
@@ -232,8 +217,7 @@ def toy_graph(num_nodes: int, seed: int) -> NodeGraph:
     >>> toy_graph(30, seed=0).num_nodes
     30
     """
-    if num_nodes < 3:
-        raise ValueError(f"num_nodes must be at least 3, got {num_nodes}")
+    check_int("num_nodes", num_nodes, 3)
     rng = np.random.default_rng([seed, 31])
     labels = np.arange(num_nodes) % 3
     edges = []
@@ -301,9 +285,7 @@ def attention_edges(graph: NodeGraph) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return senders[order], receivers[order], kinds[order]
 
 
-def split_nodes(
-    num_nodes: int, *, test: int, validation: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_nodes(num_nodes: int, *, test: int, validation: int, seed: int = 0) -> Three:
     """Split the nodes in three; the first n for training are the part of size n.
 
     Args:

@@ -2,10 +2,8 @@
 
 :func:`load_molecules` joins measured values to structures by CAS number. Both are
 tables inside the PyPI package ``chemicals`` (MIT licence), whose wheel is read as it is
-and never installed; see :mod:`experiments.data.fetch` for where it is looked for, and
-``python -m experiments.data.images melting_point`` to fetch it. A structure is a SMILES
-string; RDKit (imported when it is needed) makes atoms and bonds of it. What RDKit
-cannot read is left out, counted and named.
+and never installed. A structure is a SMILES string; RDKit (imported when it is needed)
+makes atoms and bonds of it. What RDKit cannot read is left out, counted and named.
 
 :func:`toy_molecules` gives a few molecules for tests, with a number that is none.
 """
@@ -16,40 +14,28 @@ import csv
 import dataclasses
 import functools
 import gzip
-import hashlib
 import io
 import os
-import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from experiments.data.fetch import (
     DataError,
+    DataSet,
     Files,
-    default_cache_dir,
     first_few,
-    obtain,
+    obtain_file,
+    seal,
 )
-from experiments.data.images import random_bits, split_ends
-
-__all__ = [
-    "ATOM_SIZES",
-    "PAIR_SIZES",
-    "MoleculeGraph",
-    "Molecules",
-    "graph_of",
-    "load_molecules",
-    "morgan_counts",
-    "split_molecules",
-    "toy_molecules",
-]
+from experiments.data.splits import SHARES, Three, in_three, random_bits
 
 CHEMICALS = Files(
     title="The tables of the package chemicals",
+    name="melting_point",
     folder="chemicals",
     sha256={
         "chemicals-1.5.2-py3-none-any.whl": (
@@ -58,7 +44,6 @@ CHEMICALS = Files(
     },
     other_folders=(".",),
     pypi="chemicals==1.5.2",
-    command="python -m experiments.data.images melting_point",
 )
 
 _STRUCTURES = (
@@ -69,20 +54,14 @@ _STRUCTURES = (
 Task = Literal["melting_point", "logp"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """Where the numbers of a task are."""
-
-    path: str
-    column: str
-    unit: str
-
-
-_TABLES: dict[str, _Table] = {
-    "melting_point": _Table(
-        "chemicals/Phase Change/OpenNotebook Melting Points.tsv", "Tm", "K"
+#: Where the numbers of a task are: path, column, unit.
+_TABLES = {
+    "melting_point": (
+        "chemicals/Phase Change/OpenNotebook Melting Points.tsv",
+        "Tm",
+        "K",
     ),
-    "logp": _Table("chemicals/Environment/Syrres logP data.csv.gz", "logP", ""),
+    "logp": ("chemicals/Environment/Syrres logP data.csv.gz", "logP", ""),
 }
 
 # --- Atoms and bonds ---------------------------------------------------------------
@@ -94,14 +73,8 @@ _BONDS = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")
 
 #: One-hot traits of an atom, and how many values each has, other values included.
 ATOM_TRAITS = (
-    "element",
-    "bonds",
-    "hydrogens",
-    "charge",
-    "aromatic",
-    "smallest ring",
-    "hybridisation",
-    "chirality",
+    *("element", "bonds", "hydrogens", "charge", "aromatic"),
+    *("smallest ring", "hybridisation", "chirality"),
 )
 ATOM_SIZES = (len(_ELEMENTS) + 1, 7, 5, 5, 2, 9, len(_HYBRIDS) + 1, len(_TURNS) + 1)
 
@@ -127,28 +100,22 @@ class MoleculeGraph:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Molecules:
+class Molecules(DataSet):
     """Molecules with a number each, in memory.
 
     Attributes:
-      name: of the task; a synthetic one says so.
-      source: the file, folder or package that they came from.
       unit: of the numbers.
       smiles: canonical SMILES, one a molecule; some molecules occur more than once.
       graphs: one a molecule.
       targets: float64 [n].
       skipped: what was left out, with the reason.
-      sha256: hash of SMILES and numbers.
     """
 
-    name: str
-    source: str
     unit: str
     smiles: tuple[str, ...]
     graphs: tuple[MoleculeGraph, ...]
     targets: np.ndarray
     skipped: tuple[str, ...]
-    sha256: str
 
     def __len__(self) -> int:
         return len(self.smiles)
@@ -158,16 +125,15 @@ class Molecules:
         """Number of atoms of every molecule, int64 [n]."""
         return np.array([len(graph.atoms) for graph in self.graphs], np.int64)
 
-    def describe(self) -> str:
-        """One line: which numbers, from where, how many, what was left out, hash."""
+    def contents(self) -> str:
+        """How many molecules, their numbers, and what was left out."""
         unit = f" {self.unit}" if self.unit else ""
         left_out = f"{len(self.skipped)} left out"
         if self.skipped:
             left_out += f" ({first_few(self.skipped, 3)})"
         return (
-            f"{self.name}: {len(self):,} molecules of {self.lengths.mean():.1f} atoms, "
-            f"{self.targets.mean():.2f} ± {self.targets.std():.2f}{unit}, {left_out}, "
-            f"sha256 {self.sha256[:16]}, from {self.source}"
+            f"{len(self):,} molecules of {self.lengths.mean():.1f} atoms, "
+            f"{self.targets.mean():.2f} ± {self.targets.std():.2f}{unit}, {left_out}"
         )
 
 
@@ -248,19 +214,18 @@ def load_molecules(
     """
     if task not in _TABLES:
         raise ValueError(f"task must be one of {', '.join(_TABLES)}, got {task!r}")
-    cache = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder, source = obtain(CHEMICALS, cache)
-    (name,) = CHEMICALS.sha256
-    table = _TABLES[task]
+    package, source = obtain_file(CHEMICALS, cache_dir)
+    path, column, unit = _TABLES[task]
     try:
-        with zipfile.ZipFile(folder / name) as wheel:
-            values = _read_values(wheel.read(table.path), table)
-            structures = _read_structures(
-                set(values), (wheel.read(path) for path in _STRUCTURES)
-            )
+        with zipfile.ZipFile(package) as wheel:
+            content = wheel.read(path)
+            if path.endswith(".gz"):
+                content = gzip.decompress(content)
+            values = _read_values(content, column)
+            structures = _read_structures(values, map(wheel.read, _STRUCTURES))
     except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"{folder / name} is not a wheel with the tables that are needed "
+            f"{package} is not a wheel with the tables that are needed "
             f"({error}): remove it and fetch it again"
         ) from error
     rows = [
@@ -270,21 +235,19 @@ def load_molecules(
     ]
     if limit is not None:  # from all over the table, which may be sorted
         rows = rows[:: max(1, len(rows) // limit)][:limit]
-    return parse_molecules(task, source, table.unit, rows)
+    return parse_molecules(task, source, unit, rows)
 
 
-def _read_values(content: bytes, table: _Table) -> dict[str, float]:
+def _read_values(content: bytes, column: str) -> dict[str, float]:
     """The number of every CAS number; of several, the first."""
-    if table.path.endswith(".gz"):
-        content = gzip.decompress(content)
     lines = io.StringIO(content.decode("utf-8"))
     found: dict[str, float] = {}
     for row in csv.DictReader(lines, delimiter="\t"):
-        found.setdefault(row["CAS"], float(row[table.column]))
+        found.setdefault(row["CAS"], float(row[column]))
     return found
 
 
-def _read_structures(wanted: set[str], tables: Iterable[bytes]) -> dict[str, str]:
+def _read_structures(wanted: Container[str], tables: Iterable[bytes]) -> dict[str, str]:
     """SMILES by CAS number; a line is ``id CAS formula weight SMILES ...``."""
     found: dict[str, str] = {}
     for content in tables:
@@ -339,18 +302,16 @@ def parse_molecules(
         )
     numbers = np.asarray(targets, np.float64)
     numbers.flags.writeable = False
-    digest = hashlib.sha256()
-    for text, value in zip(smiles, targets, strict=True):
-        digest.update(f"{text}\t{value!r}\n".encode())
+    pairs = zip(smiles, targets, strict=True)
     return Molecules(
         name=name,
         source=source,
+        sha256=seal(*(f"{text}\t{value!r}\n" for text, value in pairs)),
         unit=unit,
         smiles=tuple(smiles),
         graphs=tuple(graphs),
         targets=numbers,
         skipped=tuple(skipped),
-        sha256=digest.hexdigest(),
     )
 
 
@@ -372,8 +333,8 @@ def split_molecules(
     molecules: Molecules,
     *,
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    fractions: tuple[float, float, float] = SHARES,
+) -> Three:
     """Split the molecules in three at random, equal ones together.
 
     Args:
@@ -392,12 +353,8 @@ def split_molecules(
     100
     """
     different, which = np.unique(np.asarray(molecules.smiles), return_inverse=True)
-    ends = split_ends(fractions, len(different))
-    order = np.argsort(random_bits(seed, 8).random_raw(len(different)), kind="stable")
-    part = np.empty(len(different), int)
-    part[order] = np.searchsorted(ends, np.arange(len(different)), side="right")
-    train, validation, test = (np.flatnonzero(part[which] == i) for i in range(3))
-    return train, validation, test
+    keys = random_bits(seed, 8).random_raw(len(different))
+    return in_three(keys, fractions, which)
 
 
 # --- Fingerprints ------------------------------------------------------------------

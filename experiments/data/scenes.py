@@ -26,8 +26,7 @@ import math
 import numpy as np
 
 from experiments.data.images import Dataset
-
-__all__ = ["TASKS", "chance_level", "make_scenes", "num_labels", "span"]
+from experiments.data.splits import check_int
 
 TASKS = ("pointer", "match")
 _SPLITS = ("train", "test")
@@ -72,10 +71,10 @@ def make_scenes(
     """
     classes = dataset.num_classes if item_classes is None else item_classes
     _check_task(task, cells, classes)
-    _check_int("n", n, 1)
-    _check_int("start", start, 0)
-    _check_int("seed", seed, 0)
-    _check_int("item", item, 1)
+    check_int("n", n, 1)
+    check_int("start", start, 0)
+    check_int("seed", seed, 0)
+    check_int("item", item, 1)
     places = _rim(grid)
     if cells > len(places):
         raise ValueError(
@@ -165,24 +164,17 @@ def span(*, grid: int, item: int, cells: int) -> int:
     28
     """
     places = _rim(grid)
-    _check_int("item", item, 1)
+    check_int("item", item, 1)
     if not 1 <= cells <= len(places):
         raise ValueError(f"cells must be in 1..{len(places)}, got {cells}")
     return (grid // 2 + 1) * item
 
 
-def _check_int(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def _check_task(task: str, cells: int, item_classes: int) -> None:
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
-    _check_int("cells", cells, 2)
-    _check_int("item_classes", item_classes, 2)
+    check_int("cells", cells, 2)
+    check_int("item_classes", item_classes, 2)
     if task == "match" and cells > item_classes:
         raise ValueError(
             f"cells={cells} is too many for task 'match' with {item_classes} item "
@@ -192,7 +184,7 @@ def _check_task(task: str, cells: int, item_classes: int) -> None:
 
 def _rim(grid: int) -> list[tuple[int, int]]:
     """Cells besides the centre: outermost ring first, each clockwise from top left."""
-    _check_int("grid", grid, 3)
+    check_int("grid", grid, 3)
     if grid % 2 == 0:
         raise ValueError(f"grid must be odd, to have a centre, got {grid}")
     cells = []

@@ -13,7 +13,6 @@ The speech is one man's: it says nothing about other speakers.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 
 from attn_jax import inputs
 from experiments.data import sound, speech, text
+from experiments.data.fetch import seal
 from experiments.data.sequences import Part, SequenceData, crops
 
 TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
@@ -50,13 +50,6 @@ def load_task(name: str) -> SequenceData:
     if name == "order":
         return order(name)
     raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}.")
-
-
-def _digest(*parts: Any) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(str(part).encode())
-    return found.hexdigest()
 
 
 def vocabulary_of(corpus: text.Text) -> text.Vocabulary:
@@ -255,7 +248,7 @@ def order(name: str = "order", *, seed: int = 0) -> SequenceData:
     return SequenceData(
         name=name,
         source=f"drawn here, seed {seed} (synthetic)",
-        sha256=_digest(*(y.tolist() for p in parts for y in p.labels)),
+        sha256=seal(*(str(y.tolist()) for p in parts for y in p.labels)),
         inputs=(ORDER_SYMBOLS,),
         class_names=(*map(str, range(ORDER_SYMBOLS)), "none"),
         train=parts[0],

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.fetch import DataSet
+
 IGNORED = -1  # the label of padding
 
 # Rows of a batch are a multiple of this: so many devices can share it evenly, and no
@@ -80,13 +82,10 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SequenceData:
+class SequenceData(DataSet):
     """A sequence labelling task: three parts that share nothing.
 
     Attributes:
-      name: of the task.
-      source: where the data came from.
-      sha256: of the data.
       inputs: rows of the tables of ids, or the size F of the vectors: what
         `attn_jax.models.Labeller` takes.
       class_names: one name a label.
@@ -97,9 +96,6 @@ class SequenceData:
         them; else None.
     """
 
-    name: str
-    source: str
-    sha256: str
     inputs: int | tuple[int, ...]
     class_names: tuple[str, ...]
     train: Part
@@ -135,20 +131,14 @@ class SequenceData:
             sorted({-(-n // self.max_length) * self.max_length for n in sizes})
         )
 
-    def describe(self) -> str:
-        """One line: which data, from where, how many, classes, hash."""
+    def contents(self) -> str:
+        """How many sequences and labels in each part, of how many classes."""
         counts = " + ".join(
             f"{len(part):,} {name} ({part.lengths.sum():,} labels)"
-            for name, part in (
-                ("train", self.train),
-                ("validation", self.validation),
-                ("test", self.test),
-            )
+            for name in ("train", "validation", "test")
+            for part in (getattr(self, name),)
         )
-        return (
-            f"{self.name}: {counts}, {len(self.class_names)} classes, sha256 "
-            f"{self.sha256[:16]}, from {self.source}"
-        )
+        return f"{counts}, {len(self.class_names)} classes"
 
 
 def known_from(part: Part, training: Part) -> Part:

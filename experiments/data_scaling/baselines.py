@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from experiments.data import images as data
+from experiments.data import splits
 
 BASELINES = ("majority", "logistic_regression", "rbf_svm")
 
@@ -84,7 +84,7 @@ def fit_baseline(
     n = len(train_labels)
     limit = cap if cap is not None else CAPS.get(model, n)
     if n > limit:
-        part = data.balanced_subset(train_labels, limit, seed=seed)
+        part = splits.balanced_subset(train_labels, limit, seed=seed)
         train_images, train_labels = train_images[part], train_labels[part]
     start = time.perf_counter()
     classes, counts = np.unique(train_labels, return_counts=True)
@@ -107,9 +107,9 @@ def _choose(model: str, x: np.ndarray, labels: np.ndarray, seed: int) -> dict[st
     grid = GRIDS[model]
     chosen = np.arange(len(labels))
     if len(labels) > TUNING_CAP:
-        chosen = data.balanced_subset(labels, TUNING_CAP, seed=seed)
+        chosen = splits.balanced_subset(labels, TUNING_CAP, seed=seed)
     try:
-        train, val = data.train_validation_split(
+        train, val = splits.train_validation_split(
             labels, chosen, fraction=0.2, seed=seed
         )
     except ValueError:  # no class has two images: nothing to choose on

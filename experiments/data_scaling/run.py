@@ -33,7 +33,8 @@ from experiments.core.observe import Progress
 from experiments.core.store import ResultsStore, shard
 from experiments.core.train import data_mesh
 from experiments.core.workers import WORKER_VARIABLE, status_file
-from experiments.data.images import Dataset, balanced_subset
+from experiments.data.images import Dataset
+from experiments.data.splits import balanced_subset
 from experiments.data_scaling.presets import Experiment, family_size
 from experiments.data_scaling.tasks import load_task
 

@@ -26,7 +26,7 @@ from attn_jax.nn.positional import POSITIONS
 from experiments.core import train
 from experiments.core.store import provenance
 from experiments.data import sequence_tasks
-from experiments.data.images import DataError
+from experiments.data.fetch import DataError
 from experiments.data.sequences import SequenceData, padded
 from experiments.positions.presets import PRESETS
 from experiments.positions.run import cell_of

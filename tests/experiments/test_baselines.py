@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from experiments.data import images as data
+from experiments.data import splits
 from experiments.data_scaling import baselines
 
 
@@ -16,7 +17,7 @@ def digits():
 
 
 def fit(model, digits, n, seed=0, **more):
-    part = data.balanced_subset(digits.train_labels, n, seed=seed)
+    part = splits.balanced_subset(digits.train_labels, n, seed=seed)
     return baselines.fit_baseline(
         model,
         digits.train_images[part],
@@ -58,7 +59,7 @@ def test_the_majority_class_is_that_of_the_training_subset():
 
 def test_the_penalty_is_chosen_on_the_subset_alone(digits):
     """Other test labels change the score, not the choice."""
-    part = data.balanced_subset(digits.train_labels, 200, seed=1)
+    part = splits.balanced_subset(digits.train_labels, 200, seed=1)
     arguments = (
         digits.train_images[part],
         digits.train_labels[part],
@@ -74,7 +75,7 @@ def test_the_penalty_is_chosen_on_the_subset_alone(digits):
 
 
 def test_the_final_fit_uses_the_whole_subset(digits):
-    part = data.balanced_subset(digits.train_labels, 60, seed=0)
+    part = splits.balanced_subset(digits.train_labels, 60, seed=0)
     x = digits.train_images[part].reshape(60, -1).astype(np.float32) / 255
     found = fit("logistic_regression", digits, 60)
     direct = LogisticRegression(C=found["C"], max_iter=300, tol=1e-3)

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from experiments.data import fetch
+from experiments.data import __main__ as program
+from experiments.data import fetch, splits
 from experiments.data import images as data
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +60,7 @@ def spec(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> fetch.Files
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     spec = fetch.Files(
         title="Fashion-MNIST",
+        name="fashion_mnist",
         folder="fashion-mnist",
         sha256={k: hashlib.sha256(v).hexdigest() for k, v in small_files().items()},
         addresses=(),
@@ -135,7 +137,7 @@ def serve(folder: pathlib.Path, *, cut: bool = False) -> Iterator[tuple[str, lis
 def test_source_order(tmp_path, use, monkeypatch):
     own = write_files(tmp_path / "own")
     installed = write_files(tmp_path / "installed")
-    use(installed=(str(installed),))
+    use(installed=str(installed))
     assert load(tmp_path).source == str(installed)
     cached = write_files(tmp_path / "cache" / "fashion-mnist")
     assert load(tmp_path).source == str(cached)
@@ -280,7 +282,7 @@ def fake_tools(folder: pathlib.Path, monkeypatch, *, lists: bool = True) -> None
 def test_package_is_unpacked_into_the_cache(tmp_path, use, monkeypatch, capfd, lists):
     write_files(tmp_path / "package")
     fake_tools(tmp_path / "bin", monkeypatch, lists=lists)
-    use(installed=("/opt/toy",), package="toy")
+    use(installed="/opt/toy", package="toy")
     got = load(tmp_path)
     assert got.source.startswith("Debian package toy_1.0_all")
     assert load(tmp_path).source == str(tmp_path / "cache" / "fashion-mnist")
@@ -296,13 +298,13 @@ def test_package_with_other_files_is_refused(tmp_path, use, monkeypatch):
     package = write_files(tmp_path / "package")
     (package / "t10k-labels-idx1-ubyte.gz").write_bytes(b"newer")
     fake_tools(tmp_path / "bin", monkeypatch)
-    use(installed=("/opt/toy",), package="toy")
+    use(installed="/opt/toy", package="toy")
     with pytest.raises(data.DataError, match="the package toy_1.0_all.deb has other"):
         load(tmp_path)
 
 
 def test_missing_and_failing_tools_are_named(tmp_path, use, monkeypatch):
-    use(installed=("/opt/toy",), package="toy")
+    use(installed="/opt/toy", package="toy")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(data.DataError, match="apt-get and dpkg not found") as error:
         load(tmp_path)
@@ -336,9 +338,9 @@ def test_corrupt_installed_file_is_passed_over(tmp_path, use):
     installed = write_files(tmp_path / "installed")
     (installed / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
     site = write_files(tmp_path / "site")
-    use(installed=(str(installed),), addresses=(site.as_uri() + "/",))
+    use(installed=str(installed), addresses=(site.as_uri() + "/",))
     assert load(tmp_path).source.startswith(site.as_uri())
-    use(installed=(str(installed),), addresses=())
+    use(installed=str(installed), addresses=())
     with pytest.raises(data.DataError, match="reinstall the package"):
         data.load("fashion_mnist", cache_dir=tmp_path / "other cache")
 
@@ -425,8 +427,8 @@ def test_two_processes_fill_one_cache(tmp_path, use):
             import sys, time
             from experiments.data import fetch, images as data
             data.FASHION_MNIST = fetch.Files(
-                title="toy", folder="fashion-mnist", sha256={dict(spec.sha256)!r},
-                addresses=({address!r},))
+                title="toy", folder="fashion-mnist", name="toy",
+                sha256={dict(spec.sha256)!r}, addresses=({address!r},))
             print("ready", flush=True)
             sys.stdin.readline()
             print(data.load("fashion_mnist", cache_dir={str(tmp_path / "c")!r}).sha256)
@@ -540,7 +542,7 @@ def test_cifar_truncated_archive(tmp_path, monkeypatch, cut):
     cifar_archive(path, coarse=False)
     path.write_bytes(b"no archive" if cut < 0 else path.read_bytes()[:-cut])
     use_cifar(monkeypatch, path, coarse=False)
-    with pytest.raises(data.DataError, match="not a whole .tar.gz archive"):
+    with pytest.raises(data.DataError, match="not a whole tar archive"):
         data.load("cifar10", cache_dir=tmp_path / "cache")
 
 
@@ -674,13 +676,30 @@ def test_npz_bad_files(tmp_path):
         data.load(f"npz:{path}")
 
 
-def test_command_line(tmp_path, spec, capsys):
+def test_command_line(tmp_path, use, capsys):
     write_files(tmp_path / "fashion-mnist")
-    assert data.main(["--cache-dir", str(tmp_path)]) == 0
-    assert "fashion_mnist: 30 train + 10 test" in capsys.readouterr().out
-    assert data.main(["nothing", "digits", "--cache-dir", str(tmp_path)]) == 1
+    arguments = ["--cache-dir", str(tmp_path)]
+    assert program.main(["fashion_mnist", *arguments]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["name", "cache", "MB", "sha256"]
+    assert row.split()[:2] == ["fashion_mnist", "kept"] and "30 train + 10" in row
+    # What cannot be had is a row too, and said at the end.
+    assert program.main(["nothing", "digits", *arguments]) == 1
     out, err = capsys.readouterr()
-    assert "digits: 1,438 train" in out and "unknown data set name 'nothing'" in err
+    assert "nothing        missing" in out and "digits         not needed" in out
+    assert "1,438 train" in out and "unknown data set name 'nothing'" in err
+    use(folder="other")
+    assert program.main(["fashion_mnist", "--allow-fallback", *arguments]) == 0
+    assert "fall-back: fashion_mnist could not be had" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(program.LOADERS))
+def test_the_command_line_loads_every_set(name, monkeypatch, capsys):
+    made = fetch.DataSet(name, "somewhere", "0" * 64)
+    monkeypatch.setattr(fetch.DataSet, "contents", lambda self: "7 things")
+    monkeypatch.setitem(program.LOADERS, name, lambda cache_dir: made)
+    assert program.main([name]) == 0
+    assert "7 things, from somewhere" in capsys.readouterr().out
 
 
 # --- Subsets, splits, statistics ---------------------------------------------------
@@ -689,22 +708,22 @@ LABELS = np.random.default_rng(5).permutation(np.repeat(np.arange(10), 60))
 
 
 def test_subsets_are_nested_balanced_and_seeded():
-    whole = data.balanced_subset(LABELS, len(LABELS), seed=0)
+    whole = splits.balanced_subset(LABELS, len(LABELS), seed=0)
     assert sorted(whole) == list(range(len(LABELS)))
     for n in (1, 7, 10, 100, 333, 599):
-        subset = data.balanced_subset(LABELS, n, seed=0, num_classes=10)
+        subset = splits.balanced_subset(LABELS, n, seed=0, num_classes=10)
         np.testing.assert_array_equal(subset, whole[:n])
         counts = np.bincount(LABELS[subset], minlength=10)
         assert counts.max() - counts.min() <= 1
-    other = data.balanced_subset(LABELS, 100, seed=1)
+    other = splits.balanced_subset(LABELS, 100, seed=1)
     assert len(set(other) & set(whole[:100])) < 50
 
 
 def test_subset_is_the_same_for_ever():
     # Stored results depend on it: a change must be meant.
     labels = np.arange(40) % 4
-    assert data.balanced_subset(labels, 6, seed=0).tolist() == [13, 11, 20, 2, 21, 18]
-    train, val = data.train_validation_split(
+    assert splits.balanced_subset(labels, 6, seed=0).tolist() == [13, 11, 20, 2, 21, 18]
+    train, val = splits.train_validation_split(
         labels, np.arange(40), fraction=0.1, seed=0
     )
     assert val.tolist() == [4, 5, 7, 10] and len(train) == 36
@@ -712,7 +731,7 @@ def test_subset_is_the_same_for_ever():
 
 def test_unbalanced_classes_are_used_up():
     labels = np.repeat([0, 1, 2], [2, 30, 4])
-    counts = np.bincount(labels[data.balanced_subset(labels, 15, seed=0)])
+    counts = np.bincount(labels[splits.balanced_subset(labels, 15, seed=0)])
     assert counts.tolist() == [2, 9, 4]
 
 
@@ -720,7 +739,7 @@ def test_unbalanced_classes_are_used_up():
     ("labels", "n", "options", "error", "message"),
     [
         (LABELS, 601, {}, ValueError, "largest n is 600"),
-        (LABELS, 0, {}, ValueError, "n=0 is out of range"),
+        (LABELS, 0, {}, ValueError, "n must be at least 1, got 0"),
         (LABELS, 2.0, {}, TypeError, "n must be an integer, got 2.0"),
         (LABELS, True, {}, TypeError, "n must be an integer"),
         (LABELS, 5, {"seed": -1}, ValueError, "seed must be an integer >= 0"),
@@ -734,30 +753,30 @@ def test_unbalanced_classes_are_used_up():
 )
 def test_balanced_subset_bad_input(labels, n, options, error, message):
     with pytest.raises(error, match=message):
-        data.balanced_subset(labels, n, **{"seed": 0, **options})
+        splits.balanced_subset(labels, n, **{"seed": 0, **options})
 
 
 def test_validation_split():
-    indices = data.balanced_subset(LABELS, 200, seed=0)
-    train, val = data.train_validation_split(LABELS, indices, fraction=0.1, seed=3)
+    indices = splits.balanced_subset(LABELS, 200, seed=0)
+    train, val = splits.train_validation_split(LABELS, indices, fraction=0.1, seed=3)
     assert len(val) == 20 and set(np.bincount(LABELS[val])) == {2}
     assert not set(train) & set(val) and {*train, *val} == set(indices)
     np.testing.assert_array_equal(train, indices[np.isin(indices, train)])
-    _, few = data.train_validation_split(
+    _, few = splits.train_validation_split(
         LABELS, indices, fraction=0.5, seed=3, maximum=20
     )
     np.testing.assert_array_equal(few, val)
-    _, other = data.train_validation_split(LABELS, indices, fraction=0.1, seed=4)
+    _, other = splits.train_validation_split(LABELS, indices, fraction=0.1, seed=4)
     assert set(other) != set(val)
     # Classes of different sizes give in proportion.
     labels = np.repeat([0, 1], [20, 80])
-    _, val = data.train_validation_split(labels, np.arange(100), fraction=0.2, seed=0)
+    _, val = splits.train_validation_split(labels, np.arange(100), fraction=0.2, seed=0)
     assert np.bincount(labels[val]).tolist() == [4, 16]
 
 
 def test_validation_leaves_one_of_each_class():
     labels = np.repeat(np.arange(10), 2)
-    train, val = data.train_validation_split(
+    train, val = splits.train_validation_split(
         labels, np.arange(20), fraction=0.9, seed=0
     )
     assert len(val) == 10 and set(labels[train]) == set(range(10))
@@ -780,7 +799,7 @@ def test_validation_leaves_one_of_each_class():
 def test_validation_split_bad_input(indices, options, message):
     options = {"fraction": 0.5, "seed": 0, **options}
     with pytest.raises(ValueError, match=message):
-        data.train_validation_split(LABELS, np.asarray(indices), **options)
+        splits.train_validation_split(LABELS, np.asarray(indices), **options)
 
 
 def test_normalize_stats():

@@ -13,14 +13,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments.data import images as data
 from experiments.data import molecules
 from experiments.data.fetch import DataError
 
 NAME = "chemicals-1.5.2-py3-none-any.whl"
 LARGE, SMALL = molecules._STRUCTURES
-MELTING = molecules._TABLES["melting_point"].path
-LOGP = molecules._TABLES["logp"].path
+MELTING = molecules._TABLES["melting_point"][0]
+LOGP = molecules._TABLES["logp"][0]
 TABLES = {
     MELTING: "CAS\tTm\n64-17-5\t159.0\n1-1-1\t300\n50-00-0\t181\n7-7-7\t1\n"
     "64-17-5\t2\n",
@@ -117,7 +116,7 @@ def test_what_cannot_be_had_is_said(pip, tmp_path, monkeypatch):
         molecules.load_molecules("logp", tmp_path / "cache")
     last = str(error.value).splitlines()[-1]
     assert "`pip download --no-deps chemicals==1.5.2` leaves it" in last
-    assert NAME in last and "python -m experiments.data.images melting_point" in last
+    assert NAME in last and "python -m experiments.data melting_point" in last
     wrong = write_wheel(tmp_path / "site", **{LOGP: None})
     with pytest.raises(DataError, match="expected sha256"):
         molecules.load_molecules("logp", tmp_path / "cache")
@@ -126,13 +125,6 @@ def test_what_cannot_be_had_is_said(pip, tmp_path, monkeypatch):
         molecules.load_molecules("logp", tmp_path / "cache")
     with pytest.raises(ValueError, match="task must be one of melting_point, logp"):
         molecules.load_molecules("taste", tmp_path / "cache")
-
-
-def test_the_command_line_fetches_it_too(pip, tmp_path, capsys):
-    assert data.main(["logp", "--cache-dir", str(tmp_path / "cache")]) == 0
-    assert "logp: 1 molecules" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="data.molecules.load_molecules"):
-        data.load("logp")
 
 
 # --- Graphs ------------------------------------------------------------------------
