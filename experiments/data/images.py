@@ -380,33 +380,29 @@ def _check_arrays(
     path: pathlib.Path, arrays: Mapping[str, np.ndarray], split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: {split}_images has dtype {images.dtype}, uint8 in 0..255 is "
-            "needed; floats in 0..1 become that by (255 * x).round().astype('uint8')"
+        problem = (
+            f"images has dtype {images.dtype}, uint8 in 0..255 is needed; floats in "
+            "0..1 become that by (255 * x).round().astype('uint8')"
         )
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
-        raise ValueError(
-            f"{path}: {split}_images has shape {images.shape}, needed is [n, H, W] or "
-            "[n, H, W, C] with n, H, W >= 1 and C = 1, 3 or 4 (channels last)"
+    elif images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        problem = (
+            f"images has shape {images.shape}, needed is [n, H, W] or [n, H, W, C] "
+            "with n, H, W >= 1 and C = 1, 3 or 4 (channels last)"
         )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{path}: {split}_labels has dtype {labels.dtype}, integers are needed"
+    elif not np.issubdtype(labels.dtype, np.integer):
+        problem = f"labels has dtype {labels.dtype}, integers are needed"
+    elif labels.shape != images.shape[:1]:
+        problem = (
+            f"labels has shape {labels.shape}, needed is ({len(images)},), one label "
+            "for each image"
         )
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{path}: {split}_labels has shape {labels.shape}, needed is "
-            f"({len(images)},), one label for each image"
-        )
-    if labels.min() < 0:
-        raise ValueError(
-            f"{path}: {split}_labels has the label {labels.min()}; labels must be "
-            "0..classes-1"
-        )
-    return images, labels
+    elif labels.min() < 0:
+        problem = f"labels has the label {labels.min()}; labels must be 0..classes-1"
+    else:
+        return images, labels
+    raise ValueError(f"{path}: {split}_{problem}")
 
 
 def _npz_class_names(

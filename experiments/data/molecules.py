@@ -198,8 +198,8 @@ def load_molecules(
     Args:
       task: "melting_point", in kelvin, or "logp", the logarithm to base 10 of the
         octanol-water partition coefficient.
-      cache_dir: where downloads are kept; by default ``~/.cache/attn_jax``.
-      limit: how many of them at most; None for all.
+      cache_dir: as of :func:`experiments.data.fetch.obtain`.
+      limit: how many of them at most, from all over the table; None for all.
 
     Returns:
       The molecules whose CAS number has a structure, in the order of the table.
@@ -262,12 +262,6 @@ def parse_molecules(
     name: str, source: str, unit: str, rows: Iterable[tuple[str, str, float]]
 ) -> Molecules:
     """Make molecules of (name, SMILES, number); what is unreadable is left out.
-
-    Args:
-      name: of the task.
-      source: where the rows came from.
-      unit: of the numbers.
-      rows: one a molecule.
 
     Raises:
       DataError: not a single molecule is left.
@@ -335,18 +329,11 @@ def split_molecules(
     seed: int = 0,
     fractions: tuple[float, float, float] = SHARES,
 ) -> Three:
-    """Split the molecules in three at random, equal ones together.
-
-    Args:
-      molecules: what to split.
-      seed: another seed gives another split.
-      fractions: shares of the different molecules for training, validation and test.
+    """Split the molecules at random, equal ones together.
 
     Returns:
-      ``(train, validation, test)``, each int64 indices in order.
-
-    Raises:
-      ValueError: the fractions are wrong, or a part would be empty.
+      ``(train, validation, test)`` of the shares of different molecules, each int64
+      indices in order; and raises as :func:`experiments.data.splits.in_three`.
 
     >>> train, val, test = split_molecules(toy_molecules())
     >>> len(train) + len(val) + len(test)

@@ -87,16 +87,9 @@ class Speech(DataSet):
 
 
 def load_festvox_ru(cache_dir: str | os.PathLike[str] | None = None) -> Speech:
-    """Load the recordings of festvox-ru, fetching them where that is needed.
+    """Load the recordings of festvox-ru, in order of name.
 
-    Args:
-      cache_dir: where downloads are kept; by default ``~/.cache/attn_jax``.
-
-    Returns:
-      The utterances, in order of name.
-
-    Raises:
-      DataError: the recordings cannot be had, are corrupt, or cannot be stored.
+    `cache_dir` and DataError are those of :func:`experiments.data.fetch.obtain`.
 
     Source: N. V. Shmyrev, Russian language support for Festival, 2005.
     """
@@ -196,21 +189,12 @@ def _speech(
 
 
 def toy_speech(num_utterances: int, seed: int) -> Speech:
-    """Make SYNTHETIC utterances of tones, for tests and smoke runs only.
+    """SYNTHETIC utterances of tones at 16 kHz, for tests and smoke runs only.
 
     Silence, three phones of one tone each, and the pair ``x1``, ``x2``, which share a
     fourth tone: ``x1`` comes after ``a`` and ``x2`` after ``b``, so only the neighbour
-    tells which it is.
-
-    Args:
-      num_utterances: how many, at least 1; each about a second long.
-      seed: another seed gives other utterances.
-
-    Returns:
-      Utterances at 16 kHz whose labels end 5 ms before the audio, as in the real set.
-
-    Raises:
-      ValueError: `num_utterances` or `seed` is out of range.
+    tells which it is. Each is about a second long, and its labels end 5 ms before the
+    audio, as in the real set.
 
     >>> speech = toy_speech(3, seed=0)
     >>> speech.phone_names, len(speech.audio)
@@ -313,18 +297,7 @@ def frame_labels(
 def split_by_utterance(
     n: int, *, seed: int = 0, fractions: tuple[float, float, float] = SHARES
 ) -> Three:
-    """Split n utterances in three at random.
-
-    Args:
-      n: number of utterances.
-      seed: another seed gives another split.
-      fractions: shares for training, validation and test; their sum is 1.
-
-    Returns:
-      ``(train, validation, test)``, each int64 indices, in order.
-
-    Raises:
-      ValueError: an argument is out of range, or a part gets no utterance.
+    """Split n utterances at random, as :func:`experiments.data.splits.in_three`.
 
     >>> [len(part) for part in split_by_utterance(620)]
     [496, 62, 62]

@@ -87,16 +87,9 @@ class Text(DataSet):
 
 
 def load_brown(cache_dir: str | os.PathLike[str] | None = None) -> Text:
-    """Load the Brown corpus, fetching it into the cache where that is needed.
+    """Load the Brown corpus, documents in order of name.
 
-    Args:
-      cache_dir: where downloads are kept; by default ``~/.cache/attn_jax``.
-
-    Returns:
-      The corpus, documents in order of name.
-
-    Raises:
-      DataError: the corpus cannot be had, is corrupt, or cannot be stored.
+    `cache_dir` and DataError are those of :func:`experiments.data.fetch.obtain`.
 
     Source: W. N. Francis and H. Kučera, A Standard Corpus of Present-Day Edited
     American English, 1964, revised 1979.
@@ -170,21 +163,11 @@ _TOY_OBJECTS = ("dog", "tree", "child", "boat")
 
 
 def toy_text(num_sentences: int, seed: int) -> Text:
-    """Make SYNTHETIC tagged sentences, for tests and smoke runs only.
+    """SYNTHETIC tagged sentences, for tests and smoke runs only.
 
     Eight words are noun or verb, "her" is possessive or object, "that" determiner or
-    conjunction, as in "I saw that her saw can fish .": only neighbours tell which.
-
-    Args:
-      num_sentences: how many, at least 1.
-      seed: another seed gives other sentences.
-
-    Returns:
-      A text of ten documents (fewer where there are fewer sentences) in two genres,
-      with raw tags of the Brown corpus.
-
-    Raises:
-      ValueError: `num_sentences` or `seed` is out of range.
+    conjunction, as in "I saw that her saw can fish .": only neighbours tell which. A
+    text has ten documents at most, in two genres, with raw tags of the Brown corpus.
 
     >>> text = toy_text(100, seed=0)
     >>> text.name
@@ -287,14 +270,8 @@ def strip_suffixes(raw_tag: str) -> str:
     (negated), ``+TAG`` (a second word run into the first), and ``$`` (genitive) but
     for PP$, PP$$ and WP$, which are words of their own.
 
-    Args:
-      raw_tag: as in the corpus, in either case.
-
-    Returns:
-      The fine tag in capitals.
-
     Raises:
-      ValueError: not a tag of the corpus.
+      ValueError: not a tag of the corpus, in either case.
 
     >>> [strip_suffixes(tag) for tag in ("nn-tl-hl", "fw-at+np-tl", "np$", "pp$")]
     ['NN', 'AT', 'NP', 'PP$']
@@ -310,14 +287,8 @@ def universal(raw_tag: str) -> str:
     It is the table of the paper's authors: foreign words are X, and a word with a verb
     run into it ("it's") is PRT.
 
-    Args:
-      raw_tag: as in the corpus, in either case.
-
-    Returns:
-      One of :data:`UNIVERSAL_TAGS`.
-
     Raises:
-      ValueError: not a tag of the corpus.
+      ValueError: not a tag of the corpus, in either case.
 
     Source: S. Petrov, D. Das and R. McDonald, A Universal Part-of-Speech Tagset, 2012,
     arXiv:1104.2086.
@@ -347,17 +318,9 @@ def split_by_document(
     Each genre gives documents to each part in proportion, as far as whole documents
     allow; over all genres the numbers of documents are the fractions, rounded.
 
-    Args:
-      text: what to split.
-      seed: another seed gives another split.
-      fractions: shares of the documents for training, validation and test; their sum
-        is 1.
-
     Returns:
-      ``(train, validation, test)``, each int64 indices of sentences, in order.
-
-    Raises:
-      ValueError: an argument is out of range, or a part gets no document.
+      ``(train, validation, test)``, each int64 indices of sentences, in order; and
+      raises as :func:`experiments.data.splits.in_three`.
 
     >>> train, val, test = split_by_document(toy_text(50, seed=0))
     >>> len(train), len(val), len(test)
@@ -449,13 +412,9 @@ class Vocabulary:
         return self._number.get(word.lower(), 1)
 
     def token_features(self, words: Sequence[str]) -> np.ndarray:
-        """Features of one sentence.
+        """Features of a sentence of T words, int32 [T, K].
 
-        Args:
-          words: T words, the first of which begins the sentence.
-
-        Returns:
-          int32 [T, K], column k in ``1..feature_sizes[k]-1``.
+        Column k is in ``1..feature_sizes[k]-1``; the first word begins the sentence.
         """
         rows = self._rows
         try:
@@ -496,7 +455,7 @@ def _shape(word: str) -> int:
 # --- Baselines ---------------------------------------------------------------------
 
 
-Counts = dict[Hashable, dict[Tag, int]]  # key -> tag -> how often
+Counts = Mapping[Hashable, Mapping[Tag, int]]  # key -> tag -> how often
 
 
 def _count(
@@ -511,21 +470,17 @@ def _count(
                 f"{len(words)} words of {' '.join(words[:8])!r}"
             )
         pairs.update(zip(words, tags, strict=True))
-    counts: Counts[Tag] = {}
+    counts: dict[Hashable, dict[Tag, int]] = {}
     for (word, tag), n in pairs.items():
         counts.setdefault(word, {})[tag] = n
     return counts
 
 
-def _merge(
-    counts: Mapping[Hashable, Mapping[Tag, int]], key: Callable[[str], Hashable]
-) -> Counts[Tag]:
+def _merge(counts: Counts[Tag], key: Callable[[str], Hashable]) -> Counts[Tag]:
     """Sum the counts of words that have the same key."""
-    merged: Counts[Tag] = {}
+    merged: dict[Hashable, collections.Counter[Tag]] = {}
     for word, tags in counts.items():
-        into = merged.setdefault(key(str(word)), {})
-        for tag, n in tags.items():
-            into[tag] = into.get(tag, 0) + n
+        merged.setdefault(key(str(word)), collections.Counter()).update(tags)
     return merged
 
 
@@ -550,8 +505,7 @@ def most_frequent_tag(
     frequent tag of all.
 
     Args:
-      train_words: training sentences.
-      train_tags: their tags, strings or numbers.
+      train_words, train_tags: training sentences, and their tags, strings or numbers.
       words: sentences to tag.
       by_suffix: give an unknown word the most frequent tag of rare training words (ten
         times at most) of the same shape with the same ending, the longest of up to 4
@@ -600,13 +554,6 @@ def ambiguous_words(
 
     On these, context can help; on others, the most frequent tag says all that
     training does.
-
-    Args:
-      train_words: training sentences.
-      train_tags: their tags, strings or numbers.
-
-    Returns:
-      The words, in lower case.
 
     Raises:
       ValueError: a sentence has not one tag a word.
