@@ -18,6 +18,12 @@ _QUICK = runpy.run_path(str(Path(__file__).with_name("quick_compilation.py")))
 os.environ |= _QUICK["environment"]()
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_traceback_in_locations_limit", 0)
+# Of this process alone: one that a test kills could leave half a program behind. Not
+# with JAX_ENABLE_COMPILATION_CACHE=0.
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", _QUICK["kept_programs"]())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # A silent promotion or broadcast is a bug somewhere: let it raise here.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -6,6 +6,7 @@ import ast
 import configparser
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,24 @@ def test_every_make_target_that_is_written_down_exists() -> None:
             assert goals <= targets, f"{name}: make {marked or alone}"
             seen |= goals
     assert {"install", "lint", "typecheck", "test"} <= seen
+
+
+def test_compiled_programs_are_kept_in_bounds_and_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ROOT / "tests" / "quick_compilation.py"
+    kept = runpy.run_path(str(place))["kept_programs"]
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = Path(kept())
+    assert folder.is_relative_to(tmp_path) and folder.is_dir()
+    (folder / "program").write_bytes(b"12345")
+    assert kept() == str(folder) and list(folder.iterdir())
+    monkeypatch.setitem(kept.__globals__, "_KEPT_BYTES", 4)
+    assert kept() == str(folder) and not list(folder.iterdir())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert kept() is None
 
 
 def test_version_is_a_literal_and_in_the_changelog() -> None:
