@@ -74,19 +74,8 @@ bench: install ## Install the peers and measure side by side with them
 		--no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-figures: install ## Redraw report and figures from the committed results
-	$(BIN)/python -m experiments.data_scaling.report experiments/data_scaling/results
-	for task in pos pos_fine phones; do \
-		$(BIN)/python -m experiments.sequence_labelling.report \
-			experiments/sequence_labelling/results/$$task || exit 1; \
-	done
-	for task in pos phones; do \
-		$(BIN)/python -m experiments.sequence_labelling.maps --redraw \
-			experiments/sequence_labelling/results/$$task || exit 1; \
-	done
-	for name in positions attention_as_conv attention_vs_rnn graphs; do \
-		$(BIN)/python -m experiments.$$name.report experiments/$$name/results || exit 1; \
-	done
+figures: install ## Redraw reports and figures of all committed results
+	$(BIN)/python -m experiments.core.report
 
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 import attn_jax
+from experiments.core.report import rows_of
 from experiments.core.store import read_jsonl
-from experiments.core.tables import rows_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "data_scaling" / "results" / "results.jsonl"

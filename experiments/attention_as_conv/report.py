@@ -7,27 +7,34 @@ figures of a folder that holds results.jsonl.
 from __future__ import annotations
 
 import math
-import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Ellipse
 
-from attn_jax._program import program
 from experiments.attention_as_conv.run import flops_of
-from experiments.core.plots import PALETTE, Series, curve, save_figure
+from experiments.core.plots import PALETTE, Series, curve, heads, save_figure, subplots
+from experiments.core.report import (
+    DIVERGED,
+    NONE,
+    PARAMETERS,
+    RATE,
+    Group,
+    Report,
+    Row,
+    Section,
+    decimal,
+    difference,
+    mean,
+    redraws,
+    sampling,
+    score,
+    tabulate,
+)
 from experiments.core.stats import Summary, summarize
 from experiments.core.store import Record
-from experiments.core.tables import (
-    Row,
-    difference,
-    number,
-    redraw,
-    rows_of,
-    sampling_note,
-    table,
-)
 from experiments.data_scaling.tasks import shape_of, test_size
 
 NAMES = {
@@ -48,13 +55,39 @@ CHANCE = 0.3826
 ONE_TOKEN = 0.5
 
 
-def _name(config: Mapping[str, Any]) -> str:
-    name = NAMES[config["model"]]
-    return f"{name}, started as a convolution" if _convolution(config) else name
+def _convolution(row: Row) -> bool:
+    return row.config.get("start") == "convolution"
 
 
-def _convolution(config: Mapping[str, Any]) -> bool:
-    return config.get("start") == "convolution"
+def _name(row: Row) -> str:
+    started = ", started as a convolution" if _convolution(row) else ""
+    return NAMES[row.config["model"]] + started
+
+
+def _order(row: Row) -> tuple[int, bool, int]:
+    config = row.config
+    return list(NAMES).index(config["model"]), _convolution(row), -config["n"]
+
+
+def _largest(group: Group) -> int:
+    return max(row.config["n"] for row in group.every)
+
+
+def _main(group: Group) -> list[Row]:
+    """Of the largest N, started anywhere."""
+    rows = [row for row in group.rows if row.config["n"] == _largest(group)]
+    return [row for row in rows if not _convolution(row)]
+
+
+def _centred(group: Group) -> list[Row]:
+    """Of which it is known where their heads look."""
+    return [r for r in group.rows if r.records and "centres" in r.records[0]["curves"]]
+
+
+def _places(record: Record, at: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [layers, heads, 2] and precisions [layers, heads, 2, 2] at a moment."""
+    curves = record["curves"]
+    return np.asarray(curves["centres"][at]), np.asarray(curves["precisions"][at])
 
 
 # ------------------------------------------------------------ where heads look
@@ -113,72 +146,53 @@ def grid_measures(centres: Any, precisions: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _before_after(row: Row) -> list[dict[str, tuple[Summary, Summary]]]:
+Change = tuple[Summary, Summary]
+
+
+def _before_after(row: Row) -> list[dict[str, Change]]:
     """For each layer, each measure before and after training, over the seeds."""
     ends = []
     for record in row.records:
-        curves = record["curves"]
-        first, last = (
-            grid_measures(curves["centres"][at], curves["precisions"][at])
-            for at in (0, -1)
-        )
-        moved = np.linalg.norm(
-            np.subtract(curves["centres"][-1], curves["centres"][0]), axis=-1
-        ).mean(-1)
-        first["moved"], last["moved"] = np.zeros_like(moved), moved
-        ends.append((first, last))
-    layers = len(ends[0][0]["distance"])
+        places = [_places(record, at) for at in (0, -1)]
+        first, last = (grid_measures(*place) for place in places)
+        moved = np.linalg.norm(places[1][0] - places[0][0], axis=-1).mean(-1)
+        ends.append((first | dict(moved=0 * moved), last | dict(moved=moved)))
     return [
         {
-            name: tuple(  # type: ignore[misc]
-                summarize([float(end[at][name][layer]) for end in ends])
-                for at in (0, 1)
-            )
+            name: tuple(
+                summarize([float(e[at][name][i]) for e in ends]) for at in (0, 1)
+            )  # type: ignore[misc]
             for name in ends[0][0]
         }
-        for layer in range(layers)
+        for i in range(len(ends[0][0]["distance"]))
     ]
 
 
-def _change(pair: tuple[Summary, Summary], digits: int = 2) -> str:
-    before, after = (number(summary, digits).split(" (")[0] for summary in pair)
-    return f"{before} → {after}"
+def _change(pair: Change, digits: int = 2) -> str:
+    return " → ".join(mean(summary, digits).split(" (")[0] for summary in pair)
 
 
-def _places(rows: Sequence[Row]) -> list[str]:
-    """The table of where heads look, and what it says."""
-    text = [
-        "## Do heads move to a pixel grid?",
-        "",
-        "Each number before → after training, mean ± deviation over seeds. Distance: "
-        "from a head's centre to the nearest whole offset between tokens, mean over "
-        f"heads; for centres anywhere it would be {CHANCE:.2f}, for a convolution 0. "
-        "Distinct: different nearest offsets among the heads of a layer. One token: "
-        "share of heads that give half of their weight or more to one token, as every "
-        "head of a convolution does. Moved: mean way of a centre, in tokens.",
-        "",
-    ]
-    lines = [
-        "| model | N | layer | distance | distinct | in 3 × 3 | in 5 × 5 | "
-        "largest weight | one token | moved |",
-        "|" + "---|" * 10,
-    ]
-    for row in rows:
-        for layer, found in enumerate(_before_after(row), start=1):
-            cells = [
-                _name(row.config),
-                f"{row.config['n']:,}",
-                str(layer),
-                *(
-                    _change(found[name], 1 if name == "distinct" else 2)
-                    for name in (
-                        "distance distinct in_3x3 in_5x5 peak one_token".split()
-                    )
-                ),
-                number(found["moved"][1], 2).split(" (")[0],
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return [*text, *lines, "", *verdict(rows), ""]
+def _grid(group: Group) -> str:
+    """The table of where heads look."""
+
+    def measure(title: str, name: str, digits: int = 2) -> tuple[str, Callable]:
+        return title, lambda item: _change(item[2][name], digits)
+
+    return tabulate(
+        [
+            ("model", lambda item: _name(item[0])),
+            ("N", lambda item: f"{item[0].config['n']:,}"),
+            ("layer", lambda item: str(item[1])),
+            measure("distance", "distance"),
+            measure("distinct", "distinct", 1),
+            measure("in 3 × 3", "in_3x3"),
+            measure("in 5 × 5", "in_5x5"),
+            measure("largest weight", "peak"),
+            measure("one token", "one_token"),
+            ("moved", lambda item: _change(item[2]["moved"][1:])),
+        ],
+        [(r, i, x) for r in group.rows for i, x in enumerate(_before_after(r), 1)],
+    )
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
@@ -189,7 +203,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     """
     found = []
     for row in rows:
-        if _convolution(row.config):
+        if _convolution(row):
             continue
         layers = _before_after(row)
         on_grid = [
@@ -197,14 +211,15 @@ def verdict(rows: Sequence[Row]) -> list[str]:
             for layer in layers
         ]
         answer = "yes" if all(on_grid) else "partly" if any(on_grid) else "no"
-        distance = [_change(layer["distance"]) for layer in layers]
-        share = [_change(layer["one_token"]) for layer in layers]
-        near = [_change(layer["in_3x3"]) for layer in layers]
+        distance, share, near = (
+            "; ".join(_change(layer[name]) for layer in layers)
+            for name in ("distance", "one_token", "in_3x3")
+        )
         found.append(
-            f"- {_name(row.config)}, N = {row.config['n']:,}: **{answer}** "
+            f"- {_name(row)}, N = {row.config['n']:,}: **{answer}** "
             f"({sum(on_grid)} of {len(layers)} layers). By layer, distance to the "
-            f"nearest whole offset {'; '.join(distance)}; heads that look at one token "
-            f"{'; '.join(share)}; within 3 × 3 {'; '.join(near)}."
+            f"nearest whole offset {distance}; heads that look at one token "
+            f"{share}; within 3 × 3 {near}."
         )
     if not found:
         return []
@@ -216,53 +231,15 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         "says that heads come to attend to pixel-grid patterns as a CNN does, of 300 "
         "epochs of CIFAR-10 with 6 layers of width 400; this is "
         f"{rows[0].config['updates']:,} updates of a small model.",
-        "",
-        *found,
+        "\n".join(found),
     ]
 
 
 # ------------------------------------------------------------------- figures
 
 
-def _figure(
-    rows: int, columns: int, title: str, size: float = 1.7
-) -> tuple[Any, np.ndarray]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(
-        figsize=(size * columns + 0.6, size * rows + 0.7), dpi=100, layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _ellipse(axes: Any, centre: np.ndarray, precision: np.ndarray, color: str) -> None:
-    """The line of one standard deviation; one wider than the panel is left out."""
-    from matplotlib.patches import Ellipse
-
-    values, vectors = np.linalg.eigh(precision)
-    if values[0] < 1e-2:
-        return
-    widths = 2 / np.sqrt(values)
-    angle = float(np.degrees(np.arctan2(vectors[0, 0], vectors[1, 0])))
-    # Columns run to the right, rows downwards: (x, y) = (column, row).
-    axes.add_patch(
-        Ellipse(
-            (centre[1], centre[0]),
-            widths[0],
-            widths[1],
-            angle=angle,
-            facecolor=color,
-            edgecolor=color,
-            alpha=0.25,
-            linewidth=0.8,
-        )
-    )
-
-
 def _panel(axes: Any, centres: np.ndarray, precisions: np.ndarray, reach: int) -> None:
+    """Where the heads of a layer look; rows run downwards."""
     axes.set_xlim(-reach - 0.5, reach + 0.5)
     axes.set_ylim(reach + 0.5, -reach - 0.5)
     axes.set_aspect("equal")
@@ -275,159 +252,159 @@ def _panel(axes: Any, centres: np.ndarray, precisions: np.ndarray, reach: int) -
     axes.plot(0, 0, marker="s", color="#bbbbbb", markersize=5, zorder=1)
     for head, (centre, precision) in enumerate(zip(centres, precisions, strict=True)):
         color = PALETTE[head % len(PALETTE)]  # 9 heads have one each
-        _ellipse(axes, centre, precision, color)
+        values, vectors = np.linalg.eigh(precision)
+        if values[0] >= 1e-2:  # of one deviation; one wider than the panel is left out
+            angle = float(np.degrees(np.arctan2(vectors[0, 0], vectors[1, 0])))
+            shape = (tuple(centre[::-1]), *(2 / np.sqrt(values)))
+            look = dict(facecolor=color, edgecolor=color, alpha=0.25, linewidth=0.8)
+            axes.add_patch(Ellipse(*shape, angle=angle, **look))
         axes.plot(centre[1], centre[0], marker="o", color=color, markersize=3.5)
 
 
-def draw_training(record: Record, path: pathlib.Path, panels: int = 7) -> pathlib.Path:
-    """Draws where the heads of each layer look, at several moments of training."""
-    curves = record["curves"]
-    steps = curves["observed_at"]
-    shown = np.unique(np.linspace(0, len(steps) - 1, panels).round().astype(int))
-    centres, precisions = (
-        np.asarray(curves[name], float) for name in ("centres", "precisions")
-    )
-    layers = centres.shape[1]
-    figure, axes = _figure(
-        layers,
-        len(shown),
-        f"{_name(record['config'])}",
-    )
-    reach = _reach(centres)
-    for column, at in enumerate(shown):
-        axes[0, column].set_title(f"{steps[at]:,} updates", fontsize=8)
-        for layer in range(layers):
-            _panel(
-                axes[layer, column], centres[at, layer], precisions[at, layer], reach
-            )
-    for layer in range(layers):
-        axes[layer, 0].set_ylabel(f"layer {layer + 1}", fontsize=8)
-    return save_figure(figure, path)
-
-
-def _reach(centres: np.ndarray) -> int:
+def _reach(centres: Any) -> int:
     """Offsets that a panel shows: those of all centres, but at least 3, at most 9."""
     return int(np.clip(np.ceil(np.abs(centres).max()), 3, 9))
 
 
-def draw_final(rows: Sequence[Row], path: pathlib.Path) -> pathlib.Path:
+def _draw_training(row: Row, path: Any, panels: int = 7) -> None:
+    """Draws where the heads of each layer look, at several moments of training."""
+    record = row.records[0]
+    steps, centres = record["curves"]["observed_at"], record["curves"]["centres"]
+    shown = np.unique(np.linspace(0, len(steps) - 1, panels).round().astype(int))
+    layers, reach = len(centres[0]), _reach(np.asarray(centres))
+    size = 1.7 * len(shown) + 0.6, 1.7 * layers + 0.7
+    figure, grid = subplots(size, layers, len(shown), title=_name(row))
+    for column, at in enumerate(shown):
+        grid[0, column].set_title(f"{steps[at]:,} updates", fontsize=8)
+        for axes, *place in zip(grid[:, column], *_places(record, at), strict=True):
+            _panel(axes, *place, reach)
+    for layer, axes in enumerate(grid[:, 0], 1):
+        axes.set_ylabel(f"layer {layer}", fontsize=8)
+    save_figure(figure, path)
+
+
+def _draw_final(rows: Sequence[Row], path: Any) -> None:
     """Draws where the heads of each layer look in the end, every model a line."""
-    found = [
-        (row.config, np.asarray(row.records[0]["curves"]["centres"][-1], float), row)
-        for row in rows
-    ]
-    layers = max(centres.shape[0] for _, centres, _ in found)
-    figure, axes = _figure(
-        len(found), layers, "Centres of heads after training", size=2.2
-    )
-    for line, (config, centres, row) in enumerate(found):
-        precisions = np.asarray(row.records[0]["curves"]["precisions"][-1], float)
-        for layer in range(layers):
-            panel = axes[line, layer]
-            _panel(panel, centres[layer], precisions[layer], _reach(centres))
-            panel.set_title(f"layer {layer + 1}", fontsize=8)
-        label = "convolution" if _convolution(config) else "random"
-        axes[line, 0].set_ylabel(f"{config['model']}\n{label} start", fontsize=8)
-    return save_figure(figure, path)
+    found = [_places(row.records[0], -1) for row in rows]
+    layers = max(len(centres) for centres, _ in found)
+    size = 2.2 * layers + 0.6, 2.2 * len(rows) + 0.7
+    title = "Centres of heads after training"
+    figure, grid = subplots(size, len(rows), layers, title=title)
+    for line, row, place in zip(grid, rows, found, strict=True):
+        for layer, *layer_place in zip(range(layers), *place, strict=False):
+            _panel(line[layer], *layer_place, _reach(place[0]))
+            line[layer].set_title(f"layer {layer + 1}", fontsize=8)
+        start = "convolution" if _convolution(row) else "random"
+        line[0].set_ylabel(f"{row.config['model']}\n{start} start", fontsize=8)
+    save_figure(figure, path)
 
 
-def draw_maps(record: Record, path: pathlib.Path) -> pathlib.Path:
-    """Draws what every head of every layer attends to from the middle token."""
-    maps = np.asarray(record["metrics"]["maps"], float)
-    layers, heads, rows, columns = maps.shape
-    title = f"{_name(record['config'])}: attention of the middle token"
-    if record["config"]["model"] == "relative_content":
-        title += ", mean over test images"
-    figure, axes = _figure(layers, heads, title, size=1.2)
-    for layer in range(layers):
-        for head in range(heads):
-            panel = axes[layer, head]
-            panel.imshow(maps[layer, head], cmap="magma", vmin=0)
-            panel.plot(columns // 2, rows // 2, "s", color="#56B4E9", markersize=2)
-            panel.set_xticks([])
-            panel.set_yticks([])
-            if layer == 0:
-                panel.set_title(f"head {head + 1}", fontsize=7)
-        axes[layer, 0].set_ylabel(f"layer {layer + 1}", fontsize=7)
-    return save_figure(figure, path)
+def _training(group: Group) -> list[str]:
+    """Figures of the largest N: while they train, and in the end."""
+    rows, text = [r for r in group.rows if r.config["n"] == _largest(group)], []
+    for row in rows:
+        start = "_convolution" * _convolution(row)
+        name = f"training_{row.config['model']}{start}.png"
+        _draw_training(row, group.folder / name)
+        text.append(f"![{_name(row)} during training]({name})")
+    if rows:
+        _draw_final(rows, group.folder / "centres.png")
+        text.append("![centres after training](centres.png)")
+    return text
+
+
+def _maps(group: Group) -> list[str]:
+    """What every head of learned encodings attends to from the middle token."""
+    text = []
+    for row in group.rows:
+        model = row.config["model"]
+        mapped = [r["metrics"] for r in row.records if "maps" in r["metrics"]]
+        if not mapped or not model.startswith("relative"):
+            continue
+        title = f"{_name(row)}: attention of the middle token"
+        if model == "relative_content":
+            title += ", mean over test images"
+        path = group.folder / f"maps_{model}.png"
+        maps = np.asarray(mapped[0]["maps"], float)
+        heads(list(maps), path, title=title, size=1.2, middle=True)
+        if (share := mapped[0].get("content_share")) is not None:
+            text.append(
+                "With content, an image's own map differs from the mean over "
+                f"images in {share:.2f} of its weight, on average over heads "
+                "and layers (0: the same for every image; 1: nothing in common)."
+            )
+        text.append(f"![{_name(row)}]({path.name})")
+    return text
 
 
 # --------------------------------------------------------------------- tables
 
 
-def _baselines(records: Sequence[Record]) -> dict[tuple[str, int], Summary]:
-    """Accuracy of each baseline at each N: at the number of images that it saw."""
-    found: dict[tuple[str, int], list[float]] = {}
+def baselines(records: Sequence[Record]) -> dict[int, dict[str, Summary]]:
+    """N -> baseline -> accuracy: at the number of images that it saw."""
+    found: dict[int, dict[str, list[float]]] = {}
     for record in records:
         if record["config"].get("phase") == "baseline":
             metrics = record["metrics"]
             if metrics.get("n_used", metrics["n"]) == metrics["n"]:
-                key = metrics["baseline"], metrics["n"]
-                found.setdefault(key, []).append(metrics["test_accuracy"])
-    return {key: summarize(values) for key, values in found.items()}
+                some = found.setdefault(metrics["n"], {})
+                some.setdefault(metrics["baseline"], []).append(
+                    metrics["test_accuracy"]
+                )
+    return {
+        n: {name: summarize(values) for name, values in sorted(some.items())}
+        for n, some in found.items()
+    }
 
 
-def _encodings(
-    rows: Sequence[Row], baselines: Mapping[tuple[str, int], Summary]
-) -> list[str]:
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("model", lambda row: _name(row.config)),
-        ("test accuracy", lambda row: number(row.of("test_accuracy"), 3)),
-        ("training accuracy", lambda row: number(row.of("train_accuracy"), 3)),
-        ("parameters", lambda row: f"{row.first('params') or 0:,}"),
-        (
-            "forward MFLOPs an image",
-            lambda row: f"{(_flops(row) or 0) / 1e6:.1f}",
-        ),
-        ("learning rate", lambda row: f"{row.config['learning_rate']:g}"),
-        ("diverged", lambda row: str(row.diverged)),
-    ]
-    lines = table(rows, columns)
-    n = rows[0].config["n"]
-    for (model, size), summary in sorted(baselines.items()):
-        if size == n:
-            lines.append(
-                f"| {NAMES[model]} | {number(summary, 3)} |"
-                + " – |" * (len(columns) - 2)
-            )
-    return lines
+def _floors(group: Group) -> dict[str, Summary]:
+    return baselines(group.records).get(group.config["n"], {})
 
 
-def _flops(row: Row) -> float | None:
+def _mflops(row: Row) -> str:
     """FLOPs of one image as they are counted now, else as they were stored."""
     known = shape_of(row.config["task"])
-    return row.first("flops") if known is None else flops_of(row.config, *known)
+    flops = row.first("flops") if known is None else flops_of(row.config, *known)
+    return f"{(flops or 0) / 1e6:.1f}"
 
 
-def _none_ahead(
-    rows: Sequence[Row], baselines: Mapping[tuple[str, int], Summary]
-) -> list[str]:
+def _none_ahead(group: Group) -> list[str]:
     """Says first whether no network, or none with attention, beats every baseline."""
-    n = rows[0].config["n"]
-    floors = {name: s for (name, size), s in baselines.items() if size == n}
-    means = {
-        _name(row.config): s.mean
-        for row in rows
-        if (s := row.of("test_accuracy")) is not None
-    }
-    if not floors or not means:
+    floors = _floors(group)
+    rows = [row for row in group.rows if row.of("test_accuracy")]
+    if not floors or not rows:
         return []
     floor = max(floors, key=lambda name: floors[name].mean)
-    best = max(means, key=lambda name: means[name])
-    if means[best] > floors[floor].mean:
+    best = max(rows, key=lambda row: row.mean("test_accuracy"))
+    value = best.mean("test_accuracy")
+    if value > floors[floor].mean:
         return []
-    value = f"{means[best]:.3f}".lstrip("0")
     return [
-        f"**No network beats {NAMES[floor]} ({number(floors[floor], 3)}) at N = {n:,}; "
-        f"the best, {best}, has {value}.**",
-        "",
+        f"**No network beats {NAMES[floor]} ({mean(floors[floor], 3)}) at N = "
+        f"{group.config['n']:,}; the best, {_name(best)}, has {decimal(value, 3)}.**"
     ]
 
 
-def _tried(records: Sequence[Record]) -> list[str]:
+def _intro(group: Group) -> str:
+    config = group.config
+    fewer = [r for r in group.rows if r.config["updates"] != config["updates"]]
+    return (
+        "{task}, N = {n:,} training images to draw from, {updates:,} updates of "
+        "{batch_size} images ({passes:.2f} passes), mean ± standard deviation over "
+        "seeds. Attention: tokens of {patch} × {patch} pixels, {depth} layers, width "
+        "{dim}, {num_heads} heads of full width; centres start from N(0, 2²). The "
+        "ResNet is matched in parameters, not in FLOPs, as in the paper. Isotropic and "
+        "learned encodings without content are applied to rows, then columns, and so "
+        "cost less than the generalised one."
+    ).format(
+        passes=config["updates"] * config["batch_size"] / config["n"], **config
+    ) + "".join(f" {_name(r)} had {r.config['updates']:,} updates only." for r in fewer)
+
+
+def _tried(group: Group) -> list[str]:
     """Which learning rates the validation part chose from."""
     tried: dict[str, set[float]] = {}
-    for record in records:
+    for record in group.records:
         config = record["config"]
         if config.get("phase") == "tune":
             family = "ResNet" if config["model"] == "resnet" else "attention"
@@ -440,207 +417,156 @@ def _tried(records: Sequence[Record]) -> list[str]:
     )
     return [
         "Learning rates tried on the validation part, in short runs of seed 0: "
-        f"{said}. Where the largest was chosen, a still larger one might be better.",
-        "",
+        f"{said}. Where the largest was chosen, a still larger one might be better."
     ]
 
 
-def _starts(
-    rows: Sequence[Row],
-    baselines: Mapping[tuple[str, int], Summary],
-    folder: pathlib.Path,
-) -> list[str]:
-    """Table and figure of accuracy over N: started as a convolution, and not."""
-    kinds = {
-        "attention, random start": ("quadratic", "random"),
-        "attention, convolution at the start": ("quadratic", "convolution"),
-        "ResNet": ("resnet", None),
-    }
-    by = {
-        (row.config["model"], row.config.get("start"), row.config["n"]): row
-        for row in rows
-    }
-    sizes = sorted({n for model, start, n in by if start == "convolution"})
-    names = sorted({model for model, _ in baselines})
-    lines = [
-        "| N | "
-        + " | ".join([*kinds, *(NAMES[name] for name in names)])
-        + " | convolution − random start | random start − ResNet |",
-        "|" + "---|" * (len(kinds) + len(names) + 3),
-    ]
-    for n in sizes:
-        cells = [f"{n:,}"]
-        for model, start in kinds.values():
-            row = by.get((model, start, n))
-            cells.append("–" if row is None else number(row.of("test_accuracy"), 3))
-        cells += [number(baselines.get((name, n)), 3) for name in names]
-        convolution, random, resnet = (
-            by.get((model, start, n))
-            for model, start in (
-                ("quadratic", "convolution"),
-                ("quadratic", "random"),
-                ("resnet", None),
-            )
-        )
-        for one, two in ((convolution, random), (random, resnet)):
-            if one and two and one.records and two.records:
-                cells.append(difference(one, two, "test_accuracy", 3)[1])
-            else:
-                cells.append("–")
-        lines.append("| " + " | ".join(cells) + " |")
-    series = []
-    for label, (model, start) in kinds.items():
-        points = [
-            (n, summary)
-            for n in sizes
-            if (row := by.get((model, start, n))) is not None
-            and (summary := row.of("test_accuracy")) is not None
-        ]
-        if points:
-            series.append(_series(label, points))
-    for name in names:
-        if name != "majority":
-            points = [(n, baselines[name, n]) for n in sizes if (name, n) in baselines]
-            if points:
-                series.append(_series(NAMES[name], points, baseline=True))
-    config = next(row.config for row in rows if _convolution(row.config))
+# --------------------------------------------------------------------- starts
+
+_RANDOM, _CONVOLUTION, _RESNET = (
+    ("quadratic", "random"),
+    ("quadratic", "convolution"),
+    ("resnet", None),
+)
+_KINDS = {
+    "attention, random start": _RANDOM,
+    "attention, convolution at the start": _CONVOLUTION,
+    "ResNet": _RESNET,
+}
+
+
+def _starts_text(group: Group) -> str:
+    config = next(row.config for row in group.rows if _convolution(row))
     side = math.isqrt(config["num_heads"])
     seen = 1 + config["depth"] * (side - 1)
-    text = [
-        "## Started as a convolution, or anywhere",
-        "",
+    return (
         "Quadratic encoding. All heads of every layer start on the places of a "
         f"{side} × {side} kernel, as sharp as the theorem's, with a He-normal kernel: "
         "at first such a layer is the convolution with its border repeated, and the "
         f"{config['depth']} of them see {seen} × {seen} tokens. Or heads start "
         "anywhere, with the same value maps. Equal updates at every N; learning rates "
-        "from the largest N. In brackets Student's interval of 95 % over seeds.",
-        "",
-        *lines,
-        "",
+        "from the largest N. In brackets Student's interval of 95 % over seeds."
+    )
+
+
+def _starts(group: Group) -> list[str]:
+    """Table and figure of accuracy over N: started as a convolution, and not."""
+    by = {
+        (r.config["model"], r.config.get("start"), r.config["n"]): r for r in group.rows
+    }
+    sizes = sorted({row.config["n"] for row in group.rows if _convolution(row)})
+    floors = baselines(group.records)
+    names = sorted({name for some in floors.values() for name in some})
+
+    def of(kind: tuple[str, str | None], n: int) -> Summary | None:
+        row = by.get((*kind, n))
+        return None if row is None else row.of("test_accuracy")
+
+    def apart(one: tuple[str, str | None], two: tuple[str, str | None]) -> Any:
+        def show(n: int) -> str:
+            rows = [by.get((*kind, n)) for kind in (one, two)]
+            known = [row for row in rows if row and row.records]
+            return difference(*known, "test_accuracy", 3)[1] if len(known) > 1 else NONE
+
+        return show
+
+    lines = {label: [(n, of(kind, n)) for n in sizes] for label, kind in _KINDS.items()}
+    grey = {
+        NAMES[name]: [(n, floors.get(n, {}).get(name)) for n in sizes]
+        for name in names
+        if name != "majority"
+    }
+    series = [Series.of(label, points) for label, points in lines.items()]
+    series += [Series.of(name, points, baseline=True) for name, points in grey.items()]
+    text = [
+        tabulate(
+            [
+                ("N", lambda n: f"{n:,}"),
+                *(
+                    (label, lambda n, kind=kind: mean(of(kind, n), 3))
+                    for label, kind in _KINDS.items()
+                ),
+                *(
+                    (NAMES[x], lambda n, x=x: mean(floors.get(n, {}).get(x), 3))
+                    for x in names
+                ),
+                ("convolution − random start", apart(_CONVOLUTION, _RANDOM)),
+                ("random start − ResNet", apart(_RANDOM, _RESNET)),
+            ],
+            sizes,
+        )
     ]
-    if series:
+    if series := [line for line in series if line.x]:
         curve(
             series,
-            folder / "starts.png",
+            group.folder / "starts.png",
             title="Attention started as a convolution, and anywhere",
             note="Mean and standard deviation over seeds.",
         )
-        text += ["![accuracy over N](starts.png)", ""]
+        text.append("![accuracy over N](starts.png)")
     return text
 
 
-def _series(
-    label: str, points: Sequence[tuple[int, Summary]], baseline: bool = False
-) -> Series:
-    return Series(
-        label,
-        [n for n, _ in points],
-        [summary.mean for _, summary in points],
-        [summary.std for _, summary in points],
-        [summary.count for _, summary in points],
-        baseline=baseline,
-    )
-
-
-def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
-    """Writes report.md and the figures; returns the text for the terminal."""
-    rows = rows_of(records)
-    if not rows:
-        raise ValueError("records: there is no finished cell to report.")
-    order = list(NAMES)
-    rows.sort(
-        key=lambda row: (
-            order.index(row.config["model"]),
-            _convolution(row.config),
-            -row.config["n"],
-        )
-    )
-    baselines = _baselines(records)
-    config = rows[0].config
-    largest = max(row.config["n"] for row in rows)
-    main = [
-        row
-        for row in rows
-        if row.config["n"] == largest and not _convolution(row.config)
-    ]
-    fewer = [row.config for row in main if row.config["updates"] != config["updates"]]
-    done = [row for row in rows if row.records]
-    centred = [row for row in done if "centres" in row.records[0]["curves"]]
-    text = [
-        "# Self-attention that places its heads, and convolution",
-        "",
-        *_none_ahead(main, baselines),
-        f"{config['task']}, N = {largest:,} training images to draw from, "
-        f"{config['updates']:,} updates of {config['batch_size']} images "
-        f"({config['updates'] * config['batch_size'] / largest:.2f} passes), mean ± "
-        "standard deviation over seeds. Attention: "
-        f"tokens of {config['patch']} × {config['patch']} pixels, {config['depth']} "
-        f"layers, width {config['dim']}, {config['num_heads']} heads of full width; "
-        "centres start from N(0, 2²). The ResNet is matched "
-        "in parameters, not in FLOPs, as in the paper. Isotropic and learned encodings "
-        "without content are applied to rows, then columns, and so cost less than the "
-        "generalised one."
-        + "".join(f" {_name(c)} had {c['updates']:,} updates only." for c in fewer),
-        "",
-        *_encodings(main, baselines),
-        "",
-        *sampling_note(
-            main,
-            lambda row: _name(row.config),
-            "test_accuracy",
-            test_size(config["task"]),
-            "test images",
-            3,
+REPORT = Report(
+    title="# Self-attention that places its heads, and convolution",
+    order=_order,
+    sections=(
+        Section(
+            title=_none_ahead,
+            rows=_main,
+            text=(_intro,),
+            columns=(
+                ("model", _name),
+                score("test accuracy", "test_accuracy", 3),
+                score("training accuracy", "train_accuracy", 3),
+                PARAMETERS,
+                ("forward MFLOPs an image", _mflops),
+                RATE,
+                DIVERGED,
+            ),
+            floors=lambda group: [
+                [NAMES[name], mean(floor, 3)] for name, floor in _floors(group).items()
+            ],
+            notes=(
+                sampling(
+                    "test_accuracy", lambda c: test_size(c["task"]), "test images", 3
+                ),
+                _tried,
+            ),
         ),
-        *_tried(records),
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    if centred:
-        text += [
-            *_places(centred),
-            "In the figures a cell is a token, grey is the query, a dot the centre of "
-            "a head (seed 0), and shaded what lies within one deviation of it, where "
-            "that is not wider than 10 tokens.",
-            "",
-        ]
-        for row in centred:
-            if row.config["n"] != largest:
-                continue
-            start = "_convolution" if _convolution(row.config) else ""
-            name = f"training_{row.config['model']}{start}.png"
-            draw_training(row.records[0], folder / name)
-            text += [f"![{_name(row.config)} during training]({name})", ""]
-        last = [row for row in centred if row.config["n"] == largest]
-        if last:
-            draw_final(last, folder / "centres.png")
-            text += ["![centres after training](centres.png)", ""]
-    for row in main:
-        config = row.config
-        mapped = [r for r in row.records if "maps" in r["metrics"]]
-        if mapped and config["model"].startswith("relative"):
-            name = f"maps_{config['model']}.png"
-            draw_maps(mapped[0], folder / name)
-            share = mapped[0]["metrics"].get("content_share")
-            if share is not None:
-                text += [
-                    "With content, an image's own map differs from the mean over "
-                    f"images in {share:.2f} of its weight, on average over heads "
-                    "and layers (0: the same for every image; 1: nothing in common).",
-                    "",
-                ]
-            text += [f"![{_name(config)}]({name})", ""]
-    if any(_convolution(row.config) for row in rows):
-        text += _starts(rows, baselines, folder)
-    (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
-    return "\n".join([*text, f"Report and figures: {folder}/report.md"])
-
-
-@program
-def main(argv: Sequence[str] | None = None) -> int:
-    """Redraws the report of a folder; returns the exit status."""
-    return redraw(__doc__, write_report, argv)
-
+        Section(
+            title="## Do heads move to a pixel grid?",
+            rows=_centred,
+            text=(
+                "Each number before → after training, mean ± deviation over seeds. "
+                "Distance: from a head's centre to the nearest whole offset between "
+                "tokens, mean over heads; for centres anywhere it would be "
+                f"{CHANCE:.2f}, for a convolution 0. Distinct: different nearest "
+                "offsets among the heads of a layer. One token: share of heads that "
+                "give half of their weight or more to one token, as every head of a "
+                "convolution does. "
+                "Moved: mean way of a centre, in tokens.",
+                _grid,
+            ),
+            notes=(
+                lambda group: verdict(group.rows),
+                "In the figures a cell is a token, grey is the query, a dot the centre "
+                "of a head (seed 0), and shaded what lies within one deviation of it, "
+                "where that is not wider than 10 tokens.",
+                _training,
+            ),
+        ),
+        Section(title=_maps, rows=_main),
+        Section(
+            title="## Started as a convolution, or anywhere",
+            rows=lambda group: group.rows if any(map(_convolution, group.rows)) else [],
+            text=(_starts_text,),
+            notes=(_starts,),
+        ),
+    ),
+)
+write_report = REPORT.write
+main = redraws(write_report)
 
 if __name__ == "__main__":
     sys.exit(main())

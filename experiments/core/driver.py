@@ -28,9 +28,9 @@ from experiments.core.loop import (
 from experiments.core.memory import keep_freed_memory
 from experiments.core.observe import Progress
 from experiments.core.rehearsal import is_message
+from experiments.core.report import reported
 from experiments.core.store import Record, ResultsStore, SchemaError, shard
 from experiments.core.studies import Study, run_studies
-from experiments.core.tables import reported
 from experiments.core.trial import Runner
 from experiments.data.fetch import DataError
 

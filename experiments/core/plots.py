@@ -1,4 +1,4 @@
-"""Figures: accuracy and gap over the number of training images.
+"""Figures: means over N with their bars, panels of lines, pictures of heads.
 
 Okabe-Ito colours, each with a marker and a line style of its own, so that the
 figures read for the colour-blind and in grey. Drawn on a figure object of their
@@ -14,11 +14,13 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import matplotlib.axes
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from experiments.core.stats import Summary
 
 #: Okabe and Ito, ordered so that neighbours differ in lightness too.
 PALETTE = (
@@ -93,44 +95,69 @@ class Styles:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line of the accuracy figure.
+    """One line of a figure.
 
     Attributes:
         label: Text of the legend.
-        n: Sizes of the training set.
-        mean: Mean at each of them.
-        std: Standard deviation, None where there is a single seed.
+        x: Where it was measured: sizes, lengths, updates.
+        y: The mean at each.
+        low: Lower end of the bar or band, None where there is none.
+        high: Upper end.
         seeds: Number of seeds at each; a hollow marker shows fewer than three.
-        baseline: Drawn thin and grey, without markers.
+        baseline: Drawn thin and grey, without bars.
+        fit: x and y of a fitted curve, drawn thin in place of the joining line.
         name: Whose style it has, by default that of the label.
     """
 
     label: str
-    n: Sequence[int]
-    mean: Sequence[float]
-    std: Sequence[float | None]
-    seeds: Sequence[int]
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    seeds: Sequence[int] = ()
     baseline: bool = False
+    fit: tuple[Sequence[float], Sequence[float]] | None = None
     name: str = ""
 
+    @classmethod
+    def of(
+        cls, label: str, points: Iterable[tuple[float, Summary | None]], **more: Any
+    ) -> Series:
+        """The line of some means with their deviations; no mean, no point."""
+        known = [(x, summary) for x, summary in points if summary is not None]
+        reach = [(s.mean, s.std) for _, s in known]
+        return cls(
+            label,
+            [x for x, _ in known],
+            [s.mean for _, s in known],
+            [None if std is None else y - std for y, std in reach],
+            [None if std is None else y + std for y, std in reach],
+            [s.count for _, s in known],
+            **more,
+        )
 
-@dataclasses.dataclass(frozen=True)
-class GapSeries:
-    """One line of the gap figure; low and high are None where seeds are too few.
+    @property
+    def style(self) -> str:
+        """Whose style it has."""
+        return self.name or self.label
 
-    `fit_n` and `fit_gap` hold the fitted difference, drawn thin where given; `name` is
-    whose style it has, by default that of the label.
-    """
+    def bars(self) -> tuple[np.ndarray, np.ndarray]:
+        """What has a bar, bool [P], and how far those reach, [2, P].
 
-    label: str
-    n: Sequence[int]
-    gap: Sequence[float]
-    low: Sequence[float | None]
-    high: Sequence[float | None]
-    seeds: Sequence[int]
-    fit_n: Sequence[float] = ()
-    fit_gap: Sequence[float] = ()
-    name: str = ""
+        Raises:
+            ValueError: Columns have unequal lengths, or none.
+        """
+        columns = (self.x, self.y, self.low, self.high, self.seeds)
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise ValueError(
+                f"series {self.label!r}: expected columns of one length > 0, got "
+                f"{lengths}"
+            )
+        known = np.asarray([low is not None for low in self.low])
+        ends = [np.asarray(end, float)[known] for end in (self.low, self.high)]
+        y = np.asarray(self.y, float)[known]
+        return known, np.maximum([y - ends[0], ends[1] - y], 0.0)
 
 
 def curve(
@@ -140,21 +167,23 @@ def curve(
     title: str,
     ylabel: str = "test accuracy",
     xlabel: str = IMAGES,
-    chance: float | None = None,
-    chance_label: str = "chance",
+    level: float | None = None,
+    level_name: str = "chance",
+    sides: tuple[str, str] | None = None,
     note: str = "",
     styles: Styles | None = None,
 ) -> pathlib.Path:
-    """Draw accuracy over log N with error bars (one standard deviation).
+    """Draw means over log N with their bars, or differences of means.
 
     Args:
-        series: The lines.
+        series: The lines; at least one.
         path: PNG file to write (whole or not at all).
         title: Over the axes.
         ylabel: Name of the score.
         xlabel: What N is.
-        chance: Level of guessing, drawn where given.
-        chance_label: What to call it.
+        level: Level of guessing, drawn where given.
+        level_name: What to call it.
+        sides: For differences: what it means to lie above zero, and below.
         note: One small line below the axes.
         styles: Those of the report; by default colours in order, greys of baselines.
 
@@ -166,143 +195,9 @@ def curve(
     """
     if not series:
         raise ValueError("series: expected at least one, got none")
-    figure, axes = _figure(title, ylabel, note, xlabel)
-    sizes = sorted({n for line in series for n in line.n})
-    networks = [line for line in series if not line.baseline]
-    baselines = [line for line in series if line.baseline]
-    if styles is None:
-        styles = Styles(map(_named, networks), map(_named, baselines))
-    for line in baselines:
-        _lengths(line.label, line.n, line.mean, line.std, line.seeds)
-        style = styles[_named(line)]
-        axes.plot(
-            line.n,
-            line.mean,
-            color=style.color,
-            linestyle=style.line,
-            linewidth=1.3,
-            marker=style.marker if len(line.n) > 1 else "_",
-            markersize=4,
-            label=line.label,
-            zorder=2,
-        )
-    for i, line in enumerate(networks):
-        _lengths(line.label, line.n, line.mean, line.std, line.seeds)
-        _errorbar(
-            axes,
-            styles[_named(line)],
-            _shift(i, len(networks)),
-            line.label,
-            line.n,
-            line.mean,
-            [(s or 0.0, s or 0.0) for s in line.std],
-            [s is not None for s in line.std],
-            line.seeds,
-        )
-    if chance is not None:
-        axes.axhline(chance, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-        axes.annotate(
-            f"{chance_label} " + f"{chance:.3g}".replace("0.", ".", 1),
-            (1, chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=_INK,
-        )
-    _finish(axes, sizes)
-    # Networks first, as in the tables.
-    handles, labels = axes.get_legend_handles_labels()
-    order = [line.label for line in (*networks, *(s for s in series if s.baseline))]
-    pairs = sorted(zip(handles, labels, strict=True), key=lambda p: order.index(p[1]))
-    _legend(axes, [h for h, _ in pairs], [label for _, label in pairs])
-    return save_figure(figure, path)
-
-
-def gap(
-    series: Sequence[GapSeries],
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-    ylabel: str = "difference in test accuracy",
-    above: str = "",
-    below: str = "",
-    note: str = "",
-    styles: Styles | None = None,
-) -> pathlib.Path:
-    """Draw differences in accuracy over log N with their intervals.
-
-    Args:
-        series: The lines.
-        path: PNG file to write (whole or not at all).
-        title: Over the axes.
-        ylabel: Name of the difference.
-        above: What it means to lie above zero, written into that half.
-        below: What it means to lie below zero.
-        note: One small line below the axes.
-        styles: Those of the report; by default colours in order.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: There is nothing to draw, or a series has unequal lengths.
-    """
-    if not series:
-        raise ValueError("series: expected at least one, got none")
-    figure, axes = _figure(title, ylabel, note)
-    axes.axhline(0, color=_INK, linewidth=1, zorder=1)
-    if styles is None:
-        styles = Styles(map(_named, series))
-    for i, line in enumerate(series):
-        _lengths(line.label, line.n, line.gap, line.low, line.high, line.seeds)
-        style = styles[_named(line)]
-        known = [low is not None for low in line.low]
-        reach = [
-            (max(g - low, 0.0), max(high - g, 0.0))
-            if low is not None and high is not None
-            else (0.0, 0.0)
-            for g, low, high in zip(line.gap, line.low, line.high, strict=True)
-        ]
-        if len(line.fit_n):
-            axes.plot(
-                line.fit_n, line.fit_gap, color=style.color, linewidth=0.9, alpha=0.55
-            )
-        _errorbar(
-            axes,
-            style,
-            _shift(i, len(series)),
-            line.label,
-            line.n,
-            line.gap,
-            reach,
-            known,
-            line.seeds,
-            joined=not len(line.fit_n),
-        )
-    low, high = axes.get_ylim()
-    room = 0.25 * max(abs(low), abs(high))
-    axes.set_ylim(min(low, -room), max(high, room))
-    corner: dict[str, Any] = {
-        "transform": axes.transAxes,
-        "fontsize": 8.5,
-        "color": "#5a5a5a",
-    }
-    axes.text(0.015, 0.975, above and f"▲ {above}", va="top", **corner)
-    axes.text(0.985, 0.025, below and f"▼ {below}", va="bottom", ha="right", **corner)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
-    _finish(axes, sorted({n for line in series for n in line.n}))
-    _legend(axes, *axes.get_legend_handles_labels())
-    return save_figure(figure, path)
-
-
-def _figure(
-    title: str, ylabel: str, note: str, xlabel: str = IMAGES
-) -> tuple[Figure, matplotlib.axes.Axes]:
-    figure = Figure(figsize=(7.6, 4.3), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    for line in series:
+        line.bars()
+    figure, ((axes,),) = subplots((7.6, 4.3), dpi=140)
     axes.set_xscale("log")
     axes.set_title(title, fontsize=11.5, loc="left", color="black", pad=9)
     axes.set_ylabel(ylabel, fontsize=10, color=_INK)
@@ -311,45 +206,90 @@ def _figure(
         figure.supxlabel(
             note, x=0.012, ha="left", fontsize=7.5, color="#666666", wrap=True
         )
-    return figure, axes
+    if sides:
+        axes.axhline(0, color=_INK, linewidth=1, zorder=1)
+    networks = [line for line in series if not line.baseline]
+    baselines = [line for line in series if line.baseline]
+    if styles is None:
+        styles = Styles(*([x.style for x in part] for part in (networks, baselines)))
+    for line in baselines:
+        style = styles[line.style]
+        axes.plot(
+            line.x,
+            line.y,
+            color=style.color,
+            linestyle=style.line,
+            linewidth=1.3,
+            marker=style.marker if len(line.x) > 1 else "_",
+            markersize=4,
+            label=line.label,
+            zorder=2,
+        )
+    for i, line in enumerate(networks):
+        _errorbar(axes, styles[line.style], _shift(i, len(networks)), line)
+    if level is not None:
+        axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
+        axes.annotate(
+            f"{level_name} " + f"{level:.3g}".replace("0.", ".", 1),
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=_INK,
+        )
+    if sides:
+        _sides(axes, *sides)
+    _finish(axes, sorted({x for line in series for x in line.x}))
+    # Networks first, as in the tables.
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    order = [line.label for line in (*networks, *baselines)]
+    _legend(
+        axes, [handles[x] for x in order], order, 9, handlelength=3.2, labelspacing=0.7
+    )
+    return save_figure(figure, path)
 
 
-def _errorbar(
-    axes: matplotlib.axes.Axes,
-    style: Style,
-    shift: float,
-    label: str,
-    n: Sequence[int],
-    values: Sequence[float],
-    reach: Sequence[tuple[float, float]],
-    known: Sequence[bool],
-    seeds: Sequence[int],
-    joined: bool = True,
-) -> None:
+def _sides(axes: Axes, above: str, below: str) -> None:
+    """Makes room above and below zero, and says what either means."""
+    low, high = axes.get_ylim()
+    room = 0.25 * max(abs(low), abs(high))
+    axes.set_ylim(min(low, -room), max(high, room))
+    for text, at, where in (
+        (f"▲ {above}", (0.015, 0.975), dict(va="top")),
+        (f"▼ {below}", (0.985, 0.025), dict(va="bottom", ha="right")),
+    ):
+        shown: dict[str, Any] = dict(transform=axes.transAxes, fontsize=8.5, **where)
+        axes.text(*at, text, color="#5a5a5a", **shown)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
+
+
+def _errorbar(axes: Axes, style: Style, shift: float, line: Series) -> None:
     """Draw a line with bars, shifted sideways a little, so that bars do not overlap."""
-    color, marker = style.color, style.marker
-    x = np.asarray(n, float) * shift
-    y = np.asarray(values, float)
-    bars = np.asarray(reach, float).T.reshape(2, -1)
-    has = np.asarray(known, bool)
+    color = style.color
+    x, y = np.asarray(line.x, float) * shift, np.asarray(line.y, float)
+    has, bars = line.bars()
+    if line.fit:
+        axes.plot(*line.fit, color=color, linewidth=0.9, alpha=0.55)
     axes.plot(
         x,
         y,
         color=color,
-        linestyle=style.line if joined else "none",
+        linestyle="none" if line.fit else style.line,
         linewidth=1.8,
-        marker=marker,
+        marker=style.marker,
         markersize=6.5,
         markeredgecolor="white",
         markeredgewidth=0.8,
-        label=label,
+        label=line.label,
         zorder=4,
     )
     if has.any():
         axes.errorbar(
             x[has],
             y[has],
-            yerr=bars[:, has],
+            yerr=bars,
             fmt="none",
             ecolor=color,
             elinewidth=1.4,
@@ -357,13 +297,13 @@ def _errorbar(
             capthick=1.2,
             zorder=3,
         )
-    few = np.asarray(seeds) < 3
+    few = np.asarray(line.seeds) < 3
     if few.any():
         axes.plot(
             x[few],
             y[few],
             linestyle="none",
-            marker=marker,
+            marker=style.marker,
             markersize=6.5,
             markerfacecolor="white",
             markeredgecolor=color,
@@ -372,7 +312,7 @@ def _errorbar(
         )
 
 
-def _finish(axes: matplotlib.axes.Axes, sizes: Sequence[float]) -> None:
+def _finish(axes: Axes, sizes: Sequence[float]) -> None:
     axes.set_autoscalex_on(False)  # which warns where there is a single size
     axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
     if 1 < len(sizes) <= 9:  # the measured sizes themselves make the best ticks
@@ -396,17 +336,17 @@ def _finish(axes: matplotlib.axes.Axes, sizes: Sequence[float]) -> None:
         axes.spines[side].set_color("#999999")
 
 
-def _legend(axes: matplotlib.axes.Axes, handles: list, labels: list[str]) -> None:
+def _legend(axes: Axes, handles: list, labels: list[str], size: float, **more) -> None:
+    """A legend beside the axes, so that it hides no line."""
     axes.legend(
         handles,
         labels,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         frameon=False,
-        fontsize=9,
-        handlelength=3.2,
-        labelspacing=0.7,
+        fontsize=size,
         borderaxespad=0,
+        **more,
     )
 
 
@@ -415,21 +355,12 @@ def _shift(index: int, count: int) -> float:
     return 1.03 ** ((index - (count - 1) / 2) * min(1.0, 4 / count))
 
 
-def _named(line: Series | GapSeries) -> str:
-    return line.name or line.label
-
-
 def _count(number: float, digits: int = 3) -> str:
     """Write a size the short way: 300, 1k, 60k, 1.2M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{_digits(number / unit, digits)}{name}"
-    return _digits(number, digits)
-
-
-def _digits(number: float, digits: int) -> str:
-    """Round to so many digits, written without an exponent."""
-    return f"{float(f'{number:.{digits}g}'):g}"
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")):
+        if number >= unit or unit == 1:  # rounded, and without an exponent
+            return f"{float(f'{number / unit:.{digits}g}'):g}{name}"
+    raise AssertionError
 
 
 def _signed(number: float) -> str:
@@ -438,24 +369,139 @@ def _signed(number: float) -> str:
     return "0" if abs(number) < 1e-9 else ("−" if number < 0 else "+") + text
 
 
-def _lengths(label: str, *columns: Sequence[object]) -> None:
-    lengths = [len(column) for column in columns]
-    if len(set(lengths)) != 1 or not lengths[0]:
-        raise ValueError(
-            f"series {label!r}: expected columns of one length > 0, got {lengths}"
-        )
+# --- panels ------------------------------------------------------------------------
 
 
-def panel_legend(axes: matplotlib.axes.Axes) -> None:
-    """A legend of the panel's own, beside it, so that it hides no line."""
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=8,
-        handlelength=2.6,
-        borderaxespad=0,
-    )
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Lines on axes of their own, one of several beside one another.
+
+    Attributes:
+        title: Over the axes.
+        xlabel: What x is.
+        ylabel: What y is.
+        series: The lines; where they have ends, these bound a band.
+        level: A level drawn dotted, and its name.
+        ylim: Ends of y, where they are not those of the lines.
+        log: Whether y is on a log scale.
+        doubling: Whether x is, each length a tick.
+        markersize: Of the points.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    series: Sequence[Series]
+    level: tuple[float, str] | None = None
+    ylim: tuple[float, float | None] | None = None
+    log: bool = False
+    doubling: bool = False
+    markersize: float = 4
+
+
+def panels(
+    found: Sequence[Panel], path: str | os.PathLike[str], styles: Styles
+) -> pathlib.Path:
+    """Draw panels beside one another, each with its legend; return the path."""
+    figure, (row,) = subplots((6.4 * len(found), 3.4), columns=len(found), dpi=120)
+    for axes, panel in zip(row, found, strict=True):
+        for line in panel.series:
+            style = styles[line.style]
+            axes.plot(
+                line.x,
+                line.y,
+                label=line.label,
+                color=style.color,
+                linestyle=style.line,
+                marker=style.marker,
+                markersize=panel.markersize,
+                linewidth=1.5,
+            )
+            if len(line.low):
+                band = dict(color=style.color, alpha=0.15, linewidth=0)
+                axes.fill_between(line.x, line.low, line.high, **band)  # type: ignore[arg-type]
+        if panel.level:
+            value, name = panel.level
+            axes.axhline(
+                value, color="#777777", linewidth=0.9, linestyle=":", label=name
+            )
+        if panel.ylim:
+            axes.set_ylim(*panel.ylim)
+        if panel.log:
+            axes.set_yscale("log")
+        _legend(axes, *axes.get_legend_handles_labels(), 8, handlelength=2.6)
+        if panel.doubling:
+            axes.set_xscale("log", base=2)
+            ticks = sorted({x for line in panel.series for x in line.x})
+            axes.set_xticks(ticks, [f"{x:,}" for x in ticks], rotation=45)
+            axes.minorticks_off()
+        axes.set_title(panel.title, fontsize=10, loc="left")
+        axes.set_xlabel(panel.xlabel, fontsize=9)
+        axes.set_ylabel(panel.ylabel, fontsize=9)
+        axes.grid(color="#e3e3e3", linewidth=0.7)
+        axes.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return save_figure(figure, path)
+
+
+def heads(
+    weights: Sequence[np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    size: float,
+    ticks: Sequence[str] = (),
+    middle: bool = False,
+) -> pathlib.Path:
+    """Draw a picture a head: a row a layer, a column a head.
+
+    Args:
+        weights: Of each layer [N, rows, columns].
+        path: PNG file to write.
+        title: Over all.
+        size: Inches of a picture's side.
+        ticks: Names of rows and columns, the same; "" names none.
+        middle: Whether to mark the middle.
+
+    Returns:
+        The path.
+    """
+    rows, columns = len(weights), len(weights[0])
+    shape = (size * columns + 0.6, size * rows + 0.7)
+    figure, grid = subplots(shape, rows, columns, title=title)
+    places = [i for i, name in enumerate(ticks) if name]
+    names = [ticks[i] for i in places]
+    for layer, head in np.ndindex(rows, columns):
+        axes, image = grid[layer, head], np.asarray(weights[layer][head], float)
+        axes.imshow(image, cmap="magma", vmin=0)
+        if middle:
+            y, x = (length // 2 for length in image.shape)
+            axes.plot(x, y, "s", color="#56B4E9", markersize=2)
+        bottom, left = layer == rows - 1, head == 0
+        axes.set_xticks(places * bottom, names * bottom, rotation=90, fontsize=6)
+        axes.set_yticks(places * left, names * left, fontsize=6)
+        if layer == 0:
+            axes.set_title(f"head {head + 1}", fontsize=7)
+        if left:
+            axes.set_ylabel(f"layer {layer + 1}", fontsize=7)
+    return save_figure(figure, path)
+
+
+def subplots(
+    size: tuple[float, float],
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    title: str = "",
+    dpi: int = 100,
+) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches, and its axes [rows, columns]."""
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:

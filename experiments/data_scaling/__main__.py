@@ -22,7 +22,6 @@ import tyro
 from attn_jax._program import program
 from experiments.core.cell import Runtime
 from experiments.core.memory import keep_freed_memory
-from experiments.core.store import Record
 from experiments.data_scaling.presets import PRESETS, Experiment, idle_settings
 
 
@@ -99,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
 
     from experiments.core.driver import begin, ended_by
+    from experiments.core.report import reported
     from experiments.core.store import ResultsStore
-    from experiments.core.tables import reported
-    from experiments.data_scaling.report import summary_table, write_report
+    from experiments.data_scaling.report import write_report
 
     primary = jax.process_index() == 0
     out = runtime.out or pathlib.Path("runs/data_scaling") / options.preset
@@ -138,14 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if worker is not None or not primary:
             return 0  # the process that waits for all tells what came out
 
-        def write(records: Sequence[Record], folder: pathlib.Path) -> str:
-            write_report(records, folder)
-            return summary_table(records)
-
         records = store.records()
-        print(reported(records, write, store.folder, possible))
+        print(reported(records, write_report, store.folder, possible))
         store.export_jsonl(store.folder / "results.jsonl")
-        print(f"Report and figures: {store.folder}/report.md, curve.png, gap.png")
         found = map(store.get, possible)
         return int(any(r is not None and r["status"] == "failed" for r in found))
     except Exception as error:

@@ -6,27 +6,37 @@ folder that holds results.jsonl and, if it was measured, timing.json.
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from attn_jax._program import program
-from experiments.core.plots import Styles, panel_legend, save_figure
-from experiments.core.stats import Summary
-from experiments.core.store import Record
-from experiments.core.tables import Row, redraw, rows_of, sampling_note, table
+from experiments.core.plots import Panel, Series, Styles, panels
+from experiments.core.report import (
+    DIVERGED,
+    NONE,
+    PARAMETERS,
+    RATE,
+    Column,
+    Group,
+    Part,
+    Report,
+    Row,
+    Section,
+    count,
+    decimal,
+    mean,
+    redraws,
+    sampling,
+    score,
+    setting,
+    tabulate,
+    where,
+)
 
 TIMING = "timing.json"
 
-_UNITS = {"melting_point": "K", "logp": ""}
-_TITLES = {
-    "melting_point": "Molecules: melting points",
-    "logp": "Molecules: logP (octanol and water)",
-}
 _BASELINES = {
     "majority": "most frequent class",
     "text": "logistic regression, own text alone",
@@ -40,443 +50,337 @@ _BASELINES = {
 # Training and test nodes of the committed records of WordNet.
 _NODES, _TEST_NODES = 20_000, 8_000
 
-Column = tuple[str, Callable[[Row], str]]
+_RECIPE: tuple[Column, ...] = (
+    PARAMETERS,
+    setting("updates", "updates", ","),
+    RATE,
+    ("seeds", lambda row: str(len(row.records))),
+    DIVERGED,
+)
 
 
-def _count(value: Any) -> str:
-    return "–" if value is None else f"{value:,}"
+def _name(row: Row) -> str:
+    return str(row.config["model"])
 
 
-def _figures(value: float | None, digits: int) -> str:
-    """A number with so many digits, and none before the point where that is a 0."""
-    if value is None:
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
-
-
-def _spread(summary: Summary | None, digits: int) -> str:
-    """A mean ± deviation.
-
-    >>> from experiments.core.stats import summarize
-    >>> _spread(summarize([50.0, 50.5, 51.0]), 1)
-    '50.5 ± .5'
-    """
-    if summary is None or summary.std is None:
-        return "–" if summary is None else f"{_figures(summary.mean, digits)} (1 seed)"
-    return f"{_figures(summary.mean, digits)} ± {_figures(summary.std, digits)}"
-
-
-def _shows(metric: str, digits: int = 4) -> Callable[[Row], str]:
-    return lambda row: _spread(row.of(metric), digits)
-
-
-def _recipe() -> list[Column]:
-    return [
-        ("parameters", lambda row: _count(row.first("params"))),
-        ("updates", lambda row: _count(row.config["updates"])),
-        ("learning rate", lambda row: f"{row.config['learning_rate']:g}"),
-        ("seeds", lambda row: str(len(row.records))),
-        ("diverged", lambda row: str(row.diverged)),
-    ]
-
-
-def _metrics(records: Iterable[Record], task: str) -> dict[str, Mapping[str, Any]]:
-    """Baselines of a task, by name, in the order that they are known in."""
-    found = {
-        record["config"]["model"]: record["metrics"]
-        for record in records
-        if record["config"].get("phase") == "baseline"
-        and record["config"]["task"] == task
-    }
+def _floors(group: Group) -> dict[str, Mapping[str, Any]]:
+    """Baselines of the task, by name, in the order that they are known in."""
+    found = group.floors(task=group.config["task"])
     return {name: found[name] for name in _BASELINES if name in found}
 
 
-def _axes(columns: int) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.6 * columns, 3.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
 def _curves(
-    groups: Mapping[str, Sequence[Row]],
-    metric: str,
-    ylabel: str,
-    path: pathlib.Path,
-    styles: Styles,
-    top: float | None = None,
-) -> None:
+    path: str, metric: str, by: str = "task", title: str = "", top: float | None = None
+) -> Part:
     """A training curve for every model, the mean over its seeds; one panel a group."""
-    figure, panels = _axes(len(groups))
-    for axes, (title, rows) in zip(panels, groups.items(), strict=True):
-        for row in rows:
-            curves = [r["curves"] for r in row.records if metric in r["curves"]]
-            if not curves:
-                continue
-            mean = np.mean([curve[metric] for curve in curves], axis=0)
-            name = row.config["model"]
-            style = styles[name]
-            axes.plot(
-                curves[0]["step"],
-                mean,
-                label=name,
-                color=style.color,
-                linestyle=style.line,
-                linewidth=1.5,
+
+    def draw(group: Group) -> str:
+        file = path.format(**group.config)
+        panes = []
+        for some in group.by(by):
+            lines = []
+            for row in some.rows:
+                curves = [r["curves"] for r in row.records if metric in r["curves"]]
+                if curves:
+                    y = np.mean([curve[metric] for curve in curves], axis=0)
+                    lines.append(Series(_name(row), curves[0]["step"], list(y)))
+            name = title.format(**some.config) or _TITLES[some.config["task"]][0]
+            panes.append(
+                Panel(
+                    name,
+                    "updates",
+                    f"training {metric}",
+                    lines,
+                    ylim=None if top is None else (0, top),
+                    markersize=2.5,
+                )
             )
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("updates", fontsize=9)
-        axes.set_ylabel(ylabel, fontsize=9)
-        if top is not None:
-            axes.set_ylim(0, top)
-        panel_legend(axes)
-        axes.grid(color="#e3e3e3", linewidth=0.7)
-        axes.tick_params(labelsize=8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    save_figure(figure, path)
+        styles = Styles(sorted(map(_name, group.every)))
+        panels(panes, group.folder / file, styles)
+        return f"![training {metric}]({file})"
+
+    return draw
 
 
-def _dictionary(rows: Sequence[Row], folder: pathlib.Path, styles: Styles) -> list[str]:
-    sizes = sorted({row.config["keys"] for row in rows})
-    text = [
-        "## DictionaryLookup",
-        "",
-        "A complete bipartite graph of k keys and k queries; each query has to say the "
-        "value of the key of its own number. One layer of attention, no hidden layer. "
-        "The claim of Brody et al. (arXiv:2105.14491) is about the training set: "
-        "GAT, which ranks all keys alike for every query, cannot fit it, and GATv2 "
-        "answers all of it. The learning rate is the one of best accuracy on "
-        "validation graphs. Accuracy is over queries.",
-        "",
-        *_heads(rows),
-    ]
-    for keys in sizes:
-        some = [row for row in rows if row.config["keys"] == keys]
-        some.sort(key=lambda row: _mean_of(row, "train_accuracy"))
-        graphs = some[0].config["graphs"]
-        text += [
-            f"### k = {keys}: {graphs:,} training graphs, guessing {1 / keys:.3g}",
-            "",
-            *table(
-                some,
-                [
-                    ("attention", lambda row: row.config["model"]),
-                    ("training accuracy", _shows("train_accuracy")),
-                    ("training graphs without error", _shows("train_whole_graphs")),
-                    ("test accuracy", _shows("test_accuracy")),
-                    *_recipe(),
-                ],
-            ),
-            "",
-        ]
-    groups = {
-        f"k = {keys}": [row for row in rows if row.config["keys"] == keys]
-        for keys in sizes
-    }
-    path = folder / "dictionary.png"
-    _curves(groups, "accuracy", "training accuracy", path, styles, top=1.05)
-    return [*text, "![training accuracy](dictionary.png)", ""]
-
-
-def _heads(rows: Sequence[Row]) -> list[str]:
+def _heads(group: Group) -> list[str]:
     """How far more heads take GAT, which the claim is silent of."""
     said = [
-        f"{_spread(row.of('train_accuracy'), 4)} at k = {row.config['keys']} "
+        f"{mean(row.of('train_accuracy'))} at k = {row.config['keys']} "
         f"({row.config['num_heads']} heads)"
-        for row in sorted(rows, key=lambda row: row.config["keys"])
+        for row in group.rows
         if row.config["score"] == "gat" and row.config["num_heads"] > 1 and row.records
     ]
     if not said:
         return []
     return [
         "Each head of GAT ranks the keys in an order of its own, so that several heads "
-        f"answer more than one does: {'; '.join(said)} of the training set.",
-        "",
+        f"answer more than one does: {'; '.join(said)} of the training set."
     ]
 
 
-def _mean_of(row: Row, metric: str) -> float:
-    found = row.of(metric)
-    return -1.0 if found is None else found.mean
+def _beside(metric: str, names: Sequence[str], *, less: bool = False) -> Part:
+    """Is the best network ahead of these floors, or not? A sentence each."""
+
+    def said(group: Group) -> list[str]:
+        best, digits = group.rows[0], 2 if less else 4
+        name = metric.format(**group.config)
+        value = best.mean(metric.split("_{")[0])
+        lines = []
+        for floor in names:
+            other = _floors(group).get(floor, {}).get(name)
+            if other is not None and value is not None:
+                ahead = value < other if less else value > other
+                lines.append(
+                    f"* The best network, {_name(best)} ({decimal(value, digits)}) "
+                    f"{'is ahead of' if ahead else 'does not beat'} "
+                    f"{_BASELINES[floor]} ({decimal(other, digits)})."
+                )
+        if less:
+            lines += _by_mae(group)
+        return ["\n".join(lines)] if lines else []
+
+    return said
 
 
-def _verdict(name: str, value: float, floor: str, other: float, less: bool) -> str:
-    """One sentence: is it ahead of the floor, or not."""
-    ahead = value < other if less else value > other
-    relation = "is ahead of" if ahead else "does not beat"
-    digits = 2 if less else 4
-    first, second = _figures(value, digits), _figures(other, digits)
-    return f"* {name} ({first}) {relation} {floor} ({second})."
+def _by_mae(group: Group) -> list[str]:
+    """Networks that a baseline is ahead of by mean absolute error."""
+    digits = _digits(group)
+    found = {k: m["test_mae"] for k, m in _floors(group).items() if "test_mae" in m}
+    if not found:
+        return []
+    top = min(found, key=lambda name: found[name])
+    behind = [
+        f"{_name(row)} ({decimal(mae, digits)})"
+        for row in group.rows
+        if (mae := row.mean("test_mae")) is not None and mae >= found[top]
+    ]
+    said = f"* By MAE {_BASELINES[top]} ({decimal(found[top], digits)}) is ahead of "
+    return [f"{said}{', '.join(behind)}."] if behind else []
 
 
-def _none_ahead(
-    rows: Sequence[Row], floors: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def _none_ahead(group: Group) -> list[str]:
     """Says first at which sizes no network beats every baseline."""
     text = []
-    for n in sorted({row.config["n"] for row in rows}, reverse=True):
-        best = max(_mean_of(r, "test_accuracy") for r in rows if r.config["n"] == n)
-        found = {
-            name: metrics[f"test_accuracy_{n}"]
-            for name, metrics in floors.items()
-            if metrics.get(f"test_accuracy_{n}") is not None
-        }
-        top = max(found, key=lambda name: found[name], default=None)
-        if top is not None and best <= found[top]:
-            text += [
-                f"**With {n:,} training nodes no network ({_figures(best, 4)} at best) "
-                f"beats {_BASELINES[top]} ({_figures(found[top], 4)}).**",
-                "",
-            ]
+    for some in group.by("n"):
+        best = max(row.mean("test_accuracy", -1.0) for row in some.rows)
+        n = some.config["n"]
+        found = {k: m.get(f"test_accuracy_{n}") for k, m in _floors(group).items()}
+        known = {name: value for name, value in found.items() if value is not None}
+        top = max(known, key=lambda name: known[name], default="")
+        if top and best <= known[top]:
+            text.append(
+                f"**With {n:,} training nodes no network ({decimal(best)} at best) "
+                f"beats {_BASELINES[top]} ({decimal(known[top])}).**"
+            )
     return text
 
 
-def _wordnet(
-    rows: Sequence[Row],
-    records: Sequence[Record],
-    folder: pathlib.Path,
-    styles: Styles,
-) -> list[str]:
-    floors = _metrics(records, "wordnet")
-    sizes = sorted({row.config["n"] for row in rows}, reverse=True)
-    config = rows[0].config
-    text = [
-        "## WordNet: classes of nodes",
-        "",
-        *_none_ahead(rows, floors),
-        "Test accuracy on nodes whose label nobody was given; the whole graph is in "
-        f"every update. {config['depth']} layers of attention, so that a node sees "
-        f"what is {config['depth']} edges away. Networks that read labels learn by "
-        "masked label prediction (UniMP, arXiv:2009.03509): at every update "
-        f"{_shown(rows):.0%} of the training labels are inputs and the others are to "
-        "be said; for the test all are inputs. “Kinds of edges”: each head adds a "
-        "learned number per kind of pointer (is-a, part, domain …) to the scores. "
-        "“Propagated labels”: the network also reads what label propagation along all "
-        "edges makes of the labels that are inputs. "
-        "Classes nearly follow the pointers, so label propagation is the floor; along "
-        "is-a alone it is a floor for those who know which kinds to trust. The "
-        "learning rate was given, not chosen; what the baselines chose, they chose on "
-        "validation nodes. Deviations are over seeds; all see the same split.",
-        "",
-    ]
-    for n in sizes:
-        some = [row for row in rows if row.config["n"] == n]
-        some.sort(key=lambda row: -_mean_of(row, "test_accuracy"))
-        text += [
-            f"### {n:,} training nodes",
-            "",
-            *table(
-                some,
-                [
-                    ("network", lambda row: row.config["model"]),
-                    ("test accuracy", _shows("test_accuracy")),
-                    *_recipe(),
-                ],
+def _node_floors(group: Group) -> str:
+    n = group.config["n"]
+    return tabulate(
+        [
+            ("without a network", lambda floor: _BASELINES[floor[0]]),
+            (
+                "test accuracy",
+                lambda floor: decimal(floor[1].get(f"test_accuracy_{n}")),
             ),
-            "",
-            *sampling_note(
-                some,
-                lambda row: str(row.config["model"]),
-                "test_accuracy",
-                _TEST_NODES if n == _NODES else None,
-                "test nodes",
-            ),
-            "| without a network | test accuracy | chosen |",
-            "|---|---|---|",
-        ]
-        for name, metrics in floors.items():
-            value = metrics.get(f"test_accuracy_{n}")
-            chosen = metrics.get(f"chosen_{n}") or "–"
-            text.append(f"| {_BASELINES[name]} | {_figures(value, 4)} | {chosen} |")
-        text.append("")
-        best = some[0]
-        value = _mean_of(best, "test_accuracy")
-        for name in ("text", "label_propagation", "label_propagation_is_a"):
-            other = floors.get(name, {}).get(f"test_accuracy_{n}")
-            if other is not None and value >= 0:
-                text.append(
-                    _verdict(
-                        f"The best network, {best.config['model']}",
-                        value,
-                        _BASELINES[name],
-                        other,
-                        less=False,
-                    )
+            ("chosen", lambda floor: floor[1].get(f"chosen_{n}") or NONE),
+        ],
+        _floors(group).items(),
+    )
+
+
+_DICTIONARY = Section(
+    title="## DictionaryLookup",
+    rows=where(task="dictionary"),
+    order=lambda row: (row.config["keys"], row.mean("train_accuracy", -1.0)),
+    text=(
+        "A complete bipartite graph of k keys and k queries; each query has to say the "
+        "value of the key of its own number. One layer of attention, no hidden layer. "
+        "The claim of Brody et al. (arXiv:2105.14491) is about the training set: "
+        "GAT, which ranks all keys alike for every query, cannot fit it, and GATv2 "
+        "answers all of it. The learning rate is the one of best accuracy on "
+        "validation graphs. Accuracy is over queries.",
+        _heads,
+    ),
+    sections=(
+        Section(
+            title=lambda group: (
+                "### k = {keys}: {graphs:,} training graphs, guessing ".format(
+                    **group.config
                 )
-        text.append("")
-    groups = {
-        f"{n:,} training nodes": [row for row in rows if row.config["n"] == n]
-        for n in sizes
-    }
-    _curves(groups, "loss", "training loss", folder / "wordnet.png", styles)
-    return [*text, "![training loss](wordnet.png)", ""]
+                + f"{1 / group.config['keys']:.3g}"
+            ),
+            by=("keys",),
+            columns=(
+                setting("attention", "model"),
+                score("training accuracy", "train_accuracy"),
+                score("training graphs without error", "train_whole_graphs"),
+                score("test accuracy", "test_accuracy"),
+                *_RECIPE,
+            ),
+        ),
+    ),
+    notes=(_curves("dictionary.png", "accuracy", "keys", "k = {keys}", 1.05),),
+)
+
+_WORDNET = Section(
+    title="## WordNet: classes of nodes",
+    rows=where(task="wordnet"),
+    order=lambda row: (-row.config["n"], -row.mean("test_accuracy", -1.0)),
+    text=(
+        _none_ahead,
+        lambda group: (
+            "Test accuracy on nodes whose label nobody was given; the whole graph is "
+            "in every update. {depth} layers of attention, so that a node sees what is "
+            "{depth} edges away. Networks that read labels learn by masked label "
+            "prediction (UniMP, arXiv:2009.03509): at every update {most:.0%} of the "
+            "training labels are inputs and the others are to be said; for the test "
+            "all are inputs. “Kinds of edges”: each head adds a learned number per "
+            "kind of pointer (is-a, part, domain …) to the scores. “Propagated "
+            "labels”: the network also reads what label propagation along all edges "
+            "makes of the labels that are inputs. Classes nearly follow the pointers, "
+            "so label propagation is the floor; along is-a alone it is a floor for "
+            "those who know which kinds to trust. The learning rate was given, not "
+            "chosen; what the baselines chose, they chose on validation nodes. "
+            "Deviations are over seeds; all see the same split."
+        ).format(most=max(r.config["shown"] for r in group.rows), **group.config),
+    ),
+    sections=(
+        Section(
+            title="### {n:,} training nodes",
+            by=("n",),
+            columns=(
+                setting("network", "model"),
+                score("test accuracy", "test_accuracy"),
+                *_RECIPE,
+            ),
+            notes=(
+                sampling(
+                    "test_accuracy",
+                    lambda config: _TEST_NODES if config["n"] == _NODES else None,
+                    "test nodes",
+                ),
+                _node_floors,
+                _beside(
+                    "test_accuracy_{n}",
+                    ("text", "label_propagation", "label_propagation_is_a"),
+                ),
+            ),
+        ),
+    ),
+    notes=(_curves("wordnet.png", "loss", "n", "{n:,} training nodes"),),
+)
+
+# ----------------------------------------------------------------- molecules
+
+# Title of a task, its unit, and digits of errors.
+_TITLES = {
+    "melting_point": ("Molecules: melting points", ", K", 2),
+    "logp": ("Molecules: logP (octanol and water)", "", 3),
+}
 
 
-def _shown(rows: Sequence[Row]) -> float:
-    return max(row.config["shown"] for row in rows)
+def _digits(group: Group) -> int:
+    return _TITLES[group.config["task"]][2]
 
 
-def _ensemble(row: Row, right: Sequence[float] | None, digits: int) -> str:
-    """Error of the mean of all seeds' predictions."""
-    found = [r["metrics"].get("test_predictions") for r in row.records]
-    if right is None or len(found) < 2 or any(f is None for f in found):
-        return "–"
-    mean = np.mean(found, axis=0)
-    return _figures(float(np.sqrt(np.mean((mean - np.asarray(right)) ** 2))), digits)
+def _error_columns(group: Group) -> list[Column]:
+    _, unit, digits = _TITLES[group.config["task"]]
+    right = _floors(group).get("mean", {}).get("test_targets")
 
+    def ensemble(row: Row) -> str:
+        """Error of the mean of all seeds' predictions."""
+        found = [r["metrics"].get("test_predictions") for r in row.records]
+        if right is None or len(found) < 2 or any(f is None for f in found):
+            return NONE
+        apart = np.mean(found, axis=0) - np.asarray(right)
+        return decimal(float(np.sqrt(np.mean(apart**2))), digits)
 
-def _by_mae(
-    rows: Sequence[Row], floors: Mapping[str, Mapping[str, Any]], digits: int
-) -> list[str]:
-    """Networks that a baseline is ahead of by mean absolute error."""
-    found = {k: m["test_mae"] for k, m in floors.items() if "test_mae" in m}
-    top = min(found, key=lambda name: found[name], default=None)
-    behind = [
-        f"{row.config['model']} ({_figures(mae.mean, digits)})"
-        for row in rows
-        if top is not None and (mae := row.of("test_mae")) and mae.mean >= found[top]
+    return [
+        setting("attention", "model"),
+        score(f"test RMSE{unit}", "test_rmse", digits),
+        score(f"test MAE{unit}", "test_mae", digits),
+        score("R²", "test_r2", 3),
+        (f"RMSE of the seeds' mean{unit}", ensemble),
+        score(f"training RMSE{unit}", "train_rmse", digits),
+        *_RECIPE,
     ]
-    if top is None or not behind:
+
+
+def _error_floors(group: Group) -> str:
+    _, unit, digits = _TITLES[group.config["task"]]
+    return tabulate(
+        [
+            ("without a network", lambda floor: _BASELINES[floor[0]]),
+            (f"test RMSE{unit}", lambda floor: decimal(floor[1]["test_rmse"], digits)),
+            (f"test MAE{unit}", lambda floor: decimal(floor[1]["test_mae"], digits)),
+            ("R²", lambda floor: decimal(floor[1]["test_r2"], 3)),
+            ("chosen", lambda floor: floor[1].get("chosen") or NONE),
+        ],
+        _floors(group).items(),
+    )
+
+
+def _molecules(task: str) -> Section:
+    return Section(
+        title=f"## {_TITLES[task][0]}",
+        rows=where(task=task),
+        order=lambda row: row.mean("test_rmse", -1.0),
+        text=(
+            lambda group: (
+                "One number a molecule: atoms are one-hot nodes. “Edges”: an atom "
+                "attends to itself and to what it has a bond with. “All pairs”: to all "
+                "atoms, with a learned number per kind of bond and length of path "
+                "added to the scores (Graphormer, arXiv:2106.05234). “No edges”: to "
+                "all, and no bond is told. "
+                f"{count(group.rows[0].first('n'))} molecules to train on, a tenth to "
+                "test, the same for all rows and seeds, and the floors are of this "
+                "split too. The learning rate was given, not chosen."
+            ),
+        ),
+        columns=_error_columns,
+        notes=(
+            _error_floors,
+            _beside("test_rmse", ("ridge", "forest"), less=True),
+            _curves("{task}.png", "loss"),
+        ),
+    )
+
+
+def _timing(group: Group) -> list[str]:
+    """What timing.json of the folder says, if there is one."""
+    found = group.measured(TIMING)
+    if found is None:
         return []
     return [
-        f"* By MAE {_BASELINES[top]} ({_figures(found[top], digits)}) is ahead of "
-        f"{', '.join(behind)}."
-    ]
-
-
-def _molecules(
-    task: str,
-    rows: Sequence[Row],
-    records: Sequence[Record],
-    folder: pathlib.Path,
-    styles: Styles,
-) -> list[str]:
-    floors = _metrics(records, task)
-    right = floors.get("mean", {}).get("test_targets")
-    unit = f", {_UNITS[task]}" if _UNITS[task] else ""
-    digits = 2 if task == "melting_point" else 3
-    some = sorted(rows, key=lambda row: _mean_of(row, "test_rmse"))
-    text = [
-        f"## {_TITLES[task]}",
-        "",
-        "One number a molecule: atoms are one-hot nodes. “Edges”: an atom attends to "
-        "itself and to what it has a bond with. “All pairs”: to all atoms, with a "
-        "learned number per kind of bond and length of path added to the scores "
-        "(Graphormer, arXiv:2106.05234). “No edges”: to all, and no bond is told. "
-        f"{_count(some[0].first('n'))} molecules to train on, a tenth to test, the "
-        "same for all rows and seeds, and the floors are of this split too. The "
-        "learning rate was given, not chosen.",
-        "",
-        *table(
-            some,
-            [
-                ("attention", lambda row: row.config["model"]),
-                (f"test RMSE{unit}", _shows("test_rmse", digits)),
-                (f"test MAE{unit}", _shows("test_mae", digits)),
-                ("R²", _shows("test_r2", 3)),
-                (
-                    f"RMSE of the seeds' mean{unit}",
-                    lambda row: _ensemble(row, right, digits),
-                ),
-                (f"training RMSE{unit}", _shows("train_rmse", digits)),
-                *_recipe(),
-            ],
-        ),
-        "",
-        f"| without a network | test RMSE{unit} | test MAE{unit} | R² | chosen |",
-        "|---|---|---|---|---|",
-    ]
-    for name, metrics in floors.items():
-        text.append(
-            f"| {_BASELINES[name]} | {_figures(metrics['test_rmse'], digits)} | "
-            f"{_figures(metrics['test_mae'], digits)} | "
-            f"{_figures(metrics['test_r2'], 3)} | {metrics.get('chosen') or '–'} |"
-        )
-    text.append("")
-    best = some[0]
-    value = _mean_of(best, "test_rmse")
-    for name in ("ridge", "forest"):
-        if name in floors and value >= 0:
-            text.append(
-                _verdict(
-                    f"The best network, {best.config['model']}",
-                    value,
-                    _BASELINES[name],
-                    floors[name]["test_rmse"],
-                    less=True,
-                )
-            )
-    text += _by_mae(some, floors, digits)
-    path = f"{task}.png"
-    _curves({_TITLES[task]: some}, "loss", "training loss", folder / path, styles)
-    return [*text, "", f"![training loss]({path})", ""]
-
-
-def _timing(folder: pathlib.Path) -> list[str]:
-    """What timing.json of the folder says, if there is one."""
-    file = folder / TIMING
-    if not file.is_file():
-        return []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    lines = [
         "## Time and memory",
-        "",
         f"Each row a process of its own on {found['cores']} CPU core. Program: what "
         "the compiled update allocates beside its inputs. Peak: the largest resident "
-        "size "
-        "of the process, data and compilation included. A mask of all pairs of the "
-        f"{found['nodes']:,} nodes would alone take "
+        "size of the process, data and compilation included. A mask of all pairs of "
+        f"the {found['nodes']:,} nodes would alone take "
         f"{found['nodes'] ** 2 / 2**30:,.1f} GiB.",
-        "",
-        "| update | edges with loops | seconds | program, MiB | peak, MiB |",
-        "|---|---|---|---|---|",
+        tabulate(
+            [
+                ("update", lambda row: row["name"]),
+                ("edges with loops", lambda row: count(row["edges"])),
+                ("seconds", lambda row: f"{row['seconds']:.2f}"),
+                ("program, MiB", lambda row: count(row["program_bytes"] / 2**20)),
+                ("peak, MiB", lambda row: count(row["peak_bytes"] / 2**20)),
+            ],
+            found["rows"],
+        ),
     ]
-    for row in found["rows"]:
-        lines.append(
-            f"| {row['name']} | {row['edges']:,} | {row['seconds']:.2f} | "
-            f"{row['program_bytes'] / 2**20:,.0f} | {row['peak_bytes'] / 2**20:,.0f} |"
-        )
-    return [*lines, ""]
 
 
-def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
-    """Writes report.md and the figures; returns the text."""
-    rows = rows_of(records)
-    by_task: dict[str, list[Row]] = {}
-    for row in rows:
-        by_task.setdefault(row.config["task"], []).append(row)
-    if not by_task:
-        raise ValueError("records: there is no finished cell to report.")
-    folder.mkdir(parents=True, exist_ok=True)
-    styles = Styles(sorted(row.config["model"] for row in rows))
-    text = [
-        "# Graph neural networks are attention on edges",
-        "",
-        "Mean ± standard deviation over seeds; the test part was read once a cell.",
-        "",
-    ]
-    if "dictionary" in by_task:
-        text += _dictionary(by_task["dictionary"], folder, styles)
-    if "wordnet" in by_task:
-        text += _wordnet(by_task["wordnet"], records, folder, styles)
-    for task in ("melting_point", "logp"):
-        if task in by_task:
-            text += _molecules(task, by_task[task], records, folder, styles)
-    text += _timing(folder)
-    found = "\n".join(text).rstrip() + "\n"
-    (folder / "report.md").write_text(found, encoding="utf-8")
-    return found
-
-
-@program
-def main(argv: Sequence[str] | None = None) -> int:
-    """Redraws the report of a folder; returns the exit status."""
-    return redraw(__doc__, write_report, argv)
-
+REPORT = Report(
+    title="# Graph neural networks are attention on edges",
+    text=("Mean ± standard deviation over seeds; the test part was read once a cell.",),
+    sections=(_DICTIONARY, _WORDNET, *map(_molecules, _TITLES)),
+    notes=(_timing,),
+)
+write_report = REPORT.write
+main = redraws(write_report)
 
 if __name__ == "__main__":
     sys.exit(main())

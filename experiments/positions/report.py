@@ -6,16 +6,29 @@ folder that holds results.jsonl and, if it was measured, overhead.json.
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from attn_jax._program import program
 from attn_jax.nn.positional import POSITIONS
 from experiments.core.plots import Series, Styles, curve
-from experiments.core.store import Record
-from experiments.core.tables import Row, difference, number, redraw, rows_of, table
+from experiments.core.report import (
+    DIVERGED,
+    NONE,
+    Column,
+    Group,
+    Report,
+    Row,
+    Section,
+    decimal,
+    difference,
+    redraws,
+    same,
+    score,
+    setting,
+)
+
+MEASURED = "overhead.json"
 
 # Biases by |t − s|, which is the same before and after: no order can be learnt by them.
 SYMMETRIC = ("alibi",)
@@ -27,22 +40,23 @@ PAPER = {
     "shaw": "✗ ✓ ✓",
     "floater": "✓ ✓ ✓",
 }
+_METRIC = "test_accuracy_length_"
 
 
-def _bins(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """Bins of sequence length, (shortest, longest), ascending."""
-    names = {
-        name
-        for row in rows
-        for record in row.records
-        for name in record["metrics"]
-        if name.startswith("test_accuracy_length_")
-    }
-    pairs = [tuple(map(int, name.split("_")[-2:])) for name in names]
-    return sorted((low, high) for low, high in pairs)
+def _bins(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
+    """Metric -> bin of sequence length, (shortest, longest), ascending."""
+    records = [record for row in rows for record in row.records]
+    names = {n for r in records for n in r["metrics"] if n.startswith(_METRIC)}
+    bins = {name: tuple(map(int, name.split("_")[-2:])) for name in names}
+    return dict(sorted(bins.items(), key=lambda item: item[1]))  # type: ignore[arg-type]
 
 
-def threshold(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> float:
+def _blind(rows: Sequence[Row]) -> Row | None:
+    """The encoder without positions."""
+    return next((row for row in rows if row.config["positions"] == "none"), None)
+
+
+def threshold(rows: Sequence[Row], metric: str) -> float:
     """Accuracy on trained lengths from which an encoding has learnt the order.
 
     Midway between the encoder without positions and the best, however near they are;
@@ -50,74 +64,111 @@ def threshold(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> float:
     is no encoder without, so that nothing can be said.
 
     Args:
-      group: rows of one task.
-      bins: bins of length, ascending.
+      rows: of one task.
+      metric: the accuracy on trained lengths.
     """
-    blind = next((r for r in group if r.config["positions"] == "none"), None)
-    if blind is None or not bins:
+    blind = _blind(rows)
+    if blind is None or (floor := blind.mean(metric)) is None:
         return 0.0
-    low, high = bins[0]
-    metric = f"test_accuracy_length_{low}_{high}"
-    floor = _in_bin(blind, low, high)
-    if floor is None:
-        return 0.0
-    best = floor
-    for row in group:
-        if row is blind or row.config["positions"] in SYMMETRIC:
-            continue
-        if (found := _in_bin(row, low, high)) is not None:
-            if found > best and difference(row, blind, metric)[0].clear:
-                best = found
-    return (floor + best) / 2 if best > floor else float("inf")
+    ahead = [
+        row.mean(metric)
+        for row in rows
+        if row.config["positions"] not in ("none", *SYMMETRIC)
+        and row.scores(metric)
+        and (gap := difference(row, blind, metric)[0]).clear
+        and gap.mean > 0
+    ]
+    return (floor + max(ahead)) / 2 if ahead else float("inf")
 
 
-def _in_bin(row: Row, low: int, high: int) -> float | None:
-    found = row.of(f"test_accuracy_length_{low}_{high}")
-    return None if found is None else found.mean
+def _kept(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """What of the accuracy on trained lengths is left on the longest."""
+    bins = list(_bins(rows)) or [""]
+    needed = threshold(rows, bins[0])
+
+    def kept(row: Row) -> str:
+        if row.config["positions"] in SYMMETRIC:
+            return "void"
+        short, long = (row.mean(bins[at]) for at in (0, -1))
+        if row.config["positions"] == "none" or short is None or long is None:
+            return NONE
+        if short < needed:
+            return "not learnt"
+        return decimal(long - short, 3, sign=True)
+
+    return kept
 
 
-def _beside_none(group: Sequence[Row], bins: Sequence[tuple[int, int]]) -> list[str]:
-    """Which encodings are clearly behind none, by length."""
-    blind = next((r for r in group if r.config["positions"] == "none"), None)
-    found = []
-    if blind is None:
-        return []
-    for row in group:
-        for low, high in bins:
-            metric = f"test_accuracy_length_{low}_{high}"
-            if row is blind or not (row.scores(metric) and blind.scores(metric)):
-                continue
-            gap, text = difference(row, blind, metric, 3)
-            if gap.clear and gap.mean < 0:
-                found.append(f"{row.config['positions']} at {low}–{high} ({text})")
-    if not found:
-        return []
+def _columns(group: Group) -> list[Column]:
+    measured = group.measured(MEASURED) or {"encodings": {}}
+
+    def time(row: Row) -> str:
+        found = measured["encodings"].get(row.config["positions"])
+        return NONE if found is None else _percent(found)
+
     return [
-        f"Clearly behind the encoder without positions (Student, 95 %): "
-        f"{'; '.join(found)}.",
-        "",
+        setting("positions", "positions"),
+        *(
+            score(f"length {low}–{high}", name, 3)
+            for name, (low, high) in _bins(group.rows).items()
+        ),
+        ("inductive: longest − trained", _kept(group.rows)),
+        same("data-driven, parameters", "position_params"),
+        ("time of a step", time),
+        ("paper", lambda row: PAPER.get(row.config["positions"], NONE)),
+        DIVERGED,
     ]
 
 
-def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
-    """Writes report.md and the figures; returns the text for the terminal."""
-    rows = rows_of(records)
-    if not rows:
-        raise ValueError("records: there is no finished cell to report.")
-    overhead: dict[str, dict[str, float]] = {}
-    measured = ""
-    file = folder / "overhead.json"
-    if file.is_file():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        overhead = record["encodings"]
-        measured = (
-            f"Time: a train step over that without positions, in turns in one run, "
-            f"median of {record['turns']}; {record['tokens']:,} vectors in sequences "
-            f"of {record['length']}."
+def _percent(found: dict[str, float]) -> str:
+    return f"{100 * (found['ratio'] - 1):+.0f} %"
+
+
+def _beside_none(group: Group) -> list[str]:
+    """Which encodings are clearly behind none, by length."""
+    blind, found = _blind(group.rows), []
+    for row in group.rows if blind else ():
+        for metric, (low, high) in _bins(group.rows).items():
+            if blind and blind.scores(metric) and row.scores(metric):
+                gap, text = difference(row, blind, metric, 3)
+                if gap.clear and gap.mean < 0:
+                    found.append(f"{row.config['positions']} at {low}–{high} ({text})")
+    said = "Clearly behind the encoder without positions (Student, 95 %): "
+    return [f"{said}{'; '.join(found)}."] if found else []
+
+
+def _length(config: dict[str, Any]) -> str:
+    seen = config["train_length"]
+    return f"sentences of up to {seen} words" if seen else "up to 32 symbols"
+
+
+def _figure(group: Group) -> list[str]:
+    bins = _bins(group.rows)
+    lines = [
+        Series.of(
+            row.config["positions"],
+            [(high, row.of(metric)) for metric, (_, high) in bins.items()],
         )
-    text = [
-        "# Position encodings",
-        "",
+        for row in group.rows
+        if any(row.scores(metric) for metric in bins)
+    ]
+    if not lines:
+        return []
+    name = group.config["task"].split("_by_length")[0]
+    curve(
+        lines,
+        group.folder / f"lengths_{name}.png",
+        title=f"{name}: accuracy by length, trained on {_length(group.config)}",
+        xlabel="longest sequence of the bin (log scale)",
+        note="Mean and standard deviation over seeds.",
+        styles=Styles(POSITIONS),
+    )
+    return [f"![{name}](lengths_{name}.png)"]
+
+
+def _intro(group: Group) -> str:
+    rates = sorted({format(r.config["learning_rate"], "g") for r in group.rows})
+    said = (
         "Encoders that differ in their position encoding alone, trained on short "
         "sequences. Accuracy on the test part by length, mean ± standard deviation "
         "over seeds. Inductive: what is kept on the longest sequences, which training "
@@ -125,116 +176,46 @@ def write_report(records: Sequence[Record], folder: pathlib.Path) -> str:
         "that without positions than to the best: who has not learnt the order keeps "
         'what it has, and that says nothing. "Void": ALiBi adds a slope times '
         "|t − s|, which cannot tell before from after, so that it is no comparison of "
-        "what is kept. "
-        "All encodings have one learning rate, "
-        f"{', '.join(sorted({format(r.config['learning_rate'], 'g') for r in rows}))}. "
+        f"what is kept. All encodings have one learning rate, {', '.join(rates)}. "
         "Data-driven: position parameters that are learned. The paper's "
         "marks are for inductive, data-driven and parameter-efficient "
-        f"(arXiv:2003.09229, Table 1). {measured}",
-        "",
-    ]
-    for task in dict.fromkeys(row.config["task"] for row in rows):
-        group = [row for row in rows if row.config["task"] == task]
-        group.sort(key=lambda row: POSITIONS.index(row.config["positions"]))
-        bins = _bins(group)
-        config = group[0].config
-        seen = config["train_length"]
-        columns: list[tuple[str, Callable[[Row], str]]] = [
-            ("positions", lambda row: str(row.config["positions"]))
-        ]
-        for low, high in bins:
-            columns.append(
-                (
-                    f"length {low}–{high}",
-                    lambda row, name=f"test_accuracy_length_{low}_{high}": number(  # type: ignore[misc]
-                        row.of(name), 3
-                    ),
-                )
-            )
+        "(arXiv:2003.09229, Table 1). "
+    )
+    if (found := group.measured(MEASURED)) is None:
+        return said.rstrip()
+    return said + (
+        "Time: a train step over that without positions, in turns in one run, median "
+        "of {turns}; {tokens:,} vectors in sequences of {length}.".format(**found)
+    )
 
-        needed = threshold(group, bins)
 
-        def kept(
-            row: Row, bins: list[tuple[int, int]] = bins, needed: float = needed
-        ) -> str:
-            if not bins or row.config["positions"] == "none":
-                return "–"
-            if row.config["positions"] in SYMMETRIC:
-                return "void"
-            short, long = _in_bin(row, *bins[0]), _in_bin(row, *bins[-1])
-            if short is None or long is None:
-                return "–"
-            if short < needed:
-                return "not learnt"
-            return f"{long - short:+.3f}".replace("0.", ".", 1).replace("-", "−")
+def _adjoint(group: Group) -> list[str]:
+    found = (group.measured(MEASURED) or {"encodings": {}})["encodings"]
+    if "floater, adjoint" not in found:
+        return []
+    said = "FLOATER with gradients by the adjoint equation: "
+    return [f"{said}{_percent(found['floater, adjoint'])} time of a step."]
 
-        def time(row: Row) -> str:
-            found = overhead.get(row.config["positions"])
-            return "–" if found is None else f"{100 * (found['ratio'] - 1):+.0f} %"
 
-        columns += [
-            ("inductive: longest − trained", kept),
-            (
-                "data-driven, parameters",
-                lambda row: f"{row.first('position_params') or 0:,}",
+REPORT = Report(
+    title="# Position encodings",
+    text=(_intro,),
+    sections=(
+        Section(
+            title=lambda group: (
+                f"## {group.config['task']}: trained on {_length(group.config)}, "
+                f"{group.config['updates']:,} updates"
             ),
-            ("time of a step", time),
-            ("paper", lambda row: PAPER.get(row.config["positions"], "–")),
-            ("diverged", lambda row: str(row.diverged)),
-        ]
-        length = f"sentences of up to {seen} words" if seen else "up to 32 symbols"
-        text += [
-            f"## {task}: trained on {length}, {config['updates']:,} updates",
-            "",
-            *table(group, columns),
-            "",
-            *_beside_none(group, bins),
-        ]
-        lines = []
-        for row in group:
-            points = [
-                (high, row.of(f"test_accuracy_length_{low}_{high}"))
-                for low, high in bins
-            ]
-            shown = [(n, s) for n, s in points if s is not None]
-            if shown:
-                lines.append(
-                    Series(
-                        str(row.config["positions"]),
-                        [n for n, _ in shown],
-                        [s.mean for _, s in shown],
-                        [s.std for _, s in shown],
-                        [s.count for _, s in shown],
-                    )
-                )
-        if lines:
-            name = task.split("_by_length")[0]
-            curve(
-                lines,
-                folder / f"lengths_{name}.png",
-                title=f"{name}: accuracy by length, trained on {length}",
-                xlabel="longest sequence of the bin (log scale)",
-                note="Mean and standard deviation over seeds.",
-                styles=Styles(POSITIONS),
-            )
-            text += [f"![{name}](lengths_{name}.png)", ""]
-    if "floater, adjoint" in overhead:
-        ratio = overhead["floater, adjoint"]["ratio"]
-        text += [
-            "FLOATER with gradients by the adjoint equation: "
-            f"{100 * (ratio - 1):+.0f} % time of a step.",
-            "",
-        ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
-    return "\n".join([*text, f"Report and figures: {folder}/report.md"])
-
-
-@program
-def main(argv: Sequence[str] | None = None) -> int:
-    """Redraws the report of a folder; returns the exit status."""
-    return redraw(__doc__, write_report, argv)
-
+            by=("task",),
+            order=lambda row: POSITIONS.index(row.config["positions"]),
+            columns=_columns,
+            notes=(_beside_none, _figure),
+        ),
+    ),
+    notes=(_adjoint,),
+)
+write_report = REPORT.write
+main = redraws(write_report)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,6 +20,7 @@ from experiments.core import train, trial
 from experiments.core.cell import Runtime
 from experiments.core.loop import StopSignal
 from experiments.core.observe import Progress
+from experiments.core.report import rows_of
 from experiments.core.store import ResultsStore
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -232,7 +233,7 @@ def finished(model, start, end, seed=0):
     ("end", "answer"), [((5.0, 0.0), "yes"), ((1.0, 0.0), "no"), ((5.0, 0.4), "no")]
 )
 def test_the_verdict_follows_its_rule(end, answer):
-    rows = report.rows_of([finished("quadratic", (1.0, 0.4), end, s) for s in range(3)])
+    rows = rows_of([finished("quadratic", (1.0, 0.4), end, s) for s in range(3)])
     *_, text = report.verdict(rows)
     assert f"**{answer}**" in text
 
@@ -307,9 +308,9 @@ def test_a_baseline_counts_at_the_number_of_images_that_it_saw():
         return dict(config=config, metrics=metrics | dict(test_accuracy=accuracy))
 
     capped, whole = floor(60_000, 10_000, 0.829), floor(60_000, 60_000, 0.844)
-    assert report._baselines([capped]) == {}
-    found = report._baselines([capped, whole])
-    assert found["logistic_regression", 60_000].mean == 0.844
+    assert report.baselines([capped]) == {}
+    found = report.baselines([capped, whole])
+    assert found[60_000]["logistic_regression"].mean == 0.844
     # What was fitted to a part is not taken for what is fitted to all.
     had = run.floor_differs("logistic_regression n=10000 seed=0", ())
     now = run.floor_differs("logistic_regression n=60000 seed=0", ())

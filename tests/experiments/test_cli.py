@@ -90,7 +90,7 @@ def whole(npz, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Figures take seconds and are tested elsewhere; `whole` has drawn them."""
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: "")
 
 
 @pytest.fixture

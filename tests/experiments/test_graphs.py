@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.core import train, trial
+from experiments.core import plots, train, trial
 from experiments.core.cell import Runtime
 from experiments.core.loop import StopSignal
 from experiments.core.observe import Progress
+from experiments.core.report import Group
 from experiments.core.store import ResultsStore
 from experiments.data import graphs, molecules
 from experiments.data.fetch import DataError
@@ -455,7 +456,7 @@ def test_the_report_says_who_is_ahead_and_who_is_not(
     baseline("melting_point", "mean", test_rmse=90.0, test_targets=[11, 21], **scores)
     baseline("melting_point", "forest", test_rmse=60.5, **scores)
     text = report.write_report(records, tmp_path)
-    assert (tmp_path / "report.md").read_text() == text
+    assert text.startswith((tmp_path / "report.md").read_text())
     for part in (
         ".9200 ± .0200",
         "gatv2 (.9200) does not beat label propagation, all edges (.9300)",
@@ -478,7 +479,7 @@ def test_the_report_says_who_is_ahead_and_who_is_not(
 def test_a_model_has_one_colour_in_every_panel_and_each_a_legend(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        report, "save_figure", lambda figure, path: drawn.update({path.name: figure})
+        plots, "save_figure", lambda figure, path: drawn.update({path.name: figure})
     )
     records = []
     # Of other keys the other model is ahead, and a third one is there as well.
@@ -530,4 +531,6 @@ def test_time_and_memory_are_measured(tmp_path, optimized):
     assert found["peak_bytes"] > 5e7
     written = dict(cores=1, nodes=found["nodes"], rows=[found])
     (tmp_path / report.TIMING).write_text(json.dumps(written))
-    assert "| gatv2, random graph | 5,000 |" in "\n".join(report._timing(tmp_path))
+    assert "| gatv2, random graph | 5,000 |" in "\n".join(
+        report._timing(Group([], [], tmp_path, []))
+    )

@@ -10,18 +10,28 @@ from matplotlib import colors
 from matplotlib.image import imread
 
 from experiments.core import plots
+from experiments.core.stats import Summary
 
 SIZES = [100, 300, 1_000, 3_000, 10_000, 30_000, 60_000]
 
 
+def line(label, means, seeds, **more):
+    """Means with bars of 0.01, without one where there is a single seed."""
+    summaries = [
+        Summary(k, m, None if k == 1 else 0.01)
+        for m, k in zip(means, seeds, strict=True)
+    ]
+    points = zip(SIZES[: len(summaries)], summaries, strict=True)
+    return plots.Series.of(label, points, **more)
+
+
 def lines(count):
+    seeds = [1, 2, *[3] * 5]
     return [
-        plots.Series(
-            label=f"model {i}",
-            n=SIZES,
-            mean=[0.5 + 0.05 * k + 0.01 * i for k in range(7)],
-            std=[None, *[0.01] * 6],
-            seeds=[1, 2, *[3] * 5],
+        line(
+            f"model {i}",
+            [0.5 + 0.05 * k + 0.01 * i for k in range(7)],
+            seeds,
             baseline=i >= 4,
         )
         for i in range(count)
@@ -29,28 +39,23 @@ def lines(count):
 
 
 def gaps(**more):
-    values = [-0.1 + 0.02 * i for i in range(7)]
-    return plots.GapSeries(
-        label="ViT − CNN",
-        n=SIZES,
-        gap=values,
-        low=[None, *[g - 0.01 for g in values[1:]]],
-        high=[None, *[g + 0.01 for g in values[1:]]],
-        seeds=[1, *[3] * 6],
-        **more,
-    )
+    means = [-0.1 + 0.02 * i for i in range(7)]
+    return line("ViT − CNN", means, [1, *[3] * 6], **more)
+
+
+SIDES = dict(sides=("up", "down"))
 
 
 def test_the_curve_is_a_small_picture_and_the_same_each_time(tmp_path):
     before = dict(matplotlib.rcParams)
     path = plots.curve(
-        lines(7), tmp_path / "new" / "curve.png", title="Title", chance=0.1, note="Note"
+        lines(7), tmp_path / "new" / "curve.png", title="Title", level=0.1, note="Note"
     )
     picture = imread(path)
     assert picture.shape[1] > 900 and picture.shape[0] > 500
     assert path.stat().st_size < 150_000
     again = plots.curve(
-        lines(7), tmp_path / "again.png", title="Title", chance=0.1, note="Note"
+        lines(7), tmp_path / "again.png", title="Title", level=0.1, note="Note"
     )
     assert again.read_bytes() == path.read_bytes()
     assert dict(matplotlib.rcParams) == before
@@ -61,18 +66,23 @@ def test_the_curve_is_a_small_picture_and_the_same_each_time(tmp_path):
         assert tuple(round(255 * c) for c in colors.to_rgb(color)) in seen
 
 
-def test_the_gap_shows_a_fit(tmp_path):
-    plain = plots.gap([gaps()], tmp_path / "a.png", title="Gap", above="up", below="x")
-    fit = np.geomspace(100, 60_000, 20)
-    marked = plots.gap(
-        [gaps(fit_n=fit, fit_gap=0.02 * np.log(fit / 9_000))],
-        tmp_path / "b.png",
-        title="Gap",
-        above="up",
-        below="x",
-    )
-    assert plain.stat().st_size < 150_000 and marked.stat().st_size < 150_000
-    assert plain.read_bytes() != marked.read_bytes()
+def test_differences_have_two_sides_and_may_have_a_fit(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    x = np.geomspace(100, 60_000, 20)
+    fit = x, 0.02 * np.log(x / 9_000)
+    for more in ({}, {"fit": fit}):
+        plots.curve([gaps(**more)], tmp_path, title="Gap", **SIDES)
+    plain, fitted = (figure.axes[0] for figure in figures)
+    assert [text.get_text() for text in plain.texts] == ["▲ up", "▼ down"]
+    low, high = plain.get_ylim()
+    assert low < -0.1 and high > 0
+    assert len(fitted.get_lines()) == len(plain.get_lines()) + 1
+    joined = [
+        {x.get_label(): x for x in axes.get_lines()}["ViT − CNN"].get_linestyle()
+        for axes in (plain, fitted)
+    ]
+    assert joined == ["-", "None"]
 
 
 def test_the_level_of_guessing_has_a_name(tmp_path, monkeypatch):
@@ -80,16 +90,15 @@ def test_the_level_of_guessing_has_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(
         matplotlib.axes.Axes, "annotate", lambda _, text, *__, **___: said.append(text)
     )
-    for more in ({}, {"chance_label": "without the centre"}):
-        plots.curve(lines(1), tmp_path / "a.png", title="", chance=0.25, **more)
+    for more in ({}, {"level_name": "without the centre"}):
+        plots.curve(lines(1), tmp_path / "a.png", title="", level=0.25, **more)
     assert said == ["chance .25", "without the centre .25"]
 
 
-def test_a_single_point_can_be_drawn(tmp_path):
-    one = plots.Series("a", [100], [0.5], [None], [1])
-    assert plots.curve([one], tmp_path / "a.png", title="One").exists()
-    gap = plots.GapSeries("a − b", [100], [0.0], [None], [None], [1])
-    assert plots.gap([gap], tmp_path / "b.png", title="One").exists()
+@pytest.mark.parametrize("more", [{}, SIDES])
+def test_a_single_point_can_be_drawn(tmp_path, more):
+    one = line("a", [0.5], [1])
+    assert plots.curve([one], tmp_path / "a.png", title="One", **more).exists()
 
 
 def test_styles_belong_to_names():
@@ -135,17 +144,16 @@ def test_the_first_colours_differ_in_grey_too():
 
 
 def test_nothing_to_draw_and_unequal_columns_are_errors(tmp_path):
-    for draw in (plots.curve, plots.gap):
-        with pytest.raises(ValueError, match="series: expected at least one"):
-            draw([], tmp_path / "x.png", title="x")
-    bad = plots.Series("a", [1, 2], [0.5], [None], [1])
-    with pytest.raises(ValueError, match=r"series 'a': .* got \[2, 1, 1, 1\]"):
+    with pytest.raises(ValueError, match="series: expected at least one"):
+        plots.curve([], tmp_path / "x.png", title="x")
+    bad = plots.Series("a", [1, 2], [0.5], [None], [None], [1])
+    with pytest.raises(ValueError, match=r"series 'a': .* got \[2, 1, 1, 1, 1\]"):
         plots.curve([bad], tmp_path / "x.png", title="x")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
-    path = plots.gap([gaps()], tmp_path / "gap.png", title="Old")
+    path = plots.curve([gaps()], tmp_path / "gap.png", title="Old")
     old = path.read_bytes()
 
     def refuse(*_):
@@ -153,7 +161,7 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="No space"):
-        plots.gap([gaps()], path, title="New")
+        plots.curve([gaps()], path, title="New")
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["gap.png"]
 

@@ -1,667 +1,175 @@
+"""Declared reports: rows, tables, and what they say beside them."""
+
 from __future__ import annotations
 
-import copy
-import json
 import math
-import re
+import pathlib
 
-import numpy as np
 import pytest
-from flax import nnx
 
-from attn_jax import models
-from experiments.core.store import ResultsStore, config_hash
-from experiments.data_scaling import report
-
-SIZES = (100, 1_000, 10_000, 30_000)
-VIT = {n: 0.95 - 2.0 * n**-0.45 for n in SIZES}  # overtakes
-CNN = {n: 0.93 - 1.2 * n**-0.40 for n in SIZES}
-SCENES = "scenes-pointer-3x3-4cells-10classes-10px"
+from experiments.core import report
+from experiments.positions import report as positions
+from experiments.sequence_labelling import report as labelling
 
 
-@pytest.fixture(autouse=True)
-def flops_as_stored(request, monkeypatch):
-    """Records here say what they like of their FLOPs."""
-    if "recounted" not in request.node.name:
-        monkeypatch.setattr(report, "forward_flops", lambda config: None)
-
-
-def record(status="done", provenance=None, curves=None, wall_time_s=60.0, **fields):
-    """Make a record; `m_` marks metrics, the rest is config."""
+def record(seed, phase="final", **fields):
+    metrics = {k[2:]: v for k, v in fields.items() if k.startswith("m_")}
     config = {k: v for k, v in fields.items() if not k.startswith("m_")}
-    return {
-        "schema": 1,
-        "hash": config_hash(config),
-        "config": config,
-        "status": status,
-        "metrics": {k[2:]: v for k, v in fields.items() if k.startswith("m_")},
-        "curves": curves or {},
-        "wall_time_s": wall_time_s,
-        "provenance": {
-            "git_commit": "a" * 40,
-            "git_dirty": False,
-            "versions": {"jax": "0.10.2"},
-            "platform": "cpu",
-            "device": "cpu",
-            "python": "3.11.7",
-            "created_utc": "2026-01-01T00:00:00+00:00",
-        }
-        | (provenance or {}),
-    }
+    config |= {"seed": seed, "phase": phase}
+    return dict(config=config, metrics=metrics, status="done", curves={})
 
 
-def final(model, n, seed, accuracy, **more):
-    fields = {
-        "phase": "final",
-        "task": "fashion_mnist",
-        "size": "mu",
-        "attention": None,
-        "protocol": "updates",
-        "updates": 500,
-        "batch_size": 50,
-        "learning_rate": 1e-3,
-        "m_params": 200_000 if model == "vit" else 100_000,
-        "m_flops": 10e6 if model == "vit" else 9e6,
-    }
-    fields |= {"model": model, "n": n, "seed": seed, "m_test_accuracy": accuracy}
-    return record(**(fields | more))
+def row(values, metric="test_accuracy", **config):
+    records = [record(s, **config, **{f"m_{metric}": v}) for s, v in enumerate(values)]
+    (found,) = report.rows_of(records)
+    return found
 
 
-def baseline(model, n, accuracy, seed=0, **more):
-    fields = {"phase": "baseline", "task": "fashion_mnist", "model": model, "n": n}
-    return record(**(fields | {"seed": seed, "m_test_accuracy": accuracy} | more))
+def test_a_difference_is_paired_by_seed():
+    one, two = row([0.5, 0.7, 0.9], model="a"), row([0.49, 0.69, 0.89], model="b")
+    found, text = report.difference(one, two, "test_accuracy", 3)
+    assert found.clear and text == "+.010 [+.010, +.010]"
+    assert report.difference(two, one, "test_accuracy", 2)[1].startswith("−.01 [−.01")
 
 
-def curves(model, accuracies, seeds=3, **more):
+def test_what_the_test_set_cannot_tell_is_named():
+    rows = [row([0.8, 0.801, 0.802], model="near"), row([0.7, 0.8, 0.9], model="far")]
+    columns = [report.setting("model", "model")]
+    group = report.Group(rows, (), pathlib.Path(), rows, columns)
+
+    def noted(size):
+        return report.sampling("test_accuracy", lambda _: size, "items", 3)(group)
+
+    said = noted(10_000)
+    assert said[0].endswith("of the 10,000 items, √(p(1 − p)/m) = .004, in: near.")
+    for size in (None, 10**9):
+        assert noted(size) == []
+
+
+def encodings(**shortest):
+    metric = "test_accuracy_length_1_9"
+    spread = (-0.0001, 0.0, 0.0001)
     return [
-        final(model, n, s, a + 0.002 * (s - 1), **more)
-        for n, a in accuracies.items()
-        for s in range(seeds)
+        row([mean + x for x in spread], metric, positions=name)
+        for name, mean in shortest.items()
     ]
 
 
-def pair(**more):
-    return [*curves("vit", VIT, **more), *curves("resnet", CNN, **more)]
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+def test_the_order_is_learnt_from_midway_between_none_and_the_best(scale):
+    group = encodings(none=0.9 - scale / 2, shaw=0.9, floater=0.9 - 0.45 * scale)
+    needed = positions.threshold(group, "test_accuracy_length_1_9")
+    assert needed == pytest.approx(0.9 - scale / 4)
 
 
-def text(records, tmp_path):
-    """Write the report without its figures, which take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.plots, "curve", lambda series, path, **_: path)
-        patch.setattr(report.plots, "gap", lambda series, path, **_: path)
-        files = report.write_report(records, tmp_path)
-    return files["report.md"].read_text()
+def test_nothing_is_learnt_where_none_is_clearly_behind():
+    metric = "test_accuracy_length_1_9"
+    assert positions.threshold(encodings(none=0.9, shaw=0.9), metric) == math.inf
+    assert positions.threshold(encodings(shaw=0.9), metric) == 0.0
 
 
-def row(written, n, heading="### Test accuracy"):
-    part = written.split(heading, 1)[1]
-    return next(x for x in part.splitlines() if x.startswith(f"| {n:,} "))
-
-
-# --- the whole ---------------------------------------------------------------------
-
-
-def test_a_store_gives_all_files_and_the_same_ones_again(tmp_path):
-    store = ResultsStore(tmp_path / "results")
-    records = [
-        *pair(),
-        *(baseline("majority", n, 0.1, s) for n in SIZES for s in (0, 1)),
-    ]
-    for made in records:
-        store.put(
-            made["config"], status="done", metrics=made["metrics"], wall_time_s=1.0
-        )
-    files = report.write_report(store.folder)
-    assert set(files) == {"results.jsonl", "report.md", "curve.png", "gap.png"}
-    first = {name: path.read_bytes() for name, path in files.items()}
-    assert all(path.parent == store.folder for path in files.values())
-    assert max(map(len, (first["curve.png"], first["gap.png"]))) < 150_000
-
-    # From the exported lines alone, elsewhere, the same again.
-    other = tmp_path / "other"
-    again = report.write_report(files["results.jsonl"], other)
-    assert {name: path.read_bytes() for name, path in again.items()} == first
-    assert not list(store.folder.rglob("*.tmp"))
-
-
-def test_means_spreads_and_seeds_are_those_of_the_records(tmp_path):
-    written = text(pair(), tmp_path)
-    assert f"{VIT[1_000]:.3f}"[1:] + " ± .002 (3)" in row(written, 1_000)
-    assert row(written, 1_000).count("**") == 2  # the better network is bold
-    assert "fewer than 3 seeds" not in written
-    for part in (
-        "an equal number of optimiser updates for every N",
-        "Optimiser updates: 500 at every N.",
-        "epochs of 250 at N = 100, 25 at N = 1,000",
-        "Seeds: 0, 1, 2.",
-        "![curve](curve.png)",
-        "![gap](gap.png)",
-        "`learning_rate=0.001`",
-        "jax 0.10.2",
-        "24 final done",
+def test_what_was_not_learnt_or_cannot_be_told_is_no_induction(tmp_path):
+    records = []
+    for name, short in (
+        ("none", 0.9),
+        ("shaw", 0.92),
+        ("floater", 0.901),
+        ("alibi", 1),
     ):
-        assert part in written
-    assert str(tmp_path) not in written
+        for seed in range(3):
+            found = dict(m_test_accuracy_length_1_9=short + 1e-4 * seed)
+            found |= dict(m_test_accuracy_length_10_20=short - 0.1)
+            records.append(
+                record(
+                    seed,
+                    task="words",
+                    positions=name,
+                    learning_rate=1e-3,
+                    train_length=9,
+                    updates=5,
+                    **found,
+                )
+            )
+    # ALiBi is the best here, which tells nothing of what the others learnt.
+    written = positions.write_report(records, tmp_path)
+    cells = {
+        line.split("|")[1].strip(): line.split("|")[4].strip()
+        for line in written.splitlines()
+        if line.startswith("| ")
+    }
+    assert cells["none"] == "–" and cells["alibi"] == "void"
+    assert cells["shaw"].startswith("−.1") and cells["floater"] == "not learnt"
 
 
-def test_the_gap_and_the_crossing_are_stated(tmp_path):
-    written = text(pair(), tmp_path)
-    gap = row(written, 100, "### Gap: ViT-mu − ResNet-mu")
-    expected = VIT[100] - CNN[100]
-    assert (
-        f"−{abs(expected):.3f}".replace("0.", ".") in gap and "ResNet-mu ahead" in gap
-    )
-    assert "ViT-mu ahead" in row(written, 30_000, "### Gap")
-    assert "gets ahead, and stays ahead, between N = 100 and 1,000" in written
-    assert "it is clearly behind at 100, clearly ahead from 1,000 on" in written
-    assert "N*" not in written and "bootstrap" not in written
-    assert "| ViT-mu    | .950" in written and "| ResNet-mu | .930" in written
+LABELLER = dict(
+    model="transformer",
+    window=None,
+    left=None,
+    right=None,
+    n=None,
+    updates=9,
+    num_heads=4,
+    depth=2,
+    attention="dot_product",
+    positions="rope",
+    learning_rate=1e-3,
+)
 
 
-def test_sizes_say_how_they_are_matched(tmp_path):
-    written = text(pair(), tmp_path)
-    assert (
-        "forward FLOPs × 1.11 (matched; within × 1.25 counts), parameters × 2.00"
-        in (written)
-    )
-    apart = [*curves("vit", VIT, m_flops=20e6), *curves("resnet", CNN)]
-    assert "FLOPs are **not matched**" not in written
-    written = text(apart, tmp_path)
-    assert "forward FLOPs × 2.22 (**not matched**" in written
-    assert "(ratio outside 1.25) for ViT-mu / ResNet-mu (× 2.22)" in written
-
-
-def test_flops_are_recounted_whatever_a_record_holds(tmp_path):
-    def cost(model, n=100, **more):
-        return [final(model, n, s, 0.8, m_flops=1.0, **more) for s in range(3)]
-
-    records = [*cost("vit", patch=7), *cost("resnet")]
-    written = text(records, tmp_path)
-    expected = [
-        models.cost(
-            models.build(
-                name, "mu", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0)
-            ),
-            (28, 28, 1),
-        ).flops
-        for name in ("vit", "resnet")
-    ]
-    assert f"forward FLOPs × {expected[0] / expected[1]:.2f}" in written
-    assert (tmp_path / "results.jsonl").read_text().count('"flops": 1.0') == 6
-    # Of these nobody but the record knows the shape, or the variant.
-    for more in (
-        dict(task="npz:mine@0123"),
-        dict(attention="gone.py:attend", attention_sha256="0"),
-    ):
-        assert report.forward_flops(cost("vit", **more)[0]["config"]) is None
-
-
-def test_the_receptive_field_of_the_cnn_stands_beside_attention(tmp_path):
-    records = [*curves("vit", VIT), *curves("resnet", CNN, m_receptive_field=23)]
-    rows = text(records, tmp_path).split("### Sizes")[1].splitlines()
-    assert "receptive field (pixels)" in rows[2]
-    assert "| whole image " in rows[4] and "| 23 " in rows[5]
-
-
-def test_a_gap_is_taken_to_every_cnn_the_nearest_in_flops_first(tmp_path):
-    records = pair() + curves("resnet", CNN, size="b", m_flops=90e6)
-    records += curves("hybrid", VIT, m_flops=90e6)
-    written = text(records, tmp_path)
-    heads = [x for x in written.splitlines() if x.startswith("### Gap")]
-    assert heads == [
-        "### Gap: ViT-mu − ResNet-mu",
-        "### Gap: ViT-mu − ResNet-b",
-        "### Gap: Hybrid-mu − ResNet-b",
-        "### Gap: Hybrid-mu − ResNet-mu",
-    ]
-    assert "- **ViT-mu and ResNet-b.**" in written
-
-
-def test_many_gaps_leave_the_figure_to_the_nearest_cnn(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(report.plots, "curve", lambda *_, **__: None)
-    monkeypatch.setattr(
-        report.plots, "gap", lambda series, _, **more: drawn.update(more, series=series)
-    )
-    records = pair() + curves("resnet", CNN, size="b", m_flops=90e6)
-    for name in "abc":
-        records += curves("vit", VIT, attention=name)
-    (section,) = report.make_sections(records)
-    report._draw(section, tmp_path, "", report._styles([section]))
-    assert len(section.pairs) == 8 and len(drawn["series"]) == 4
-    assert all(x.label.endswith("ResNet-mu") for x in drawn["series"])
-    assert "nearest in FLOPs alone" in drawn["note"]
-
-
-def test_two_cnns_are_told_apart_by_their_receptive_field(tmp_path):
-    more = {"task": SCENES, "m_flops": 9e6}
-    records = curves("vit", VIT, **more)
-    records += curves("resnet", CNN, m_receptive_field=47, **more)
-    one = text(records, tmp_path)
-    assert "(field" not in one
-    records += curves("resnet", CNN, size="mu_local", m_receptive_field=15, **more)
-    written = text(records, tmp_path)
-    assert "### Gap: ViT-mu − ResNet-mu (field 47 px)" in written
-    assert "### Gap: ViT-mu − ResNet-mu_local (field 15 px)" in written
-    spans = [x for x in written.splitlines() if x.startswith("A relation spans 20")]
-    assert "is 47 pixels, which covers it" in spans[0]
-    assert "is 15 pixels, which is narrower" in spans[1]
-    assert "relation spans (pixels)" in written.split("### Sizes")[1]
-
-
-# --- honesty -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_fewer_than_three_seeds_are_marked_everywhere(tmp_path, seeds):
-    written = text(pair(seeds=seeds), tmp_path)
-    marked = row(written, 1_000)
-    assert marked.count(f"({seeds})") == 2 and marked.count("†") == 2
-    assert "† fewer than 3 seeds: not a result to rely on." in written
-    assert "too few seeds to say" in row(written, 1_000, "### Gap")
-    assert "ahead |" not in written
-    if seeds == 1:
-        assert "– (one seed)" in written
-    assert "Fewer than 3 seeds at some N: too few to say how sure that is" in written
-    assert "clearly" not in written
-
-
-def test_networks_that_lose_to_a_baseline_are_named(tmp_path):
-    records = pair() + [
-        baseline("logistic_regression", 100, 0.99),
-        baseline("rbf_svm", 100, 0.01),
-        baseline("logistic_regression", 1_000, VIT[1_000]),  # a draw is no win
-        baseline("logistic_regression", 10_000, 0.2),
-    ]
-    written = text(records, tmp_path)
-    losses = [x for x in written.splitlines() if "**loses to**" in x]
-    assert len(losses) == 4
-    assert (
-        "ViT-mu at N = 100" in losses[0] and "logistic regression (.990)" in losses[0]
-    )
-    assert "RBF-SVM" not in losses[0]
-    assert "ViT-mu at N = 1,000" in losses[1]
-    assert "by less than the spread of the seeds" in losses[1]
-    assert "ResNet-mu at N = 100" in losses[2]
-    assert "ResNet-mu at N = 1,000" in losses[3]
-    assert "No baseline is stored at N = 30,000: nothing is claimed there" in written
-    assert row(written, 100).count("▼") == 2
-    assert "▼" not in row(written, 10_000)
-    assert "Every network beats" not in written
-    won = text(pair() + [baseline("majority", n, 0.1) for n in SIZES], tmp_path)
-    assert "Every network beats every baseline at every N that has both." in won
-
-
-def test_a_capped_baseline_is_marked_and_left_out_of_the_figure(tmp_path):
-    records = pair() + [
-        baseline("rbf_svm", 10_000, 0.85, m_n=10_000, m_n_used=10_000),
-        baseline("rbf_svm", 30_000, 0.85, m_n=30_000, m_n_used=10_000),
-    ]
-    written = text(records, tmp_path)
-    assert "‡" in row(written, 30_000) and "‡" not in row(written, 10_000)
-    assert "part of the N images only: RBF-SVM 10,000." in written
-    (section,) = report.make_sections(records)
-    assert list(report._series(section.baselines[0]).n) == [10_000]
-
-
-def test_diverged_and_failed_cells_are_listed_and_kept_out_of_the_mean(tmp_path):
-    records = pair()
-    lost = final("vit", 100, 7, None, status="diverged", m_diverged_at=312)
-    odd = final("resnet", 1_000, 8, None)
-    failed = final("hybrid", 100, 0, None, status="failed", m_error="out of memory")
-    written = text([*records, lost, odd, failed], tmp_path)
-    assert f"{VIT[100]:.3f}"[1:] + " ± .002 (3) §" in row(written, 100)
-    assert "failed (1)" in row(written, 100)
-    assert "the mean is of those that did, which flatters it" in written
-    listed = written.split("### Cells that are not in the table")[1]
-    assert (
-        "ViT-mu, N = 100, seed 7: **diverged: loss not finite by update 312**" in listed
-    )
-    assert "finished without a test accuracy" in listed
-    assert "**failed: out of memory**" in listed
-
-
-def test_nothing_is_said_beyond_the_largest_size(tmp_path):
-    vit = {n: 0.96 - 3.0 * n**-0.3 for n in (300, 1_000, 3_000, 10_000)}
-    cnn = {n: 0.92 - 2.0 * n**-0.3 for n in vit}
-    written = text([*curves("vit", vit), *curves("resnet", cnn)], tmp_path)
-    said = "is behind at every N measured, 300 to 10,000; nothing is said of larger N."
-    assert said in written and "million" not in written and "4,00" not in written
-    ahead = text([*curves("vit", cnn), *curves("resnet", vit)], tmp_path)
-    assert "ViT-mu is ahead at every N measured, 300 to 10,000." in ahead
-
-
-def test_the_figures_of_gaps_show_the_interval_of_the_table(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(report.plots, "curve", lambda *_, **__: None)
-    monkeypatch.setattr(
-        report.plots, "gap", lambda series, _, **more: drawn.update(more, series=series)
-    )
-    rng = np.random.default_rng(0)
-    records = [
-        final(model, 100, seed, 0.5 + 0.1 * rng.random())
-        for model in ("vit", "resnet")
-        for seed in range(3)
-    ]
-    (section,) = report.make_sections(records)
-    report._draw(section, tmp_path, "", report._styles([section]))
-    (line,) = drawn["series"]
-    differences = [
-        records[s]["metrics"]["test_accuracy"]
-        - records[3 + s]["metrics"]["test_accuracy"]
-        for s in range(3)
-    ]
-    reach = 4.3027 * np.std(differences, ddof=1) / math.sqrt(3)
-    assert line.high[0] - line.gap[0] == pytest.approx(reach, rel=1e-4)
-    assert line.gap[0] - line.low[0] == pytest.approx(reach, rel=1e-4)
-    assert "Student" in drawn["note"]
-
-
-def test_a_name_has_one_style_in_all_sections(tmp_path, monkeypatch):
-    drawn = []
-
-    def keep(series, _, *, styles, **more):
-        names = [x.name or x.label for x in series]
-        drawn.append({name: styles[name] for name in names})
-
-    for name in ("curve", "gap"):
-        monkeypatch.setattr(report.plots, name, keep)
-    records = pair() + [baseline("logistic_regression", n, 0.9) for n in SIZES]
-    records += [baseline("majority", n, 0.6, task=SCENES) for n in SIZES]
-    more = {"task": SCENES, "m_receptive_field": 47}
-    records += curves("resnet", CNN, **more)  # first of its section, and told apart
-    records += curves("resnet", CNN, size="mu_local", **more)
-    records += curves("hybrid", VIT, **more)
-    report.write_report(records, tmp_path)
-    assert len(drawn) == 4
-    merged = {}
-    for styles in drawn:
-        for name, style in styles.items():
-            assert merged.setdefault(name, style) == style, name
-    assert set(merged) >= {"ViT-mu", "ResNet-mu", "ResNet-mu_local", "Hybrid-mu"}
-    assert len(set(map(repr, merged.values()))) == len(merged)
-
-
-def test_where_no_network_beats_the_baselines_is_said_first(tmp_path):
-    records = pair() + [
-        baseline("rbf_svm", 100, 0.99),
-        baseline("rbf_svm", 1_000, (VIT[1_000] + CNN[1_000]) / 2),
-    ]
-    part = text(records, tmp_path).split("## Fashion-MNIST")[1].strip()
-    assert part.startswith("**At N = 100 no network beats every baseline.**")
-    assert "no network beats" not in text(pair(), tmp_path)
-
-
-def test_seeds_that_agree_more_than_the_test_set_allows_are_marked(tmp_path):
-    records = [final("vit", 100, s, 0.8 + 0.001 * s) for s in range(3)]
-    records += [final("resnet", 100, s, 0.8 + 0.02 * s) for s in range(3)]
-    written = text(records, tmp_path)
-    assert row(written, 100).count("◦") == 1
-    assert "of the 10,000 test images, √(p(1 − p)/m) = .004." in written
-    assert "◦" not in text(
-        [r | {"config": r["config"] | {"task": "npz:x"}} for r in records], tmp_path
-    )
-
-
-def test_a_law_that_does_not_fit_gives_no_crossing(tmp_path):
-    step = {100: 0.1, 300: 0.1, 1_000: 0.12, 3_000: 0.8, 10_000: 0.85, 30_000: 0.86}
-    line = {n: 0.2 + 0.05 * math.log10(n) for n in step}
-    written = text([*curves("vit", step), *curves("resnet", line)], tmp_path)
-    assert "the law describes these points badly" in written
-    assert "between N = 1,000 and 3,000" in written  # what was measured stands
-
-
-def test_too_few_sizes_for_a_law_are_said(tmp_path):
-    few = {n: VIT[n] for n in SIZES[:3]}
-    written = text([*curves("vit", few), *curves("resnet", CNN)], tmp_path)
-    assert "ViT-mu: not fitted" in written and "at least 4 different N" in written
-
-
-@pytest.mark.parametrize("protocol", ["updates", "epochs"])
-def test_updates_that_are_not_equal_are_not_called_equal(tmp_path, protocol):
-    steps = dict(zip(SIZES, (1_000, 1_000, 1_875, 7_500), strict=True))
-    records = [
-        final("vit", n, s, VIT[n], updates=steps[n], protocol=protocol)
-        for n in SIZES
-        for s in range(3)
-    ]
-    written = text(records, tmp_path)
-    top = written.split("## Fashion-MNIST")[1].strip().splitlines()[0]
-    assert top.startswith("- **Updates are not equal**: 1,000 at N = 100; 1,000 at")
-    assert "7,500 at N = 30,000" in top
-    assert "grow together from N = 1,000 to 10,000, 10,000 to 30,000" in top
-    assert "the power law, mixes" in top
-    assert "an equal number" not in written and "epochs grow" not in written
-    law = written.split("### Saturating power law")[1]
-    assert "of data and length of training together" in law
-    even = text(curves("vit", VIT, protocol=protocol), tmp_path)
-    assert "not equal" not in even and "together" not in even
-
-
-def test_networks_with_other_updates_at_one_size_are_warned_of(tmp_path):
-    records = curves("vit", VIT) + curves("resnet", CNN, updates=900)
-    written = text(records, tmp_path)
-    assert "not all networks got the same updates" in written
-    assert "500 or 900 at N = 100" in written
-
-
-def test_a_model_that_changed_between_cells_is_warned_of(tmp_path):
-    records = pair()
-    assert "Warning" not in text(records, tmp_path)
-    records[0]["metrics"]["params"] = 7
-    written = text(records, tmp_path)
-    assert "**Warning: `params` differs between cells of ViT-mu** (7 to 200,000)" in (
-        written
-    )
-    assert "`flops` differs" not in written
-
-
-def test_scenes_are_set_beside_the_level_without_the_relation(tmp_path, monkeypatch):
-    drawn = {}
-    flat = dict.fromkeys(SIZES, 0.2)
-    records = curves("vit", VIT, task=SCENES) + curves("resnet", flat, task=SCENES)
-    written = text(records, tmp_path)
-    assert "Reading the rim without the centre gives at most .250" in written
-    assert row(written, 1_000).count("▼") == 1
-    assert "(.200) **loses to** reading the rim without the centre (.250)." in written
-    assert "only reading the rim without the centre is compared there" in written
-    monkeypatch.setattr(report.plots, "curve", lambda *_, **more: drawn.update(more))
-    monkeypatch.setattr(report.plots, "gap", lambda *_, **__: None)
-    (section,) = report.make_sections(records)
-    report._draw(section, tmp_path, "", report._styles([section]))
-    assert drawn["chance"] == 0.25 and drawn["chance_label"] == "without the centre"
-    (other,) = report.make_sections(pair(task="scenes-odd"))
-    assert other.chance is None and other.span is None
-
-
-def test_cells_on_different_data_are_warned_of(tmp_path):
-    records = pair(m_data_sha256="1" * 64)
-    assert "Warning" not in text(records, tmp_path)
-    records[0]["metrics"]["data_sha256"] = "2" * 64
-    assert "**Warning: not all cells saw the same data.**" in text(records, tmp_path)
-
-
-# --- hyper-parameters --------------------------------------------------------------
-
-
-def tuned(rates, chosen, scores, **more):
-    cells = [
-        final(
-            "vit",
-            100,
-            50,
-            None,
-            phase="tune",
-            learning_rate=rate,
-            updates=100,
-            validation_fraction=0.2,
-            validation_maximum=15,
-            m_val_accuracy=score,
+def labellers(task, variants, metric="test_accuracy", **more):
+    return [
+        record(
+            s,
+            task=task,
+            **(LABELLER | change),
+            **{f"m_{metric}": mean + 1e-4 * s},
             **more,
         )
-        for rate, score in zip(rates, scores, strict=True)
+        for change, mean in variants
+        for s in range(3)
     ]
-    finals = [final("vit", 100, s, 0.5, learning_rate=chosen) for s in range(3)]
-    return [*cells, *finals]
 
 
-def test_the_chosen_hyper_parameters_are_shown(tmp_path):
-    records = tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.4, 0.6, 0.5])
-    written = text(records, tmp_path)
-    row = r"\| ViT-mu \| 100 \| 0\.001 +\| \.600 +\| 15 +\| 100 +\| 3 "
-    assert re.search(row, written)
-    assert "Tuning cells made 100 updates, final cells 500: choices after" in written
-    assert "⚑" not in written and "validation prefers" not in written
-    assert "chosen on a validation split" in written
-
-
-def test_a_value_at_the_edge_of_the_grid_is_flagged(tmp_path):
-    written = text(tuned([1e-4, 1e-3, 1e-2], 1e-2, [0.4, 0.5, 0.6]), tmp_path)
-    assert "0.01 ⚑" in written and "may be undertuned" in written
-
-
-def test_zero_is_no_edge(tmp_path):
-    records = tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.4, 0.6, 0.5], mixup=0.0)
-    records += tuned([1e-3], 1e-3, [0.3], mixup=0.2)[:1]
-    for made in records:
-        made["config"].setdefault("mixup", 0.0)
-    assert "⚑" not in text(records, tmp_path)
-
-
-def test_a_choice_that_validation_does_not_back_is_shown(tmp_path):
-    written = text(tuned([1e-4, 1e-3, 1e-2], 1e-3, [0.9, 0.6, 0.5]), tmp_path)
-    assert "validation prefers `learning_rate=0.0001`" in written
-    assert "used `learning_rate=0.001`" in written
-
-
-def test_tuning_on_the_test_set_is_warned_of(tmp_path):
-    records = tuned([1e-4, 1e-3], 1e-3, [0.4, 0.6])
-    assert "Warning" not in text(records, tmp_path)
-    records[0]["metrics"]["test_accuracy"] = 0.4
-    assert "**Warning: 1 tuning cells hold test scores.**" in text(records, tmp_path)
-
-
-def test_without_tuning_cells_nothing_is_claimed_to_be_tuned(tmp_path):
-    written = text(pair(), tmp_path)
-    assert "No tuning cells are stored: hyper-parameters were given." in written
-    assert "chosen on a validation split" not in written
-    assert written.count("| not tuned ") == 8
-    some = text(
-        [*tuned([1e-3, 3e-3], 1e-3, [0.6, 0.5]), *curves("resnet", CNN)], tmp_path
+def test_models_behind_a_baseline_are_said_first(tmp_path):
+    variants = [({}, 0.9), (dict(model="window", window=0), 0.8)]
+    records = labellers("pos", variants)
+    floor = dict(
+        task="pos", model="most_frequent", phase="baseline", m_test_accuracy=0.85
     )
-    assert "- Not tuned, one given setting: ResNet-mu." in some
+    written = labelling.write_report([*records, record(0, **floor)], tmp_path)
+    said = "**Not ahead of the baseline most frequent (.8500): fully connected, each"
+    assert said in written and written.index(said) < written.index("## Models")
+    floor["m_test_accuracy"] = 0.95
+    written = labelling.write_report([*records, record(0, **floor)], tmp_path)
+    assert "**No model beats the baseline most frequent (.9500):" in written
 
 
-# --- what belongs together ---------------------------------------------------------
-
-
-def test_settings_are_never_mixed_and_the_score_does_not_choose(tmp_path):
-    kept = [final("vit", 100, s, 0.4) for s in range(3)]
-    better = [final("vit", 100, s, 0.9, updates=900) for s in range(2)]
-    written = text([*better, *kept], tmp_path)
-    assert ".400 ± .000 (3)" in row(written, 100) and ".900" not in row(written, 100)
-    assert "2 finished cells with other settings are stored too" in written
-
-
-def test_attention_variants_are_lines_of_their_own(tmp_path):
-    mine = curves("vit", CNN, attention="some/where/mine.py:fast")
-    written = text([*pair(), *mine], tmp_path)
-    header = next(x for x in written.splitlines() if x.startswith("| N "))
-    assert header.split("|")[2].strip() == "ViT-mu"
-    assert header.split("|")[3].strip() == "ViT-mu [mine.py:fast]"
-    assert "some/where" not in written
-    assert "### Gap: ViT-mu [mine.py:fast] − ResNet-mu" in written
-
-    one, two = ({"attention": "m.py:f", "attention_sha256": c * 64} for c in "12")
-    both = [*curves("vit", VIT, **one), *curves("vit", CNN, **two)]
-    header = next(x for x in text(both, tmp_path).splitlines() if x.startswith("| N "))
-    assert "[m.py:f 111111]" in header and "[m.py:f 222222]" in header
-
-
-def test_each_task_and_protocol_has_a_section_and_figures(tmp_path):
-    scenes = pair(task="scenes")
-    epochs = pair(task="scenes", protocol="epochs")
-    greys = [baseline("majority", n, 0.125, task="scenes") for n in SIZES]
-    files = report.write_report([*scenes, *epochs, *greys, *pair()], tmp_path)
-    names = {"curve", "gap", "curve_scenes", "gap_scenes"}
-    names |= {"curve_scenes_updates", "gap_scenes_updates"}
-    assert {p.stem for p in files.values() if p.suffix == ".png"} == names
-    assert all(path.exists() for path in files.values())
-    written = files["report.md"].read_text()
-    heads = [x for x in written.splitlines() if x.startswith("## ")]
-    assert heads[0] == "## Fashion-MNIST"
-    assert sorted(heads[1:3]) == [
-        "## Composed scenes (protocol epochs)",
-        "## Composed scenes (protocol updates)",
+def test_encodings_worse_than_none_and_unfair_scores_are_told(tmp_path):
+    whole = labellers("pos", [({}, 0.9)])
+    varied = [
+        (dict(positions="none"), 0.5),
+        (dict(positions="sinusoidal"), 0.4),
+        (dict(positions="rope"), 0.6),
+        (dict(attention="additive"), 0.55),
     ]
-    # A baseline has no protocol: it stands in both.
-    assert written.count("majority class |") == 2
-    alone = text(scenes, tmp_path / "alone")
-    assert "(curve.png)" in alone and "scenes.png" not in alone
+    varied = [(change | dict(n=100, updates=3), mean) for change, mean in varied]
+    labelling.write_report([*whole, *labellers("pos", varied)], tmp_path)
+    written = (tmp_path / "report.md").read_text()
+    assert "sinusoidal −.1000 [−.1000, −.1000], **worse than none**" in written
+    assert "rope +.1000 [+.1000, +.1000]; sinu" in written
+    assert "no fair comparison here: RoPE" in written
+    labelling.write_report([*whole, *labellers("pos", varied[:3])], tmp_path)
+    assert "fair" not in (tmp_path / "report.md").read_text()
 
 
-def test_only_baselines_or_only_one_network_still_give_a_report(tmp_path):
-    written = text([baseline("rbf_svm", n, 0.5) for n in SIZES], tmp_path)
-    assert ".500 (1) †" in row(written, 100)
-    written = text(curves("vit", VIT), tmp_path)
-    assert "no gap" in written and "gap.png" not in written
-    tune = tuned([1e-3], 1e-3, [0.5])[:1]
-    assert "No cell of the final phase" in text(tune, tmp_path)
-
-
-def test_all_cells_lost_is_a_report_too(tmp_path):
-    lost = [final("vit", 100, s, None, status="diverged") for s in range(3)]
-    written = text(lost, tmp_path)
-    assert "diverged (3)" in row(written, 100)
-
-
-# --- sources -----------------------------------------------------------------------
-
-
-def test_records_that_only_the_lines_hold_are_kept(tmp_path):
-    (tmp_path / "results.jsonl").write_text(
-        "".join(json.dumps(r) + "\n" for r in pair())
-    )
-    store = ResultsStore(tmp_path)
-    one = pair()[0]
-    store.put(
-        one["config"],
-        status="done",
-        metrics=one["metrics"] | {"test_accuracy": 0.123},
-        wall_time_s=1,
-    )
-    records = report.load(tmp_path)
-    assert len(records) == len(pair())
-    assert [r["metrics"]["test_accuracy"] for r in records].count(0.123) == 1
-    report.write_report(tmp_path)
-    assert len(report.load(tmp_path / "results.jsonl")) == len(pair())
-
-
-def test_nothing_to_report_is_an_error_that_says_so(tmp_path, capsys):
-    with pytest.raises(ValueError, match="no results to report; run"):
-        report.write_report(tmp_path)
-    with pytest.raises(ValueError, match="out_dir: needed"):
-        report.write_report(pair())
-    assert report.main([str(tmp_path / "nowhere")]) == 1
-    assert "no results folder or .jsonl file at" in capsys.readouterr().err
-
-
-def test_the_command_prints_the_table_and_the_files(tmp_path, capsys):
-    path = tmp_path / "results.jsonl"
-    lost = baseline("rbf_svm", 100, 0.99)
-    path.write_text("".join(json.dumps(r) + "\n" for r in [*pair(), lost]))
-    assert report.main([str(path), "--out", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert "Fashion-MNIST: test accuracy" in out
-    assert "ViT-mu at N = 100 (.698) loses to RBF-SVM (.990)." in out
-    assert "**" not in out
-    table = [x for x in out.splitlines() if x.startswith("|")]
-    assert len({len(x) for x in table}) == 1
-    assert f"wrote {tmp_path / 'out' / 'report.md'}" in out
-
-
-def test_the_records_are_not_changed(tmp_path):
-    records = pair()
-    before = copy.deepcopy(records)
-    text(records, tmp_path)
-    assert records == before
+def test_whole_utterances_stand_beside_their_crops(tmp_path):
+    variants = [({}, 0.9), (dict(model="gru"), 0.8)]
+    cut = labelling.write_report(labellers("phones", variants), tmp_path)
+    assert "| model | crops of 2.56 s |" in cut and "whole utterances" not in cut
+    both = [
+        *labellers("phones", variants[:1], m_test_whole_accuracy=0.5),
+        *labellers("phones", variants[1:], m_test_whole_accuracy=0.7),
+    ]
+    written = labelling.write_report(both, tmp_path)
+    assert "| model | whole utterances | crops of 2.56 s |" in written
+    assert written.index("| bidirectional GRU | .7000") < written.index("| Transformer")
