@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Ellipse
 
-from experiments.attention_as_conv.run import flops_of
+from experiments.attention_as_conv.cells import flops_of
 from experiments.core.plots import PALETTE, Series, curve, heads, save_figure, subplots
 from experiments.core.report import (
     DIVERGED,

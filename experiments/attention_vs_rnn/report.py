@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.attention_vs_rnn.tasks import unpack
+from experiments.attention_vs_rnn.data import unpack
 from experiments.core.plots import Panel, Series, Styles, panels, save_figure, subplots
 from experiments.core.report import (
     DIVERGED,

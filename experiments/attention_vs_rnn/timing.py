@@ -28,9 +28,9 @@ from attn_jax._program import program
 from attn_jax.tools import bench as benchmarking
 from attn_jax.tools.bench import size_text
 from experiments.attention_vs_rnn import run
+from experiments.attention_vs_rnn.cells import Shape
+from experiments.attention_vs_rnn.data import START
 from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_sample
-from experiments.attention_vs_rnn.run import Shape
-from experiments.attention_vs_rnn.tasks import START
 from experiments.core import train, trial
 from experiments.core.store import provenance
 from experiments.core.workers import available_cores

@@ -1,127 +1,197 @@
-"""What is run (`Cell`) and how (`Runtime`).
+"""What is run (`Settings`, `Cell`) and how (`Runtime`), with limits on the fields.
 
-A cell is one training run and everything that can change its numbers; its hash names
-its result file. A runtime is where and how fast, and changes no number beyond
-rounding.
+Settings are what an experiment plans by. A cell is one training run and everything that
+can change its numbers; its hash names its result file. A runtime is where and how fast,
+and changes no number beyond rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import pathlib
+import typing
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.core.identity import Differs, config_of
+from attn_jax.variants import Variant, resolve
+from experiments.core.identity import Differs, with_differs
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One (model, attention, N, seed, hyper-parameters).
+class Limit:
+    """What a field may hold: as a check, and in words, which ``--help`` shows too."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(low: float) -> Limit:
+    """Numbers from ``low`` on; of a tuple, every one.
+
+    >>> at_least(1).holds((1, 2)), at_least(1).holds(0), at_least(1).words
+    (True, False, 'at least 1')
+    """
+
+    def holds(value: Any) -> bool:
+        many = value if isinstance(value, tuple) else (value,)
+        return all(x is None or low <= x < math.inf for x in many)
+
+    return Limit(holds, f"{low} or more" if low == 0 else f"at least {low}")
+
+
+def some_of(known: Iterable[str], *, least: int = 1) -> Limit:
+    """A tuple of names, each once, ``least`` of them or more.
+
+    >>> some_of("ab").holds(("a",)), some_of("ab").holds(("c",)), some_of("ab").words
+    (True, False, 'some of a, b')
+    """
+    known = tuple(known)
+
+    def holds(value: tuple[str, ...]) -> bool:
+        return least <= len(value) == len(set(value)) and set(value) <= set(known)
+
+    return Limit(holds, f"some of {', '.join(known)}")
+
+
+def one_of(known: Iterable[str]) -> Limit:
+    """One of some names."""
+    known = tuple(known)
+    return Limit(lambda value: value in known, f"one of {', '.join(known)}")
+
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Above = Annotated[float, Limit(lambda x: 0 < x < math.inf, "above 0, finite")]
+Amount = Annotated[float, Limit(lambda x: 0 <= x < math.inf, "0 or more, finite")]
+Share = Annotated[float, Limit(lambda x: 0 <= x < 1, "in [0, 1)")]
+Clip = Annotated[float, Limit(lambda x: x > 0, "above 0 (inf = no clipping)")]
+Counts = Annotated[
+    tuple[int, ...],
+    Limit(
+        lambda x: bool(x) and min(x) >= 1 and len(set(x)) == len(x),
+        "at least one number, all >= 1, without repetition",
+    ),
+]
+Rates = Annotated[
+    tuple[float, ...],
+    Limit(lambda x: bool(x) and min(x) > 0, "at least one number, all above 0"),
+]
+Dtype = Annotated[Literal["float32", "bfloat16"], one_of(("float32", "bfloat16"))]
+
+# (field, whether its value may stand, what would be right)
+Rule = tuple[str, bool, str]
+
+
+@functools.cache
+def _limits(kind: type[Any]) -> tuple[tuple[str, Limit], ...]:
+    """The limits on the fields of a dataclass."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return tuple(
+        (field.name, item)
+        for field in dataclasses.fields(kind)
+        for item in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(item, Limit)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A frozen dataclass whose fields have limits, ``Annotated[type, Limit]``.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Toy(Settings):
+    ...     seeds: Count = 3
+    >>> Toy(seeds=0)
+    Traceback (most recent call last):
+      ...
+    ValueError: seeds must be at least 1, got 0.
+    """
+
+    def rules(self) -> Iterator[Rule]:
+        """What a limit on one field cannot say: (field, holds, what would be right)."""
+        return iter(())
+
+    def __post_init__(self) -> None:
+        for name, limit in _limits(type(self)):
+            _demand(self, name, limit.holds(getattr(self, name)), limit.words)
+        for rule in self.rules():
+            _demand(self, *rule)
+
+
+def _demand(settings: Any, name: str, ok: bool, expected: str) -> None:
+    if not ok:
+        value = getattr(settings, name)
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+@functools.cache
+def with_limits_shown(kind: type[Any]) -> type[Any]:
+    """The dataclass, its limits made part of what ``--help`` shows of a field."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for name, limit in _limits(kind):
+        shown = tyro.conf.arg(metavar=limit.words.upper().replace(" ", "-"))
+        hints[name] = Annotated[hints[name], shown]
+    kind.__annotations__ = {
+        field.name: hints[field.name] for field in dataclasses.fields(kind)
+    }
+    return kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell(Settings):
+    """One training run: what every experiment's cells have.
 
     Attributes:
       task: name of the data.
-      model, size: see `attn_jax.models`.
-      attention: attention variant of the model; None is its default.
-      attention_sha256: of the file, where ``attention`` names one: an edited
-        variant is another cell.
-      patch: side of the ViT's patches in pixels; None for other models.
-      n: number of training images.
-      seed: draws the subset, the initial parameters and the order of the batches.
-      phase: "tune" trains without the validation split and is scored on it; "final"
-        trains on all n images and reads the test set, once.
-      protocol: how ``updates`` came from n, see `protocol_updates`.
+      model: which model, the row of a table.
+      seed: draws the initial parameters and all that is random in training.
       updates: number of optimiser steps.
-      batch_size: images a step, over all devices.
+      phase: "tune" is scored on the validation part; "final" on the test part, once.
       learning_rate: peak of the schedule.
-      weight_decay: of AdamW, on matrices alone.
+      weight_decay: of AdamW, on what has two axes or more.
       warmup: share of the updates that warm up.
       clip_norm: largest global norm of a gradient.
-      label_smoothing: share of the label spread over all classes.
-      mixup: α of the Beta distribution; 0 = off.
-      crop: pixels of padding before a random crop; 0 = off.
-      flip: random left-right flips.
-      dropout_rate: of the model.
-      dtype: of the computation; parameters stay float32.
-      validation_fraction, validation_maximum: size of the validation split.
       differs: what of the data is not as committed records had it, see
         `experiments.core.identity`.
     """
 
     task: str
     model: str
-    size: str
-    n: int
-    seed: int
-    updates: int
-    attention: str | None = None
-    attention_sha256: str | None = None
-    patch: int | None = None
-    phase: Literal["tune", "final"] = "final"
-    protocol: str = "updates"
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    crop: int = 0
-    flip: bool = False
-    dropout_rate: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    validation_fraction: float = 0.2
-    validation_maximum: int = 5000
+    seed: Natural
+    updates: Count
+    phase: Annotated[Literal["tune", "final"], one_of(("tune", "final"))] = "final"
+    learning_rate: Above = 1e-3
+    weight_decay: Amount = 0.05
+    warmup: Share = 0.1
+    clip_norm: Clip = 1.0
     differs: Differs = ()
-
-    def __post_init__(self) -> None:
-        for name, ok, expected in (
-            ("n", self.n >= 1, "at least 1"),
-            ("seed", self.seed >= 0, "0 or more"),
-            ("updates", self.updates >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0, finite"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more, finite"),
-            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
-            ("clip_norm", self.clip_norm > 0, "above 0 (inf = no clipping)"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("mixup", 0 <= self.mixup < math.inf, "0 or more"),
-            ("crop", self.crop >= 0, "0 or more pixels"),
-            ("dropout_rate", 0 <= self.dropout_rate < 1, "in [0, 1)"),
-            ("phase", self.phase in ("tune", "final"), "'tune' or 'final'"),
-            ("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-            ("validation_fraction", 0 < self.validation_fraction < 1, "in (0, 1)"),
-            ("validation_maximum", self.validation_maximum >= 1, "at least 1"),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"{name} must be {expected}, got {getattr(self, name)!r}."
-                )
 
     def config(self) -> dict[str, Any]:
         """The cell as a plain dictionary, which the results store hashes."""
-        return config_of(self)
+        found = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        return with_differs(found, found.pop("differs"))
+
+    def traits(self) -> Iterator[Any]:
+        """What a progress line tells besides task, model, seed and phase."""
+        return iter(())
 
     @property
     def label(self) -> str:
-        """A short name for progress lines."""
-        model = f"{self.model}-{self.size}"
-        if self.attention is not None:
-            model += f"[{self.attention}]"
-        label = f"{self.task} {model} n={self.n} seed={self.seed} {self.phase}"
-        return label + (f" ({self._tried})" if self.phase == "tune" else "")
+        """A short name for progress lines; of a tuning cell, also what it tries."""
+        tried = f" ({', '.join(self.tries())})" if self.phase == "tune" else ""
+        parts = [self.task, self.model, *self.traits(), f"seed={self.seed}"]
+        return " ".join(map(str, parts)) + f" {self.phase}{tried}"
 
-    @property
-    def _tried(self) -> str:
-        """The hyper-parameters, as far as they are on."""
-        parts = [f"learning rate {self.learning_rate:g}"]
-        for name in "weight_decay label_smoothing crop mixup dropout_rate".split():
-            if getattr(self, name):
-                parts.append(f"{name.replace('_', ' ')} {getattr(self, name):g}")
-        return ", ".join(parts)
+    def tries(self) -> Iterator[str]:
+        """The hyper-parameters of a tuning cell, in words."""
+        yield f"learning rate {self.learning_rate:g}"
 
 
 class EditedError(ValueError):
@@ -138,66 +208,49 @@ def attention_digest(attention: str | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def protocol_updates(
-    protocol: str,
-    *,
-    n: int,
-    n_max: int,
-    updates: int,
-    epochs: float,
-    batch_size: int,
-    max_epochs: float | None,
-    min_updates: int = 1,
-) -> int:
-    """Number of optimiser steps that a protocol gives to n training images.
+@functools.lru_cache(maxsize=64)
+def variant_of(attention: str, digest: str | None) -> Variant:
+    """The variant as its file was when the run began, however it is edited later.
 
-    "updates": the same number of steps for every n, as ViT's Figure 4
-    (arXiv:2010.11929). "epochs": ``epochs`` passes at n = n_max and ``epochs · n_max
-    / n`` (rounded to whole passes of whole batches) at smaller n, as ConViT's Table 2
-    (arXiv:2103.10697). ``max_epochs`` caps the passes of either, but never below
-    ``min_updates``: without it, the smallest sets are seen thousands of times.
-
-    >>> protocol_updates("updates", n=100, n_max=1000, updates=50, epochs=0,
-    ...                  batch_size=10, max_epochs=3)
-    30
-    >>> protocol_updates("epochs", n=100, n_max=1000, updates=0, epochs=2,
-    ...                  batch_size=10, max_epochs=None)
-    200
+    Raises:
+      EditedError: the file was edited between planning and now.
     """
-    per_epoch = n / batch_size
-    if protocol == "updates":
-        steps = float(updates)
-    elif protocol == "epochs":
-        per_epoch = max(1, n // batch_size)
-        steps = round(epochs * n_max / n) * per_epoch
-    else:
-        raise ValueError(f"protocol must be 'updates' or 'epochs', got {protocol!r}.")
-    if max_epochs is not None:
-        cap = max(min_updates, math.ceil(max_epochs * per_epoch))
-        steps = min(steps, cap)
-    return max(1, int(steps))
+    variant = resolve(attention)
+    if attention_digest(attention) != digest:
+        raise EditedError(
+            f"attention: the file of {attention!r} was edited since the run began; "
+            "run the same command again."
+        )
+    return variant
 
 
 @dataclasses.dataclass(frozen=True)
-class Runtime:
+class Runtime(Settings):
     """Where and how cells run; no number depends on it beyond rounding."""
 
     out: Annotated[pathlib.Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder of the results; by default one named after the preset."""
     shard: str = "1/1"
     """Which part of the cells this process takes, "i/n": one machine each."""
-    workers: int = 0
-    """Processes that share the cells on this machine, each on cores of its own.
-    0: one a core on CPU (small models gain more from it than from threads), else 1."""
+    engine: Literal["auto", "inline", "processes", "ray"] = "auto"
+    """What runs the cells: inline (this process), processes (of this machine), or ray
+    (a cluster, named by RAY_ADDRESS, or this machine). auto: processes where workers
+    are more than one."""
+    workers: Natural = 0
+    """Cells that run at once. 0: one a core on CPU (small models gain more from it
+    than from threads), else one; on Ray, one a GPU, or one a core where there is
+    none."""
     vmap_seeds: bool = False
     """Train all seeds of a cell at once, where the device has room."""
-    steps_per_dispatch: int = 0
-    """Steps that one call of the compiled program does. 0: 1 on CPU, else 16."""
+    steps_per_dispatch: Natural = 0
+    """Steps that one call of the compiled program does, where the shapes of their
+    batches agree. 0: 1 on CPU, else 16."""
     device_data: bool = True
-    """Keep the training images on the devices; off: send each batch."""
-    checkpoint_seconds: float = 60.0
+    """Keep what batches are taken from on the devices; off, or where batches are made
+    anew, each is sent."""
+    checkpoint_seconds: Amount = 60.0
     """Seconds between checkpoints."""
-    log_every: int = 50
+    log_every: Count = 50
     """Updates between two points of a curve; each is checked for NaN."""
     tensorboard: bool = False
     """Write TensorBoard event files under OUT/tensorboard."""
@@ -212,16 +265,7 @@ class Runtime:
     """Number of this process, from 0."""
 
     def __post_init__(self) -> None:
-        for name, ok, expected in (
-            ("workers", self.workers >= 0, "0 or more"),
-            ("steps_per_dispatch", self.steps_per_dispatch >= 0, "0 or more"),
-            ("checkpoint_seconds", self.checkpoint_seconds >= 0, "0 or more"),
-            ("log_every", self.log_every >= 1, "at least 1"),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"{name} must be {expected}, got {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         for name in ("coordinator", "num_processes", "process_id"):
             if not self.distributed and getattr(self, name) is not None:
                 raise ValueError(
@@ -232,4 +276,8 @@ class Runtime:
             raise ValueError(
                 f"workers must be 1 with --distributed, got {self.workers}: there, "
                 "each process of the cluster is started by itself."
+            )
+        if self.distributed and self.engine not in ("auto", "inline"):
+            raise ValueError(
+                f"engine must be inline with --distributed, got {self.engine!r}."
             )

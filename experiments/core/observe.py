@@ -1,20 +1,17 @@
 """Live progress: cells done, steps per second, loss, time left.
 
 On a terminal a rich display is redrawn in place; elsewhere one line is printed for
-each finished cell and nothing between. Workers on one machine each write a small
-status file, from which their parent draws one display for all.
+each finished cell and nothing between. Workers tell their parent, which draws one
+display for all.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -62,30 +59,21 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
 
 
 class Progress:
-    """Progress of one process.
+    """Progress of a run, of the cells of this process and of its workers.
 
     Args:
       total: number of cells it knows of; finished ones count.
       done: how many of them were finished before.
-      status_file: where to write what is going on, for a parent that draws.
       live: draw on the terminal; None asks whether stdout is one.
     """
 
-    def __init__(
-        self,
-        total: int,
-        done: int = 0,
-        *,
-        status_file: pathlib.Path | None = None,
-        live: bool | None = None,
-    ):
+    def __init__(self, total: int, done: int = 0, *, live: bool | None = None):
         self.total, self.done = total, done
-        self._status_file = status_file
         terminal = sys.stdout.isatty() if live is None else live
-        self._display = Display(total) if terminal and status_file is None else None
-        self._status: dict[str, Any] = {}
-        self._written = 0.0
-        self._began = (0, 0.0)
+        self._display = Display(total) if terminal else None
+        # What each worker is at; 0 is also this process, where it works itself.
+        self._status: dict[int, dict[str, Any]] = {}
+        self._began: dict[int, tuple[int, float]] = {}
 
     def __enter__(self) -> Progress:
         if self._display:
@@ -95,28 +83,33 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._display:
             self._display.stop()
-        if self._status_file:
-            self._status_file.unlink(missing_ok=True)
 
-    def begin(self, label: str, updates: int, step: int = 0) -> None:
+    def heard(self, worker: int, method: str, *arguments: Any) -> None:
+        """Takes over what a worker's `Relay` said."""
+        if method == "say":
+            self.say(*arguments)
+        else:
+            getattr(self, method)(*arguments, worker=worker)
+
+    def begin(self, label: str, updates: int, step: int = 0, worker: int = 0) -> None:
         """A cell starts, or goes on from ``step``."""
-        self._began = (step, time.monotonic())
-        self._status = dict(label=label, updates=updates, step=step)
-        self._tell(force=True)
+        self._began[worker] = step, time.monotonic()
+        self._status[worker] = dict(label=label, updates=updates, step=step)
+        self._draw()
 
-    def update(self, step: int, loss: float) -> None:
+    def update(self, step: int, loss: float, worker: int = 0) -> None:
         """The cell has done ``step`` updates; ``loss`` is the latest mean."""
-        start, since = self._began
+        start, since = self._began[worker]
         rate = (step - start) / max(time.monotonic() - since, 1e-9)
-        self._status |= dict(step=step, loss=loss, rate=rate)
-        self._tell()
+        self._status[worker] |= dict(step=step, loss=loss, rate=rate)
+        self._draw()
 
-    def finish(self, label: str, record: Record) -> None:
+    def finish(self, label: str, record: Record, worker: int = 0) -> None:
         """A cell is in the store."""
         self.done += 1
+        self._status.pop(worker, None)
         self.say(describe(label, record))
-        self._status = {}
-        self._tell(force=True)
+        self._draw()
 
     def say(self, line: str) -> None:
         """Prints a line, above the live display where there is one."""
@@ -125,26 +118,46 @@ class Progress:
         else:
             print(line, flush=True)
 
-    def _tell(self, force: bool = False) -> None:
+    def _draw(self) -> None:
         if self._display:
-            self._display.draw([self._status] if self._status else [], self.done)
-        elif self._status_file and (force or time.monotonic() - self._written > 1.0):
-            self._written = time.monotonic()
-            part = self._status_file.with_suffix(f".{os.getpid()}.tmp")
-            with contextlib.suppress(OSError):  # a display is no reason to fail
-                part.write_text(json.dumps(self._status))
-                part.replace(self._status_file)
+            self._display.draw(list(self._status.values()), self.done)
 
 
-def read_statuses(files: Sequence[pathlib.Path]) -> Iterator[dict[str, Any]]:
-    """What the workers wrote, leaving out those between two cells."""
-    for file in files:
-        try:
-            status = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue
-        if status:
-            yield status
+class Relay(Progress):
+    """Progress of a worker: all that it hears goes to a queue, for its parent.
+
+    Args:
+      worker: number of this worker.
+      messages: has ``put((worker, method, *arguments))``.
+    """
+
+    EVERY = 0.5  # seconds between two updates
+
+    def __init__(self, worker: int, messages: Any):
+        super().__init__(0, live=False)
+        self._worker, self._messages, self._told = worker, messages, 0.0
+
+    def _put(self, method: str, *arguments: Any) -> None:
+        with contextlib.suppress(OSError):  # no parent is left
+            self._messages.put((self._worker, method, *arguments))
+
+    def begin(self, label: str, updates: int, step: int = 0, worker: int = 0) -> None:
+        self._put("begin", label, updates, step)
+
+    def update(self, step: int, loss: float, worker: int = 0) -> None:
+        if time.monotonic() - self._told >= self.EVERY:
+            self._told = time.monotonic()
+            self._put("update", step, loss)
+
+    def finish(self, label: str, record: Record, worker: int = 0) -> None:
+        told = {name: record[name] for name in ("status", "wall_time_s")}
+        metrics = {
+            k: v for k, v in record["metrics"].items() if not isinstance(v, list)
+        }
+        self._put("finish", label, told | {"metrics": metrics})
+
+    def say(self, line: str) -> None:
+        self._put("say", line)
 
 
 class Display:

@@ -3,66 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from experiments.core import identity, trial
+from experiments.core.cell import Cell, Count
 
 Score = Literal["dot_product", "gat", "gatv2"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What all cells have.
+class GraphCell(Cell):
+    """What the cells of all three tasks have.
 
     Attributes:
       task: "dictionary", "wordnet", "melting_point" or "logp".
-      model: the row of the table.
-      seed: draws the initial parameters and all that is random in training.
-      updates: number of optimiser steps.
-      phase: "tune" is scored on the validation part, "final" on the test part, once.
       dim, depth, num_heads, mlp_dim: width, layers, heads, hidden width (0 = none).
       dropout_rate: of the model.
-      learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
-      differs: what of the data, and of the sizes of its parts, is not as committed
-        records had it, see `experiments.core.identity`.
     """
 
-    task: str
-    model: str
-    seed: int
-    updates: int
-    dim: int
-    depth: int
-    num_heads: int
+    dim: Count
+    depth: Count
+    num_heads: Count
     mlp_dim: int
-    learning_rate: float
     phase: Literal["tune", "final"] = "tune"
     dropout_rate: float = 0.0
     weight_decay: float = 0.01
-    warmup: float = 0.1
-    clip_norm: float = 1.0
-    differs: identity.Differs = ()
-
-    def __post_init__(self) -> None:
-        trial.check_recipe(self)
-
-    def config(self) -> dict[str, Any]:
-        """The cell as a plain dictionary, which the results store hashes."""
-        return identity.config_of(self)
-
-    @property
-    def label(self) -> str:
-        """A short name for progress lines."""
-        phase = trial.phase_label(self)
-        return f"{self.task} {self.model} {self._size}seed={self.seed} {phase}"
-
-    @property
-    def _size(self) -> str:
-        return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DictionaryCell(Recipe):
+class DictionaryCell(GraphCell):
     """A cell of DictionaryLookup.
 
     Attributes:
@@ -79,13 +48,12 @@ class DictionaryCell(Recipe):
     batch_size: int
     held_out: int
 
-    @property
-    def _size(self) -> str:
-        return f"k={self.keys} "
+    def traits(self) -> Iterator[str]:
+        yield f"k={self.keys}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NodeCell(Recipe):
+class NodeCell(GraphCell):
     """A cell of the classification of nodes.
 
     Attributes:
@@ -119,13 +87,12 @@ class NodeCell(Recipe):
             del found["propagated"]
         return found
 
-    @property
-    def _size(self) -> str:
-        return f"n={self.n} "
+    def traits(self) -> Iterator[str]:
+        yield f"n={self.n}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MoleculeCell(Recipe):
+class MoleculeCell(GraphCell):
     """A cell of the molecules.
 
     Attributes:

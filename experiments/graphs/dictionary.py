@@ -20,7 +20,8 @@ import optax
 from flax import nnx
 
 from attn_jax.nn.positional import num_parameters
-from experiments.core import train, trial
+from experiments.core import devices, optim
+from experiments.core.loop import Indexed, Program, Task, in_epochs
 from experiments.graphs.cells import DictionaryCell
 from experiments.graphs.model import Edges, GraphLabeller
 
@@ -77,24 +78,15 @@ def nodes_and_edges(values: jax.Array) -> tuple[jax.Array, Edges]:
 _SHAPE = ("keys", "score", "dim", "depth", "num_heads", "mlp_dim", "dropout_rate")
 
 
-def build(cell: DictionaryCell, seed: int) -> GraphLabeller:
-    """The model of a cell."""
-    return GraphLabeller(
-        (cell.keys, cell.keys + 1),
-        cell.keys,
-        dim=cell.dim,
-        depth=cell.depth,
-        num_heads=cell.num_heads,
-        mlp_dim=cell.mlp_dim,
-        score=cell.score,
-        dropout_rate=cell.dropout_rate,
-        rngs=nnx.Rngs(seed),
-    )
+@functools.lru_cache(maxsize=16)
+def _program(shape: tuple[Any, ...]) -> Program:
+    traits = dict(zip(_SHAPE, shape, strict=True))
+    size = traits.pop("keys")
 
+    def build(seed: int) -> GraphLabeller:
+        return GraphLabeller((size, size + 1), size, rngs=nnx.Rngs(seed), **traits)
 
-@functools.lru_cache(maxsize=8)
-def _programs(shape: tuple[Any, ...], cell: DictionaryCell) -> tuple[Any, Any]:
-    apply, _ = train.split_model(build(cell, 0))
+    apply, _ = optim.split_model(build(0))
 
     def logits(params: Any, values: jax.Array, rng: jax.Array | None) -> jax.Array:
         nodes, edges = nodes_and_edges(values)
@@ -103,7 +95,7 @@ def _programs(shape: tuple[Any, ...], cell: DictionaryCell) -> tuple[Any, Any]:
         wanted = jnp.asarray(at.ravel(), jnp.int32)
         return apply(params, nodes, edges, None, wanted, rng=rng)
 
-    def loss_fn(
+    def loss(
         params: Any, values: jax.Array, rng: jax.Array, hyper: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         found, right = logits(params, values, rng), values.reshape(-1)
@@ -116,50 +108,32 @@ def _programs(shape: tuple[Any, ...], cell: DictionaryCell) -> tuple[Any, Any]:
         found = jnp.argmax(logits(params, values, None), -1).reshape(values.shape)
         return (found == values).sum(axis=1)
 
-    return jax.jit(trial.make_step(loss_fn), donate_argnums=0), jax.jit(hits)
+    return Program(
+        lambda seed: optim.split_model(build(seed))[1],
+        loss,
+        {"hits": hits, "params": num_parameters(nnx.eval_shape(lambda: build(0)))},
+    )
 
 
-def programs(cell: DictionaryCell) -> tuple[Any, Any]:
-    """The compiled step, and the compiled number of hits, of a cell."""
-    shape = tuple(getattr(cell, name) for name in _SHAPE)
-    return _programs(shape, _plain(cell))
+class DictionaryTask(Task):
+    """DictionaryLookup."""
 
+    def program(self, cell: DictionaryCell) -> Program:
+        return _program(tuple(getattr(cell, name) for name in _SHAPE))
 
-def _plain(cell: DictionaryCell) -> DictionaryCell:
-    """The same for all cells that share their programs."""
-    kept = {name: getattr(cell, name) for name in _SHAPE}
-    rest: dict[str, Any] = dict(task="", model="", seed=0, updates=1, learning_rate=1.0)
-    rest |= dict(graphs=1, batch_size=1, held_out=1)
-    return DictionaryCell(**rest, **kept)
-
-
-class DictionaryRunner(trial.Runner):
-    """Trains and scores cells of DictionaryLookup."""
-
-    def start(self, cell: DictionaryCell) -> trial.Job:
-        """Parameters, step and batches."""
+    def batches(self, cell: DictionaryCell) -> Indexed:
         graphs = lookup_graphs(cell.keys, cell.graphs, "train")
-
-        def batch(k: int) -> np.ndarray:
-            return graphs[
-                train.batch_positions(
-                    len(graphs), seed=cell.seed, step=k, batch_size=cell.batch_size
-                )
-            ]
-
-        return trial.Job(
-            train.split_model(build(cell, cell.seed))[1], programs(cell)[0], batch
-        )
+        return Indexed(graphs, in_epochs(cell, len(graphs)))
 
     def costs(self, cell: DictionaryCell) -> dict[str, Any]:
         """Number of parameters."""
-        return {"params": num_parameters(nnx.eval_shape(lambda: build(cell, 0)))}
+        return {"params": self.program(cell).more["params"]}
 
-    def result(self, cell: DictionaryCell, params: Any) -> dict[str, Any]:
+    def score(self, cell: DictionaryCell, params: Any) -> dict[str, Any]:
         """Accuracy on the training graphs, and on graphs never seen."""
         tune = cell.phase == "tune"
         prefix, part = ("val", "validation") if tune else ("test", "test")
-        found = {}
+        hits_of, found = self.program(cell).more["hits"], {}
         for name, graphs in (
             ("train", lookup_graphs(cell.keys, cell.graphs, "train")),
             (prefix, lookup_graphs(cell.keys, cell.held_out, part)),
@@ -169,7 +143,7 @@ class DictionaryRunner(trial.Runner):
             filled = np.concatenate([graphs, graphs[:1].repeat(fill, axis=0)])
             hits = np.concatenate(
                 [
-                    np.asarray(programs(cell)[1](params, filled[i : i + count]))
+                    devices.call(hits_of, params, filled[i : i + count])
                     for i in range(0, len(filled), count)
                 ]
             )[: len(graphs)]

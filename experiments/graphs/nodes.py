@@ -13,7 +13,8 @@ import optax
 from flax import nnx
 
 from attn_jax.nn.positional import num_parameters
-from experiments.core import train, trial
+from experiments.core import devices, optim
+from experiments.core.loop import Batches, Program, Task
 from experiments.data import graphs
 from experiments.data.graphs import NodeGraph
 from experiments.graphs.cells import NodeCell
@@ -49,7 +50,7 @@ def edges_of(graph: NodeGraph) -> Edges:
     return Edges(*arrays)
 
 
-class Task:
+class Nodes:
     """A graph with the parts of its nodes, and vectors for them when asked for.
 
     Args:
@@ -87,48 +88,22 @@ _SHAPE = (
 ).split()
 
 
-def build(cell: NodeCell, graph: NodeGraph, seed: int) -> GraphLabeller:
-    """The model of a cell."""
-    return _build(
-        tuple(getattr(cell, name) for name in _SHAPE),
-        len(graph.kind_names) + 1,
-        len(graph.class_names),
-        seed,
-    )
-
-
-def _build(
-    shape: tuple[Any, ...], num_kinds: int, num_classes: int, seed: int
-) -> GraphLabeller:
-    traits = dict(zip(_SHAPE, shape, strict=True))
-    return GraphLabeller(
-        traits["features"] + (num_classes if traits["propagated"] else 0),
-        num_classes,
-        dim=traits["dim"],
-        depth=traits["depth"],
-        num_heads=traits["num_heads"],
-        head_dim=traits["head_dim"],
-        mlp_dim=traits["mlp_dim"],
-        score=traits["score"],
-        num_kinds=num_kinds if traits["kinds"] else 0,
-        reads_labels=traits["reads_labels"],
-        dropout_rate=traits["dropout_rate"],
-        rngs=nnx.Rngs(seed),
-    )
-
-
-class Programs(NamedTuple):
-    """Compiled functions of a model."""
-
-    step: trial.Step
-    predict: Callable[[Any, Inputs], jax.Array]
-
-
 @functools.lru_cache(maxsize=16)
-def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Programs:
-    apply, _ = train.split_model(_build(shape, num_kinds, num_classes, 0))
+def _program(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Program:
     traits = dict(zip(_SHAPE, shape, strict=True))
     reads, shown = traits["reads_labels"], traits["shown"]
+
+    def build(seed: int) -> GraphLabeller:
+        names = "dim depth num_heads head_dim mlp_dim score reads_labels dropout_rate"
+        return GraphLabeller(
+            traits["features"] + (num_classes if traits["propagated"] else 0),
+            num_classes,
+            num_kinds=num_kinds if traits["kinds"] else 0,
+            rngs=nnx.Rngs(seed),
+            **{name: traits[name] for name in names.split()},
+        )
+
+    apply, _ = optim.split_model(build(0))
 
     def vectors(inputs: Inputs) -> jax.Array:
         """What a node's input is made of, numbers near 1."""
@@ -144,7 +119,7 @@ def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Progr
         labels = jnp.where(show, inputs.labels[inputs.train], -1)
         return jnp.full_like(inputs.labels, -1).at[inputs.train].set(labels)
 
-    def loss_fn(
+    def loss(
         params: Any, inputs: Inputs, rng: jax.Array, hyper: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         show_rng, dropout_rng = jax.random.split(rng)
@@ -172,88 +147,103 @@ def _programs(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Progr
         known = given(inputs, jnp.ones(inputs.train.shape, bool))
         return jnp.argmax(apply(params, vectors(inputs), inputs.edges, known), -1)
 
-    return Programs(
-        jax.jit(trial.make_step(loss_fn), donate_argnums=0), jax.jit(predict)
+    return Program(
+        lambda seed: optim.split_model(build(seed))[1],
+        loss,
+        {
+            "predict": jax.jit(predict),
+            "params": num_parameters(nnx.eval_shape(lambda: build(0))),
+        },
     )
 
 
-def programs(cell: NodeCell, graph: NodeGraph) -> Programs:
-    """The compiled functions of a cell."""
-    shape = tuple(getattr(cell, name) for name in _SHAPE)
-    return _programs(shape, len(graph.kind_names) + 1, len(graph.class_names))
+class _Draws:
+    """The same inputs at every update, or a few draws of them in turn."""
+
+    def __init__(self, draws: Sequence[Inputs]):
+        self._draws = draws
+
+    def __getitem__(self, step: int) -> Inputs:
+        return self._draws[step % len(self._draws)]
 
 
-class NodeRunner(trial.Runner):
-    """Trains and scores cells of one graph.
+class NodeTask(Task):
+    """Classifies the nodes of one graph.
 
     Args:
-      task: the graph and its parts.
-      *common: of `experiments.core.trial.Runner`.
+      nodes: the graph and its parts.
     """
 
-    def __init__(self, task: Task, *common: Any):
-        super().__init__(*common)
-        self.task = task
+    splits = False
+
+    def __init__(self, nodes: Nodes):
+        self.nodes = nodes
         self._placed: dict[tuple[int, int], Inputs] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_placed": {}}  # a worker has devices of its own
+
+    def program(self, cell: NodeCell) -> Program:
+        graph, shape = self.nodes.graph, tuple(getattr(cell, name) for name in _SHAPE)
+        return _program(shape, len(graph.kind_names) + 1, len(graph.class_names))
 
     def _inputs(self, cell: NodeCell) -> Inputs:
         """On the devices, all of it on each, once for all cells."""
-        if cell.data != self.task.graph.sha256:
+        if cell.data != self.nodes.graph.sha256:
             raise ValueError(
                 f"data: the cell is of {cell.data}, but this graph is "
-                f"{self.task.graph.sha256}."
+                f"{self.nodes.graph.sha256}."
             )
         key = cell.n, cell.features
         if key not in self._placed:
-            self._placed[key] = train.put(self.task.inputs(*key), self.mesh)
+            self._placed[key] = devices.put(
+                self.nodes.inputs(*key), devices.data_mesh()
+            )
         return self._placed[key]
 
     def _with_spread(self, cell: NodeCell, show: np.ndarray) -> Inputs:
         """The inputs with the labels of some training nodes propagated."""
-        inputs, graph = self._inputs(cell), self.task.graph
+        inputs, graph = self._inputs(cell), self.nodes.graph
         spread = graphs.label_propagation(
             graph.senders,
             graph.receivers,
             graph.labels,
-            self.task.pool[: cell.n][show],
+            self.nodes.pool[: cell.n][show],
             len(graph.class_names),
             steps=cell.propagated,
         )
-        placed = train.put((show, spread.astype(np.float32)), self.mesh)
+        placed = devices.put((show, spread.astype(np.float32)), devices.data_mesh())
         return inputs._replace(show=placed[0], spread=placed[1])
 
-    def start(self, cell: NodeCell) -> trial.Job:
-        """Parameters, step, and the graph as the batch of every update."""
-        params = train.split_model(build(cell, self.task.graph, cell.seed))[1]
-        step = programs(cell, self.task.graph).step
+    def batches(self, cell: NodeCell) -> Batches:
+        """The graph as the batch of every update."""
         if not cell.propagated:
-            inputs = self._inputs(cell)
-            return trial.Job(params, step, lambda k: inputs, split=False)
+            return _Draws([self._inputs(cell)])
         rng = np.random.default_rng([cell.seed, 9])
-        draws = [
-            self._with_spread(cell, rng.random(cell.n) < cell.shown)
-            for _ in range(_DRAWS)
-        ]
-        return trial.Job(params, step, lambda k: draws[k % _DRAWS], split=False)
+        return _Draws(
+            [
+                self._with_spread(cell, rng.random(cell.n) < cell.shown)
+                for _ in range(_DRAWS)
+            ]
+        )
+
+    def trace(self, cell: NodeCell, program: Program) -> None:
+        """No attention of a user's comes here."""
 
     def costs(self, cell: NodeCell) -> dict[str, Any]:
         """Number of parameters."""
-        return {
-            "params": num_parameters(
-                nnx.eval_shape(lambda: build(cell, self.task.graph, 0))
-            )
-        }
+        return {"params": self.program(cell).more["params"]}
 
-    def result(self, cell: NodeCell, params: Any) -> dict[str, Any]:
+    def score(self, cell: NodeCell, params: Any) -> dict[str, Any]:
         """Accuracy on the held-out part."""
         inputs = self._inputs(cell)
         if cell.propagated:
             inputs = self._with_spread(cell, np.ones(cell.n, bool))
-        found = programs(cell, self.task.graph).predict(params, inputs)
-        return scored(self.task, np.asarray(found), cell.phase)
+        found = devices.fetch(self.program(cell).more["predict"](params, inputs))
+        return scored(self.nodes, found, cell.phase)
 
 
-def scored(task: Task, found: np.ndarray, phase: str) -> dict[str, float]:
+def scored(task: Nodes, found: np.ndarray, phase: str) -> dict[str, float]:
     """Accuracy on the part that a phase reads."""
     tune = phase == "tune"
     prefix, part = ("val", task.validation) if tune else ("test", task.test)
@@ -265,7 +255,7 @@ def scored(task: Task, found: np.ndarray, phase: str) -> dict[str, float]:
 # --- Baselines ---------------------------------------------------------------------
 
 # method(task, n) -> (class of every node, what was chosen on the validation part)
-Method = Callable[[Task, int], tuple[np.ndarray, str]]
+Method = Callable[[Nodes, int], tuple[np.ndarray, str]]
 
 # What is tried on the validation part.
 _STRENGTHS = (3.0, 10.0)
@@ -274,7 +264,7 @@ _IS_A = ("@", "@i", "~", "~i")
 
 
 def baselines(
-    task: Task, sizes: Sequence[int]
+    task: Nodes, sizes: Sequence[int]
 ) -> Mapping[str, Callable[[], dict[str, Any]]]:
     """What needs no network, by name; each gives its scores for all sizes."""
     methods: dict[str, Method] = {
@@ -285,29 +275,32 @@ def baselines(
     if set(_IS_A) <= set(task.graph.kind_names):
         methods["label_propagation_is_a"] = functools.partial(_propagation, kinds=_IS_A)
 
-    def measure(method: Method) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for n in sizes:
-            classes, chosen = method(task, n)
-            found[f"chosen_{n}"] = chosen
-            for phase in ("tune", "final"):
-                for name, value in scored(task, classes, phase).items():
-                    found[f"{name}_{n}"] = value
-        return found
-
     return {
-        name: functools.partial(measure, method) for name, method in methods.items()
+        name: functools.partial(_measured, method, task, tuple(sizes))
+        for name, method in methods.items()
     }
 
 
-def _majority(task: Task, n: int) -> tuple[np.ndarray, str]:
+def _measured(method: Method, task: Nodes, sizes: Sequence[int]) -> dict[str, Any]:
+    """The scores of a method for all sizes."""
+    found: dict[str, Any] = {}
+    for n in sizes:
+        classes, chosen = method(task, n)
+        found[f"chosen_{n}"] = chosen
+        for phase in ("tune", "final"):
+            for name, value in scored(task, classes, phase).items():
+                found[f"{name}_{n}"] = value
+    return found
+
+
+def _majority(task: Nodes, n: int) -> tuple[np.ndarray, str]:
     """The most frequent class for all."""
     labels = task.graph.labels
     most = np.bincount(labels[task.pool[:n]]).argmax()
     return np.full(len(labels), most), ""
 
 
-def _text(task: Task, n: int) -> tuple[np.ndarray, str]:
+def _text(task: Nodes, n: int) -> tuple[np.ndarray, str]:
     """Logistic regression on the words of a node's own text."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -326,7 +319,7 @@ def _text(task: Task, n: int) -> tuple[np.ndarray, str]:
 
 
 def _propagation(
-    task: Task, n: int, kinds: Sequence[str] | None
+    task: Nodes, n: int, kinds: Sequence[str] | None
 ) -> tuple[np.ndarray, str]:
     """Label propagation along all edges, or along those of some kinds."""
     graph = task.graph

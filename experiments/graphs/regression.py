@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from attn_jax.nn.positional import num_parameters
-from experiments.core import train, trial
+from experiments.core import devices, optim
+from experiments.core.loop import Program, Task
 from experiments.data import molecules
 from experiments.data.molecules import Molecules
 from experiments.graphs.cells import MoleculeCell
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
     weight: Any
 
 
-class Task:
+class Parts:
     """Molecules, padded, with the parts of the split.
 
     Args:
@@ -114,7 +115,7 @@ class Epochs:
 
     def __init__(
         self,
-        task: Task,
+        task: Parts,
         indices: np.ndarray,
         batch_atoms: int,
         seed: int,
@@ -155,38 +156,18 @@ _COLUMNS: Mapping[str, tuple[int, ...]] = {
 }
 
 
-def _build(shape: tuple[Any, ...], seed: int) -> GraphRegressor:
-    traits = dict(zip(_SHAPE, shape, strict=True))
-    return GraphRegressor(
-        molecules.ATOM_SIZES,
-        dim=traits["dim"],
-        depth=traits["depth"],
-        num_heads=traits["num_heads"],
-        mlp_dim=traits["mlp_dim"],
-        sees=traits["sees"],
-        pair_sizes=[molecules.PAIR_SIZES[i] for i in _COLUMNS[traits["pairs"]]],
-        dropout_rate=traits["dropout_rate"],
-        rngs=nnx.Rngs(seed),
-    )
-
-
-def build(cell: MoleculeCell, seed: int) -> GraphRegressor:
-    """The model of a cell."""
-    return _build(tuple(getattr(cell, name) for name in _SHAPE), seed)
-
-
-class Programs(NamedTuple):
-    """Compiled functions of a model."""
-
-    step: trial.Step
-    predict: Callable[[Any, Batch], jax.Array]
-
-
 @functools.lru_cache(maxsize=16)
-def _programs(shape: tuple[Any, ...]) -> Programs:
-    apply, _ = train.split_model(_build(shape, 0))
+def _program(shape: tuple[Any, ...]) -> Program:
     traits = dict(zip(_SHAPE, shape, strict=True))
-    columns = list(_COLUMNS[traits["pairs"]])
+    columns = list(_COLUMNS[traits.pop("pairs")])
+
+    def build(seed: int) -> GraphRegressor:
+        pair_sizes = [molecules.PAIR_SIZES[i] for i in columns]
+        return GraphRegressor(
+            molecules.ATOM_SIZES, pair_sizes=pair_sizes, rngs=nnx.Rngs(seed), **traits
+        )
+
+    apply, _ = optim.split_model(build(0))
 
     def outputs(params: Any, batch: Batch, rng: jax.Array | None) -> jax.Array:
         atoms = jnp.asarray(batch.atoms).astype(jnp.int32)
@@ -195,88 +176,81 @@ def _programs(shape: tuple[Any, ...]) -> Programs:
         pairs = given[..., jnp.asarray(columns)] if columns else None
         return apply(params, atoms, batch.real, bonded, pairs, rng=rng)
 
-    def loss_fn(
+    def loss(
         params: Any, batch: Batch, rng: jax.Array, hyper: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         errors = outputs(params, batch, rng) - batch.target
         total = jnp.maximum(jnp.asarray(batch.weight).sum(), 1.0)
         return (errors**2 * batch.weight).sum() / total, {}
 
-    return Programs(
-        jax.jit(trial.make_step(loss_fn), donate_argnums=0),
-        jax.jit(lambda params, batch: outputs(params, batch, None)),
+    def predict(params: Any, batch: Batch) -> jax.Array:
+        return outputs(params, batch, None)
+
+    return Program(
+        lambda seed: optim.split_model(build(seed))[1],
+        loss,
+        {
+            "predict": predict,
+            "params": num_parameters(nnx.eval_shape(lambda: build(0))),
+        },
     )
 
 
-def programs(cell: MoleculeCell) -> Programs:
-    """The compiled functions of a cell."""
-    return _programs(tuple(getattr(cell, name) for name in _SHAPE))
-
-
-class MoleculeRunner(trial.Runner):
-    """Trains and scores cells of one set of molecules.
+class MoleculeTask(Task):
+    """Predicts a number of each molecule.
 
     Args:
-      task: the molecules and their parts.
-      *common: of `experiments.core.trial.Runner`.
+      parts: the molecules and their parts.
     """
 
-    def __init__(self, task: Task, *common: Any):
-        super().__init__(*common)
-        self.task = task
+    uniform = False
 
-    def start(self, cell: MoleculeCell) -> trial.Job:
-        """Parameters, step and batches."""
-        if cell.data != self.task.data.sha256:
+    def __init__(self, parts: Parts):
+        self.parts = parts
+
+    def program(self, cell: MoleculeCell) -> Program:
+        return _program(tuple(getattr(cell, name) for name in _SHAPE))
+
+    def batches(self, cell: MoleculeCell) -> Epochs:
+        if cell.data != self.parts.data.sha256:
             raise ValueError(
                 f"data: the cell is of {cell.data}, but these molecules are "
-                f"{self.task.data.sha256}."
+                f"{self.parts.data.sha256}."
             )
-        batches = Epochs(
-            self.task,
-            self.task.part(cell.phase)[0],
-            cell.batch_atoms,
-            cell.seed,
-            cell.phase,
-        )
-        params = train.split_model(build(cell, cell.seed))[1]
-        return trial.Job(params, programs(cell).step, batches.__getitem__)
+        chosen = self.parts.part(cell.phase)[0]
+        return Epochs(self.parts, chosen, cell.batch_atoms, cell.seed, cell.phase)
 
     def costs(self, cell: MoleculeCell) -> dict[str, Any]:
         """Number of parameters, and what was trained on."""
-        count = len(self.task.part(cell.phase)[0])
-        return {
-            "params": num_parameters(nnx.eval_shape(lambda: build(cell, 0))),
-            "n": count,
-        }
+        count = len(self.parts.part(cell.phase)[0])
+        return {"params": self.program(cell).more["params"], "n": count}
 
     def predict(
         self, cell: MoleculeCell, params: Any, indices: np.ndarray
     ) -> np.ndarray:
         """The numbers of some molecules, in their unit."""
-        mean, deviation = self.task.scale(cell.phase)
+        mean, deviation = self.parts.scale(cell.phase)
+        predict = self.program(cell).more["predict"]
         found = np.zeros(len(indices))
         for bucket in range(len(LENGTHS)):
-            at = np.flatnonzero(self.task.bucket[indices] == bucket)
-            rows = self.task.rows(bucket, cell.batch_atoms)
+            at = np.flatnonzero(self.parts.bucket[indices] == bucket)
+            rows = self.parts.rows(bucket, cell.batch_atoms)
             for start in range(0, len(at), rows):
                 some = at[start : start + rows]
-                batch = self.task.batch(indices[some], rows, cell.phase)
-                predict = train.on_mesh(programs(cell).predict, batch, self.mesh)
-                batch = train.place_batch(batch, self.mesh)
-                numbers = np.asarray(predict(params, batch))
+                batch = self.parts.batch(indices[some], rows, cell.phase)
+                numbers = devices.call(predict, params, batch)
                 found[some] = numbers[: len(some)] * deviation + mean
         return found
 
-    def result(self, cell: MoleculeCell, params: Any) -> dict[str, Any]:
+    def score(self, cell: MoleculeCell, params: Any) -> dict[str, Any]:
         """Errors on the held-out part and on some that were seen."""
-        seen, held_out = self.task.part(cell.phase)
+        seen, held_out = self.parts.part(cell.phase)
         prefix = "val" if cell.phase == "tune" else "test"
         found = self.predict(cell, params, held_out)
-        result = errors(found, self.task.data.targets[held_out], prefix)
+        result = errors(found, self.parts.data.targets[held_out], prefix)
         some = seen[np.linspace(0, len(seen) - 1, min(_SEEN, len(seen))).astype(int)]
         again = self.predict(cell, params, some)
-        result["train_rmse"] = errors(again, self.task.data.targets[some], "train")[
+        result["train_rmse"] = errors(again, self.parts.data.targets[some], "train")[
             "train_rmse"
         ]
         if cell.phase == "final":  # for the mean over seeds
@@ -304,7 +278,7 @@ def errors(found: np.ndarray, right: np.ndarray, prefix: str) -> dict[str, Any]:
 _ALPHAS = (3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-def baselines(task: Task, trees: int) -> Mapping[str, Callable[[], dict[str, Any]]]:
+def baselines(task: Parts, trees: int) -> Mapping[str, Callable[[], dict[str, Any]]]:
     """What needs no network, by name.
 
     Args:
@@ -318,7 +292,7 @@ def baselines(task: Task, trees: int) -> Mapping[str, Callable[[], dict[str, Any
     }
 
 
-def _mean(task: Task) -> dict[str, Any]:
+def _mean(task: Parts) -> dict[str, Any]:
     """The mean of the training part for all."""
     targets = task.data.targets
     right = targets[task.test]
@@ -326,7 +300,7 @@ def _mean(task: Task) -> dict[str, Any]:
     return result | {"test_targets": right.tolist()}
 
 
-def _ridge(task: Task) -> dict[str, Any]:
+def _ridge(task: Parts) -> dict[str, Any]:
     """Ridge regression on Morgan counts."""
     from sklearn.linear_model import Ridge
 
@@ -335,7 +309,7 @@ def _ridge(task: Task) -> dict[str, Any]:
     )
 
 
-def _forest(task: Task, trees: int) -> dict[str, Any]:
+def _forest(task: Parts, trees: int) -> dict[str, Any]:
     """A random forest on Morgan counts; a third of the columns at each split."""
     from sklearn.ensemble import RandomForestRegressor
 
@@ -343,7 +317,7 @@ def _forest(task: Task, trees: int) -> dict[str, Any]:
     return _chosen(task, {f"{trees} trees": model})
 
 
-def _chosen(task: Task, models: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(task: Parts, models: Mapping[str, Any]) -> dict[str, Any]:
     """Errors of the model that is best on the validation part."""
     from threadpoolctl import threadpool_limits
 

@@ -28,8 +28,7 @@ from experiments.core.store import provenance
 from experiments.data import sequence_tasks
 from experiments.data.fetch import DataError
 from experiments.data.sequences import SequenceData, padded
-from experiments.positions.presets import PRESETS
-from experiments.positions.run import cell_of
+from experiments.positions.experiment import PRESETS, cell_of
 from experiments.tasks import labelling
 
 # Besides the encodings as they are: FLOATER's gradients by the adjoint equation.

@@ -1,15 +1,11 @@
-"""Trains and scores sequence labellers: cells, the pure train step, and the runner.
-
-As in `experiments.core.loop`, a cell that was interrupted goes on from its newest
-checkpoint to the numbers that an uninterrupted run would have had.
-"""
+"""Sequence labelling: cells, the loss, scoring."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +14,17 @@ import optax
 from flax import nnx
 
 from attn_jax.models import Labeller, labeller_cost
-from attn_jax.variants import resolve
-from experiments.core import train, trial
-from experiments.core.cell import EditedError, attention_digest
-from experiments.core.identity import Differs, config_of
-from experiments.core.rehearsal import does_not_run
+from experiments.core import devices, loop, optim
+from experiments.core.cell import (
+    Cell,
+    Count,
+    Dtype,
+    Rule,
+    Share,
+    at_least,
+    variant_of,
+)
+from experiments.core.loop import Program, Task, trace_step
 from experiments.core.store import ResultsStore
 from experiments.data import sequences
 from experiments.data.sequences import Batch, Batches, Part, SequenceData
@@ -31,18 +33,14 @@ from experiments.data.sequences import Batch, Batches, Part, SequenceData
 TRAIN_EVAL = 2000
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelCell:
-    """One (task, model, N, seed, hyper-parameters): all that can change its numbers.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelCell(Cell):
+    """A cell that labels sequences.
 
     Attributes:
-      task: name of the data.
       model: a key of `attn_jax.models.BODIES`; "window" with ``window=0`` is the
         fully connected network for each vector.
       n: number of training sequences; None = all.
-      seed: draws the subset, the initial parameters and the order of the batches.
-      phase: "tune" is scored on the validation part; "final" on the test part, once.
-      updates: number of optimiser steps.
       tokens: labels a batch, with padding.
       dim, depth, mlp_dim: width, layers and hidden width.
       num_heads, attention, positions: of the "transformer", else None.
@@ -55,19 +53,11 @@ class LabelCell:
       id_dropout: probability that a token's first id (its word) is hidden in training,
         where the task has an id for unknown words.
       dropout_rate: of the model.
-      learning_rate, weight_decay, warmup, clip_norm: of AdamW and its schedule.
       dtype: dtype of the computation; parameters stay float32.
-      differs: what of the data is not as committed records had it, see
-        `experiments.core.identity`.
     """
 
-    task: str
-    model: str
-    seed: int
-    updates: int
-    n: int | None = None
-    phase: Literal["tune", "final"] = "final"
-    tokens: int = 2048
+    n: Annotated[int | None, at_least(1)] = None
+    tokens: Count = 2048
     dim: int = 128
     depth: int = 2
     mlp_dim: int = 256
@@ -81,74 +71,34 @@ class LabelCell:
     window: int | None = None
     kernel: int | None = None
     train_length: int | None = None
-    id_dropout: float = 0.0
-    dropout_rate: float = 0.1
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    clip_norm: float = 1.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    differs: Differs = ()
+    id_dropout: Share = 0.0
+    dropout_rate: Share = 0.1
+    dtype: Dtype = "float32"
 
-    def __post_init__(self) -> None:
-        trial.check_recipe(self)
-        for name, ok, expected in (
-            ("n", self.n is None or self.n >= 1, "at least 1, or none for all"),
-            ("tokens", self.tokens >= 1, "at least 1"),
-            ("id_dropout", 0 <= self.id_dropout < 1, "in [0, 1)"),
-            ("dropout_rate", 0 <= self.dropout_rate < 1, "in [0, 1)"),
-        ):
-            if not ok:
-                raise ValueError(
-                    f"{name} must be {expected}, got {getattr(self, name)!r}."
-                )
+    def rules(self) -> Iterator[Rule]:
         wanted = {
             "transformer": {"num_heads", "attention", "positions"},
             "window": {"window"},
             "cnn": {"kernel"},
         }.get(self.model, set())
         for name in ("num_heads", "attention", "positions", "window", "kernel"):
-            given = getattr(self, name) is not None
-            if given != (name in wanted):
-                raise ValueError(
-                    f"{name} must be {'given' if name in wanted else 'left out'} for "
-                    f"model {self.model!r}, got {getattr(self, name)!r}."
-                )
+            needed = name in wanted
+            words = f"{'given' if needed else 'left out'} for model {self.model!r}"
+            yield name, (getattr(self, name) is not None) == needed, words
         for name in ("left", "right"):
             given = getattr(self, name) is not None
-            if given != (self.attention == "truncated"):
-                raise ValueError(
-                    f"{name} is for attention='truncated' and needed there, got "
-                    f"{getattr(self, name)!r} with attention={self.attention!r}."
-                )
+            words = f"given with attention='truncated' alone, not {self.attention!r}"
+            yield name, given == (self.attention == "truncated"), words
 
     def config(self) -> dict[str, Any]:
-        """The cell as a plain dictionary, which the results store hashes."""
-        found = config_of(self)
-        found["position_options"] = dict(self.position_options)
-        return found
+        return super().config() | {"position_options": dict(self.position_options)}
 
-    @property
-    def label(self) -> str:
-        """A short name for progress lines."""
-        parts = [self.task, self.model]
+    def traits(self) -> Iterator[str]:
         for name in ("attention", "positions", "window", "left", "right", "num_heads"):
             if getattr(self, name) is not None:
-                parts.append(f"{name}={getattr(self, name)}")
+                yield f"{name}={getattr(self, name)}"
         if self.n is not None:
-            parts.append(f"n={self.n}")
-        return " ".join([*parts, f"seed={self.seed}", trial.phase_label(self)])
-
-
-class Hyper(NamedTuple):
-    """Numbers of a recipe that the compiled step takes as data."""
-
-    learning_rate: train.Array
-    weight_decay: train.Array
-    warmup: train.Array
-    updates: train.Array
-    clip_norm: train.Array
-    id_dropout: train.Array
+            yield f"n={self.n}"
 
 
 # What shapes a program: cells that agree in it share the compiled one.
@@ -187,16 +137,9 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
     if traits["model"] in ("window", "cnn", "transformer"):
         options["mlp_dim"] = traits["mlp_dim"]
     if traits["model"] == "transformer":
-        attention: Any = traits["attention"]
-        if attention_digest(attention) != traits["attention_sha256"]:
-            raise EditedError(
-                f"attention: the file of {attention!r} was edited since the run began; "
-                "run the same command again."
-            )
-        if attention == "truncated":
-            attention = resolve(attention).bind(
-                left=traits["left"], right=traits["right"]
-            )
+        attention = variant_of(traits["attention"], traits["attention_sha256"])
+        if traits["attention"] == "truncated":
+            attention = attention.bind(left=traits["left"], right=traits["right"])
         options |= dict(
             attention=attention,
             num_heads=traits["num_heads"],
@@ -242,57 +185,40 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.where(real, loss, 0.0), real
 
 
-def make_train_step(apply: train.Apply, *, hides: bool) -> trial.Step:
-    """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``."""
+@functools.lru_cache(maxsize=32)
+def program_of(key: ProgramKey) -> Program:
+    """What cells of a key compute; "predict" gives labels [B, T] and losses [B, T]."""
+    apply, _ = optim.split_model(build_model(key, 0))
 
-    def loss_fn(
+    def loss(
         params: Any, batch: Batch, rng: jax.Array, hyper: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
         hide_rng, dropout_rng = jax.random.split(rng)
         inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
-        if hides:  # id 1 of a table is the unknown word
-            hidden = jax.random.bernoulli(hide_rng, hyper.id_dropout, labels.shape)
+        if key.hides:  # id 1 of a table is the unknown word
+            share = hyper.more["id_dropout"]
+            hidden = jax.random.bernoulli(hide_rng, share, labels.shape)
             first = jnp.where(hidden, jnp.ones((), inputs.dtype), inputs[..., 0])
             inputs = inputs.at[..., 0].set(first)
         real = labels != sequences.IGNORED
-        logits, moved = train.training_call(
+        logits, moved = optim.training_call(
             apply, params, inputs, real, rng=dropout_rng
         )
         losses, real = _losses(logits, labels)
         count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
         hits = ((jnp.argmax(logits, -1) == labels) & real).sum()
         accuracy = hits.astype(jnp.float32) / count
-        return losses.sum() / count, {"accuracy": accuracy, train.MOVED: moved}
-
-    return trial.make_step(loss_fn)
-
-
-class Programs(NamedTuple):
-    """Jitted functions of a model."""
-
-    initial_params: Callable[[int], Any]
-    step: Callable[..., tuple[train.TrainState, dict[str, jax.Array]]]
-    predict: Callable[..., tuple[jax.Array, jax.Array]]
-    apply: Callable[..., jax.Array]
-
-
-@functools.lru_cache(maxsize=8)
-def programs(key: ProgramKey) -> Programs:
-    """Builds, once for each key, the functions that train and predict."""
-    apply, _ = train.split_model(build_model(key, 0))
+        return losses.sum() / count, {"accuracy": accuracy, optim.MOVED: moved}
 
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Labels [B, T] and losses [B, T]."""
         logits = apply(params, batch.inputs, batch.labels != sequences.IGNORED)
-        return jnp.argmax(logits, -1).astype(jnp.int32), _losses(logits, batch.labels)[
-            0
-        ]
+        labels = jnp.argmax(logits, -1).astype(jnp.int32)
+        return labels, _losses(logits, batch.labels)[0]
 
-    return Programs(
-        lambda seed: train.split_model(build_model(key, seed))[1],
-        jax.jit(make_train_step(apply, hides=key.hides), donate_argnums=0),
-        jax.jit(predict),
-        apply,
+    return Program(
+        lambda seed: optim.split_model(build_model(key, seed))[1],
+        loss,
+        {"predict": predict, "apply": apply},
     )
 
 
@@ -323,17 +249,37 @@ def scores(part: Part, predicted: list[np.ndarray]) -> dict[str, float]:
     return found
 
 
-class LabelRunner(trial.Runner):
-    """Trains cells of one task; parameters are kept for attention maps of them.
+class LabelTask(Task):
+    """Labels the sequences of one task.
 
     Args:
-      data: the task.
-      store, runtime, progress, stop, save_params: as of `trial.Runner`.
+      data: the sequences.
+      keeps_params: whether the parameters of a final cell are kept, for attention
+        maps; a function of a module.
     """
 
-    def __init__(self, data: SequenceData, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
+    uniform = False
+
+    def __init__(
+        self,
+        data: SequenceData,
+        keeps_params: Callable[[LabelCell], bool] | None = None,
+    ):
         self.data = data
+        self._keeps_params = keeps_params
+
+    def keeps_params(self, cell: LabelCell) -> bool:
+        return self._keeps_params is not None and self._keeps_params(cell)
+
+    def program(self, cell: LabelCell) -> Program:
+        return program_of(program_key(cell, self.data))
+
+    def batches(self, cell: LabelCell) -> Batches:
+        part = training_part(cell, self.data)
+        return Batches(part, self.data.lengths, cell.tokens, cell.seed)
+
+    def hyper(self, cell: LabelCell) -> optim.Hyper:
+        return optim.hyper_of(cell, id_dropout=cell.id_dropout)
 
     def predict(
         self,
@@ -348,45 +294,19 @@ class LabelRunner(trial.Runner):
         """
         lengths = self.data.lengths if lengths is None else lengths
         key = dataclasses.replace(program_key(cell, self.data), max_length=lengths[-1])
-        program = programs(key)
+        predict = program_of(key).more["predict"]
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(part)
         total = 0.0
         for indices, batch in sequences.in_order(part, lengths, cell.tokens):
-            predict = train.on_mesh(program.predict, batch, self.mesh)
-            labels, losses = predict(params, train.place_batch(batch, self.mesh))
-            rows, total = np.asarray(labels), total + float(losses.sum())
+            rows, losses = devices.call(predict, params, batch)
+            total += float(losses.sum())
             for row, index in enumerate(indices):
                 found[index] = rows[row, : len(part.labels[index])]
         return found, total / max(1, int(part.lengths.sum()))
 
-    def rehearse(self, cells: Sequence[LabelCell]) -> None:
-        """Traces training and prediction with each attention, at each padded length.
-
-        Raises:
-          ValueError: one does not run; of a user's file, with file and line.
-        """
-        known = set()
-        for cell in cells:
-            if cell.attention is None:
-                continue
-            # What a built-in can do is tested; of a user's, each shape is tried.
-            own = ".py:" in cell.attention
-            traits = cell.attention, cell.attention_sha256, cell.left is None
-            key = (program_key(cell, self.data), cell.tokens) if own else traits
-            if key in known:
-                continue
-            known.add(key)
-            try:
-                self._trace(cell)
-            except Exception as error:
-                model = f"the {cell.model} with positions={cell.positions!r}"
-                raise does_not_run(cell.attention, model, error) from error
-
-    def _trace(self, cell: LabelCell) -> None:
-        program = programs(program_key(cell, self.data))
-        hyper = Hyper(*trial.hyper_of(cell), np.asarray(cell.id_dropout, np.float32))
+    def trace(self, cell: LabelCell, program: Program) -> None:
+        """Traces training and prediction at each padded length."""
         params = jax.eval_shape(lambda: program.initial_params(0))
-        state = jax.eval_shape(lambda p: train.init_state(p, hyper), params)
         first = self.data.train.inputs[0]
         for length in self.data.lengths:
             shape = sequences.rows_of(length, cell.tokens), length
@@ -394,17 +314,8 @@ class LabelRunner(trial.Runner):
                 jax.ShapeDtypeStruct((*shape, first.shape[1]), first.dtype),
                 jax.ShapeDtypeStruct(shape, np.int32),
             )
-            jax.eval_shape(program.step, state, batch, jax.random.key(0))
-            jax.eval_shape(program.predict, params, batch)
-
-    def start(self, cell: LabelCell) -> trial.Job:
-        """How a cell is trained."""
-        part = training_part(cell, self.data)
-        batches = Batches(part, self.data.lengths, cell.tokens, cell.seed)
-        program = programs(program_key(cell, self.data))
-        hyper = Hyper(*trial.hyper_of(cell), np.asarray(cell.id_dropout, np.float32))
-        params = program.initial_params(cell.seed)
-        return trial.Job(params, program.step, batches.__getitem__, hyper=hyper)
+            trace_step(program, self.hyper(cell), batch)
+            jax.eval_shape(program.more["predict"], params, batch)
 
     def costs(self, cell: LabelCell) -> dict[str, Any]:
         """Parameters and FLOPs of the model, and what it learns from."""
@@ -420,7 +331,7 @@ class LabelRunner(trial.Runner):
             data_sha256=self.data.sha256,
         )
 
-    def result(self, cell: LabelCell, params: Any) -> dict[str, Any]:
+    def score(self, cell: LabelCell, params: Any) -> dict[str, Any]:
         """Accuracy and loss, of training sequences and of those held out."""
         part = training_part(cell, self.data)
         count = min(TRAIN_EVAL, len(part))
@@ -460,12 +371,12 @@ def load_params(store: ResultsStore, cell: LabelCell, data: SequenceData) -> Any
     """The final parameters of a cell, as its program takes them.
 
     Raises:
-      FileNotFoundError, ValueError: as `trial.load_params`, or another task's cell.
+      FileNotFoundError, ValueError: as `loop.load_params`, or another task's cell.
     """
     if cell.task != data.name:
         raise ValueError(f"cell: its task is {cell.task!r}, but data is {data.name!r}.")
-    like = programs(program_key(cell, data)).initial_params(cell.seed)
-    return trial.load_params(store, cell, like)
+    like = program_of(program_key(cell, data)).initial_params(cell.seed)
+    return loop.load_params(store, cell, like)
 
 
 class ModelCost(NamedTuple):

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.attention_as_conv.presets import CPU, PRESETS, Experiment
 from flax import nnx
 
 from experiments.attention_as_conv import report, run
-from experiments.attention_as_conv.presets import CPU, PRESETS, Experiment
 from experiments.core import train, trial
 from experiments.core.cell import Runtime
 from experiments.core.loop import StopSignal

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.attention_vs_rnn.presets import PRESETS, Experiment
 
 from experiments.attention_vs_rnn import __main__ as program
 from experiments.attention_vs_rnn import report, run, tasks, timing
@@ -17,7 +18,6 @@ from experiments.attention_vs_rnn.logistic_mixture import (
     logistic_mixture_log_prob,
     logistic_mixture_sample,
 )
-from experiments.attention_vs_rnn.presets import PRESETS, Experiment
 from experiments.core import driver, train, trial
 from experiments.core.cell import Runtime
 from experiments.core.store import ResultsStore

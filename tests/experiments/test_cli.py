@@ -15,12 +15,12 @@ import time
 
 import numpy as np
 import pytest
+from experiments.data_scaling.presets import Experiment, Grid
 
 from experiments.core import loop, store
 from experiments.core.cell import Runtime
 from experiments.data_scaling import report
 from experiments.data_scaling.__main__ import main
-from experiments.data_scaling.presets import Experiment, Grid
 from experiments.data_scaling.tasks import Scenes
 
 ROOT = pathlib.Path(__file__).parents[2]

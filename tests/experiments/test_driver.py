@@ -13,12 +13,12 @@ import sys
 import time
 
 import pytest
+from experiments.core.driver import Plan
+from experiments.core.studies import Study
 
 from experiments.core import driver, loop, trial, workers
 from experiments.core.cell import Runtime
-from experiments.core.driver import Plan
 from experiments.core.store import ResultsStore
-from experiments.core.studies import Study
 from tests.experiments.test_trial import LineCell, LineRunner
 
 ROOT = pathlib.Path(__file__).parents[2]

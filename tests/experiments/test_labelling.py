@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.core.studies import Study, run_studies
+from experiments.positions.presets import PRESETS as POSITION_PRESETS
+from experiments.sequence_labelling.presets import PRESETS, Experiment
 
 from attn_jax import inputs
 from experiments.core import train
@@ -22,15 +25,12 @@ from experiments.core.cell import Runtime, attention_digest
 from experiments.core.loop import Interrupted, StopSignal
 from experiments.core.observe import Progress
 from experiments.core.store import ResultsStore
-from experiments.core.studies import Study, run_studies
 from experiments.data import sequence_tasks, sequences, speech
 from experiments.positions import __main__ as positions_main
 from experiments.positions import report as positions_report
 from experiments.positions import run as positions_run
-from experiments.positions.presets import PRESETS as POSITION_PRESETS
 from experiments.sequence_labelling import __main__ as labelling_main
 from experiments.sequence_labelling import report, run, streaming
-from experiments.sequence_labelling.presets import PRESETS, Experiment
 from experiments.tasks import labelling
 from experiments.tasks.labelling import LabelCell, LabelRunner
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from experiments.data_scaling.presets import PRESETS, Experiment, Grid
 
 from experiments.core import workers
 from experiments.core.cell import Runtime
 from experiments.core.store import ResultsStore
 from experiments.data import images as data
 from experiments.data_scaling import run
-from experiments.data_scaling.presets import PRESETS, Experiment, Grid
 from experiments.data_scaling.tasks import Scenes, load_task, task_name
 
 EXPERIMENT = Experiment(

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments.core.train import Augment, Batch, Hyper
 from flax import nnx
 from jax import export
 
 from attn_jax.models import build
 from experiments.core import train
-from experiments.core.train import Augment, Batch, Hyper
 
 
 def hyper(**more):

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.core.studies import Study, run_studies
 
 from experiments.core import loop, trial
 from experiments.core.cell import Runtime
 from experiments.core.loop import Interrupted, StopSignal
 from experiments.core.observe import Progress
 from experiments.core.store import ResultsStore, StoreError
-from experiments.core.studies import Study, run_studies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from experiments.data import splits
+from experiments.data.images import Dataset
 
 BASELINES = ("majority", "logistic_regression", "rbf_svm")
 
@@ -157,3 +158,18 @@ def _fit(
 def _pixels(images: np.ndarray) -> np.ndarray:
     flat = np.asarray(images).reshape(len(images), -1)
     return flat.astype(np.float32) / np.float32(255)
+
+
+def subset_baseline(dataset: Dataset, model: str, n: int, seed: int) -> dict[str, Any]:
+    """`fit_baseline` on the class-balanced subset that networks of a seed see."""
+    subset = splits.balanced_subset(
+        dataset.train_labels, n, seed=seed, num_classes=dataset.num_classes
+    )
+    return fit_baseline(
+        model,
+        dataset.train_images[subset],
+        dataset.train_labels[subset],
+        dataset.test_images,
+        dataset.test_labels,
+        seed=seed,
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -102,68 +104,56 @@ def unpack(text: str, length: int) -> np.ndarray:
 
 def copy_baselines() -> dict[str, Callable[[], dict[str, Any]]]:
     """Guessing one of ten symbols."""
-
-    def guess() -> dict[str, Any]:
-        return dict(test_accuracy=1 / SYMBOLS, test_loss=float(np.log(SYMBOLS)))
-
-    return {"uniform guess": guess}
+    guess = dict(test_accuracy=1 / SYMBOLS, test_loss=float(np.log(SYMBOLS)))
+    return {"uniform guess": functools.partial(dict, guess)}
 
 
 def image_baselines(
     dataset: Dataset, test: int
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Bits a pixel of the test images under distributions that anyone could count."""
-    parts = image_parts(dataset)
-
-    def images(which: str) -> np.ndarray:
-        if which == "test":
-            return flat_images(dataset.test_images[:test])
-        return flat_images(dataset.train_images[parts[which == "val"]])
-
-    def uniform() -> dict[str, Any]:
-        return dict(test_bits=8.0, val_bits=8.0)
-
-    def histogram() -> dict[str, Any]:
-        return _counted(lambda x: np.zeros_like(x), 1, images)
-
-    def by_position() -> dict[str, Any]:
-        return _counted(
-            lambda x: np.broadcast_to(np.arange(x.shape[1]), x.shape),
-            images("test").shape[1],
-            images,
-        )
-
-    def by_neighbour() -> dict[str, Any]:
-        def before(x: np.ndarray) -> np.ndarray:
-            return np.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=START)
-
-        return _counted(before, START + 1, images)
-
-    return {
-        "uniform": uniform,
-        "histogram of all pixels": histogram,
-        "histogram at each position": by_position,
-        "histogram given the pixel before": by_neighbour,
+    pixels = math.prod(dataset.image_shape)
+    contexts: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+        "histogram of all pixels": (np.zeros_like, 1),
+        "histogram at each position": (_positions, pixels),
+        "histogram given the pixel before": (_before, START + 1),
+    }
+    return {"uniform": functools.partial(dict, test_bits=8.0, val_bits=8.0)} | {
+        name: functools.partial(_counted, dataset, test, context, count)
+        for name, (context, count) in contexts.items()
     }
 
 
+def _positions(x: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.arange(x.shape[1]), x.shape)
+
+
+def _before(x: np.ndarray) -> np.ndarray:
+    return np.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+
+
 def _counted(
+    dataset: Dataset,
+    test: int,
     context: Callable[[np.ndarray], np.ndarray],
     contexts: int,
-    images: Callable[[str], np.ndarray],
     smoothing: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
 ) -> dict[str, Any]:
     """Bits under the counts of each context; validation chooses what is added."""
-    train = images("train")
+    train, validation = image_parts(dataset)
+    images = {
+        "val": flat_images(dataset.train_images[validation]),
+        "test": flat_images(dataset.test_images[:test]),
+    }
     flat = np.zeros(contexts * 256)
     for begin in range(0, len(train), 2_000):  # small enough for the caches
-        some = train[begin : begin + 2_000]
+        some = flat_images(dataset.train_images[train[begin : begin + 2_000]])
         codes = context(some) * 256 + some
         flat += np.bincount(codes.ravel(), minlength=contexts * 256)
     counts = flat.reshape(contexts, 256)
 
     def bits(which: str, added: float) -> float:
-        x = images(which)
+        x = images[which]
         smooth = counts + added / 256
         log_probs = np.log2(smooth / smooth.sum(axis=1, keepdims=True))
         return float(-log_probs[context(x), x].mean())

@@ -1,0 +1,216 @@
+"""The pure train step: a split module, AdamW with its schedule, state that moves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from attn_jax.nn.attention_fn import AttentionState
+from experiments.core.cell import Cell
+
+PyTree = Any
+Array = jax.Array | np.ndarray
+
+
+class TrainState(NamedTuple):
+    """All that a step changes, and the hyper-parameters that it reads."""
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+    hyper: Any
+
+
+class Hyper(NamedTuple):
+    """Numbers of a recipe that the compiled step takes as data, not as constants.
+
+    Cells that differ in these alone share one compiled program. ``warmup`` is in
+    updates; ``more`` is what a task adds, by name.
+    """
+
+    learning_rate: Array
+    weight_decay: Array
+    warmup: Array
+    updates: Array
+    clip_norm: Array
+    more: dict[str, Array]
+
+
+def hyper_of(cell: Cell, **more: Any) -> Hyper:
+    """The recipe of a cell."""
+    warmup = max(1.0, cell.warmup * cell.updates)
+    numbers = (cell.learning_rate, cell.weight_decay, warmup)
+    rest = (cell.updates, cell.clip_norm)
+    return Hyper(
+        *(np.asarray(value, np.float32) for value in numbers + rest),
+        {name: np.asarray(value, np.float32) for name, value in more.items()},
+    )
+
+
+Apply = Callable[..., Any]
+MOVED = "moved"  # the metric in which a loss hands on the state that its model moved
+
+
+def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
+    """Splits a module once into a pure ``apply(params, *inputs, rng=None)`` and params.
+
+    ``params`` are nested dictionaries of arrays, by the names of the module's parts.
+    What learns without a gradient, an `AttentionState`, stands among them, so that
+    checkpoints, seeds and scores take it along.
+
+    With ``rng`` the model runs in training mode: dropout is on, and a random
+    attention variant draws anew from it. Without, in evaluation mode: all state other
+    than parameters, random keys too, is as it was first.
+
+    With ``mutable`` it returns ``(output, moved)``, the new `AttentionState` by the
+    same names, for `move`; in evaluation mode, and without such state, ``moved`` is
+    empty. ``apply.has_state`` says whether there is any.
+    """
+    graphdef, *states = nnx.split(model, (nnx.Param, AttentionState), ...)
+    variables, rest = states
+    treedef = jax.tree.structure(variables)
+    # Plain dictionaries: jit takes them apart in C++ at every step, Flax's variables
+    # in Python.
+    params = nnx.to_pure_dict(variables)
+    leaves = jax.tree.leaves(variables)
+    assert all(a is b for a, b in zip(jax.tree.leaves(params), leaves, strict=True))
+
+    def apply(
+        params: PyTree,
+        *inputs: Any,
+        rng: jax.Array | None = None,
+        mutable: bool = False,
+    ) -> Any:
+        params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
+        if rng is None:
+            module = nnx.merge(graphdef, params, rest)
+            out, moved = module(*inputs, deterministic=True), {}
+        else:
+            module = nnx.merge(graphdef, params, redraw(rest, rng))
+            out = module(*inputs, deterministic=False, rngs=nnx.Rngs(dropout=rng))
+            moved = nnx.to_pure_dict(nnx.state(module, AttentionState))
+        return (out, moved) if mutable else out
+
+    apply.has_state = bool(nnx.to_pure_dict(nnx.state(model, AttentionState)))  # type: ignore[attr-defined]
+    return apply, params
+
+
+def training_call(
+    apply: Apply, params: PyTree, *inputs: Any, rng: jax.Array | None
+) -> tuple[Any, PyTree]:
+    """The model's output in training, and the state that it moved: for `move`."""
+    if getattr(apply, "has_state", False):
+        return apply(params, *inputs, rng=rng, mutable=True)
+    return apply(params, *inputs, rng=rng), {}
+
+
+def move(params: PyTree, moved: PyTree) -> PyTree:
+    """Parameters after an update, with the state that ``apply`` returned as moved.
+
+    >>> move({"a": {"kernel": 1, "centroid": 2}, "b": 3}, {"a": {"centroid": 4}})
+    {'a': {'kernel': 1, 'centroid': 4}, 'b': 3}
+    """
+    if not isinstance(params, dict):
+        return moved
+    return {k: move(x, moved[k]) if k in moved else x for k, x in params.items()}
+
+
+def redraw(state: PyTree, rng: jax.Array) -> PyTree:
+    """Replaces every random key in a pytree by one folded from ``rng``, each its own.
+
+    >>> keys = {"a": jax.random.key(0), "b": jax.random.key(0), "c": jnp.zeros(2)}
+    >>> drawn = redraw(keys, jax.random.key(1))
+    >>> bool(drawn["a"] == drawn["b"]), drawn["c"].tolist()
+    (False, [0.0, 0.0])
+    """
+    leaves, treedef = jax.tree.flatten(state)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.random.fold_in(rng, i)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else leaf
+            for i, leaf in enumerate(leaves)
+        ],
+    )
+
+
+def learning_rate(step: jax.Array, hyper: Any) -> jax.Array:
+    """Linear warm-up to the peak, then a cosine to zero at ``hyper.updates``."""
+    step = step.astype(jnp.float32)
+    warm = (step + 1.0) / jnp.maximum(hyper.warmup, 1.0)
+    span = jnp.maximum(hyper.updates - hyper.warmup, 1.0)
+    progress = jnp.clip((step - hyper.warmup) / span, 0.0, 1.0)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.asarray(hyper.learning_rate) * jnp.minimum(warm, cosine)
+
+
+def optimizer(hyper: Any) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with decay.
+
+    What has two axes or more decays. Gains and biases do not, but for the biases of
+    queries, keys and values, which Flax keeps as [heads, head size].
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(hyper.clip_norm),
+        optax.adamw(
+            functools.partial(learning_rate, hyper=hyper),
+            weight_decay=hyper.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(params: PyTree, hyper: Any) -> TrainState:
+    """The state before the first update."""
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, optimizer(hyper).init(params), hyper
+    )
+
+
+# loss_fn(params, batch, rng, hyper) -> (loss, metrics)
+LossFn = Callable[[PyTree, Any, jax.Array, Any], tuple[jax.Array, dict[str, Any]]]
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_step(loss_fn: LossFn) -> Step:
+    """Returns the pure ``train_step(state, batch, rng) -> (state, metrics)``.
+
+    Clipped AdamW with linear warm-up and a cosine to zero, see `optimizer`, whose
+    numbers are in ``state.hyper``.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch, rng, hyper)`` gives the loss and scalars by
+        name. ``rng`` is the run's key with the number of the update folded in, so that
+        a resumed run draws what an uninterrupted one would have drawn. The state that
+        `training_call` returned as moved goes into the metrics under `MOVED`: the step
+        takes it over into the parameters.
+
+    Returns:
+      The step; its metrics are those of ``loss_fn`` and "loss".
+    """
+
+    def train_step(
+        state: TrainState, batch: Any, rng: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(rng, state.step)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch, rng, state.hyper
+        )
+        with jax.numpy_dtype_promotion("standard"):  # Optax: float ** int
+            updates, opt_state = optimizer(state.hyper).update(
+                grads, state.opt_state, state.params
+            )
+        moved = metrics.pop(MOVED, {})
+        params = move(optax.apply_updates(state.params, updates), moved)
+        state = TrainState(state.step + 1, params, opt_state, state.hyper)
+        return state, {"loss": loss, **metrics}
+
+    return train_step

@@ -1,0 +1,227 @@
+"""What there is to run on one task, and which of it can be run now."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.core.cell import Cell
+from experiments.core.identity import Differs, with_differs
+from experiments.core.loop import Task
+from experiments.core.store import Record, config_hash, shard
+
+# Looks a record up by its config.
+Get = Callable[[Mapping[str, Any]], Record | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One row of a table: cells to choose from on validation data, then the seeds.
+
+    Attributes:
+      name: the row, unique in its plan.
+      grid: what is tried, in the phase "tune"; a single one is not tried.
+      updates: of the final cells.
+      seeds: how many final cells.
+      tuned_by: another study whose choice is taken over, index by index, in place of
+        trying this one's grid.
+      metric: what is compared; a grid cell without it (it diverged or failed) loses.
+      minimise: whether less of it is better.
+    """
+
+    name: str
+    grid: tuple[Any, ...]
+    updates: int
+    seeds: int
+    tuned_by: Study | None = None
+    metric: str = "val_accuracy"
+    minimise: bool = False
+
+    def best(self, get: Get) -> int:
+        """Index of the best grid cell by validation data; of equals, the first."""
+        if self.tuned_by is not None:
+            return self.tuned_by.best(get)
+        if len(self.grid) == 1:
+            return 0
+        sign = -1 if self.minimise else 1
+        values = []
+        for cell in self.grid:
+            record = get(cell.config())
+            found = None if record is None else record["metrics"].get(self.metric)
+            values.append(-math.inf if found is None else sign * found)
+        return values.index(max(values))
+
+    def tuning(self) -> tuple[Any, ...]:
+        """The cells to try, none where there is nothing to choose."""
+        if self.tuned_by is not None:
+            return self.tuned_by.tuning()
+        return self.grid if len(self.grid) > 1 else ()
+
+    def final(self, best: int) -> tuple[Any, ...]:
+        """The cells of all seeds, with what the validation part chose."""
+        return tuple(
+            dataclasses.replace(
+                self.grid[best], phase="final", updates=self.updates, seed=seed
+            )
+            for seed in range(self.seeds)
+        )
+
+    def possible(self) -> Iterator[Any]:
+        """Every cell that may be run, whatever the validation part chooses."""
+        yield from self.tuning()
+        for best in range(len(self.grid)):
+            yield from self.final(best)
+
+    def total(self) -> int:
+        """Number of records of a finished study, without those of another."""
+        return self.seeds + (0 if self.tuned_by else len(self.tuning()))
+
+    def done(self, get: Get) -> int:
+        """Number of its cells that have a record."""
+        tuned = sum(get(c.config()) is not None for c in self.tuning())
+        count = 0 if self.tuned_by else tuned
+        if tuned == len(self.tuning()):
+            cells = self.final(self.best(get))
+            count += sum(get(c.config()) is not None for c in cells)
+        return count
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """A record that needs no training.
+
+    Attributes:
+      config: what names it.
+      measure: gives its metrics; picklable (a function of a module, or
+        ``functools.partial`` of one), so that a worker can have it.
+      label: for progress lines.
+    """
+
+    config: Mapping[str, Any]
+    measure: Callable[[], dict[str, Any]]
+    label: str
+
+
+def baselines_of(
+    task: str,
+    measures: Mapping[str, Callable[[], dict[str, Any]]],
+    differs: Mapping[str, Differs] | Differs = (),
+) -> tuple[Baseline, ...]:
+    """Baselines of a task that have one record each, by name.
+
+    Args:
+      task: name of the data.
+      measures: name -> what gives the metrics.
+      differs: what the numbers are made of, as far as committed records had it
+        otherwise: of all, or by name; see `experiments.core.identity`.
+    """
+    found = []
+    for name, measure in measures.items():
+        made_of = differs.get(name, ()) if isinstance(differs, Mapping) else differs
+        config = dict(task=task, model=name, phase="baseline", seed=0)
+        found.append(Baseline(with_differs(config, made_of), measure, f"{task} {name}"))
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker is given: a baseline, or cells that are trained at once.
+
+    Attributes:
+      plan: index of the plan.
+      baseline: index among the plan's baselines, or None.
+      cells: they differ in their seed alone.
+    """
+
+    plan: int
+    cells: tuple[Any, ...] = ()
+    baseline: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All there is to run on one task.
+
+    Attributes:
+      task: what the cells are.
+      description: of the data, one line.
+      studies: in the order of need; those that others take their tuning from first.
+      baselines: one record each.
+    """
+
+    task: Task
+    description: str
+    studies: Sequence[Study]
+    baselines: Sequence[Baseline] = ()
+
+    def part(self, which: str) -> Plan:
+        """The share of one machine, "i/n"."""
+        mine = shard([*self.baselines, *self.studies], which)
+        return dataclasses.replace(
+            self,
+            studies=[x for x in mine if isinstance(x, Study)],
+            baselines=[x for x in mine if isinstance(x, Baseline)],
+        )
+
+    def total(self) -> int:
+        """Number of records when all is done."""
+        return len(self.baselines) + sum(s.total() for s in self.studies)
+
+    def done(self, get: Get) -> int:
+        """Number of records there are."""
+        found = sum(get(b.config) is not None for b in self.baselines)
+        return found + sum(study.done(get) for study in self.studies)
+
+    def cells(self) -> Iterator[Cell]:
+        """The cells of all grids."""
+        for study in self.studies:
+            yield from study.grid
+
+    def kinds(self) -> Iterator[Mapping[str, Any]]:
+        """Configs of this plan, one of each kind at least."""
+        yield from (b.config for b in self.baselines)
+        yield from (study.grid[0].config() for study in self.studies)
+
+    def possible(self) -> Iterator[Mapping[str, Any]]:
+        """Configs of all records there may be, whatever validation data choose."""
+        yield from (b.config for b in self.baselines)
+        for study in self.studies:
+            yield from (cell.config() for cell in study.possible())
+
+    def ready(self, get: Get, index: int = 0, *, group: bool = False) -> Iterator[Job]:
+        """What has no record and can be run now, in the order of need.
+
+        A study's finals are ready once its tuning is done.
+
+        Args:
+          get: looks a record up.
+          index: of this plan, for the jobs.
+          group: whether the seeds of a study are one job.
+        """
+        for i, baseline in enumerate(self.baselines):
+            if get(baseline.config) is None:
+                yield Job(index, baseline=i)
+        seen: set[str] = set()
+        for study in self.studies:
+            tuning = [c for c in study.tuning() if get(c.config()) is None]
+            if tuning:
+                groups = [(cell,) for cell in tuning]
+            else:
+                cells = study.final(study.best(get))
+                cells = tuple(c for c in cells if get(c.config()) is None)
+                whole = group and self.task.uniform and len(cells) > 1
+                groups = [cells] if whole else [(cell,) for cell in cells]
+            for cells in groups:
+                job = Job(index, cells)
+                if self.key(job) not in seen:  # another study tunes the same
+                    seen.add(self.key(job))
+                    yield job
+
+    def key(self, job: Job) -> str:
+        """What tells a job of this plan from others: the hashes of its records."""
+        configs = [cell.config() for cell in job.cells]
+        if job.baseline is not None:
+            configs = [dict(self.baselines[job.baseline].config)]
+        return " ".join(map(config_hash, configs))
