@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.core.train import move, split_model, training_call
 from flax import nnx
 
 from attn_jax import VARIANTS, Variant, positions
@@ -28,6 +27,7 @@ from attn_jax.nn.encoder import Encoder
 from attn_jax.tools import bench as benchmarking
 from attn_jax.tools.bench import size_text
 from benchmarks.timing import Effort, alternate
+from experiments.core.optim import move, split_model, training_call
 
 LENGTHS = (1024, 2048, 3072, 4096)
 DENSE = "dot_product"

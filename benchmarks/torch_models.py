@@ -1,6 +1,6 @@
 """The ViT, the ResNet and the training step of the experiments, in PyTorch.
 
-The peers of `attn_jax.models` and `experiments.core.train`: the same parameters
+The peers of `attn_jax.models` and `experiments.core.optim`: the same parameters
 (`from_nnx` copies them), the same numbers, written as PyTorch runs them fastest on a
 CPU. Not a library: only what the measured models use is here.
 """
@@ -361,7 +361,7 @@ def from_nnx(model: nnx.Module) -> nn.Module:
 
 
 class Recipe(NamedTuple):
-    """The numbers of `experiments.core.train.Hyper` as Python floats."""
+    """The numbers of a recipe for images as Python floats."""
 
     learning_rate: float
     weight_decay: float

@@ -30,8 +30,9 @@ from flax import nnx
 from attn_jax import models
 from attn_jax._program import program
 from benchmarks.timing import Call, alternate, summarize
-from experiments.core import train
+from experiments.core import devices, optim
 from experiments.core.memory import keep_freed_memory
+from experiments.tasks.images import Augment, Batch, image_loss
 
 TORCH = importlib.util.find_spec("torch") is not None
 
@@ -139,28 +140,28 @@ def _batches(setting: Setting) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def ours(setting: Setting) -> Call:
     """Some updates as the experiments do them on a CPU, one dispatch each."""
-    apply, params = train.split_model(setting.build())
+    apply, params = optim.split_model(setting.build())
     channels = setting.image_shape[-1]
-    hyper = train.Hyper(
-        **{name: np.asarray(value, np.float32) for name, value in NUMBERS.items()},
-        mixup=np.zeros((), np.float32),
-        pixel_mean=np.full(channels, 0.5, np.float32),
-        pixel_std=np.full(channels, 0.25, np.float32),
+    hyper = optim.recipe(
+        **NUMBERS,
+        mixup=0,
+        pixel_mean=np.full(channels, 0.5),
+        pixel_std=np.full(channels, 0.25),
     )
-    mesh = train.data_mesh()
+    mesh = devices.data_mesh()
     step = jax.jit(
-        train.make_train_step(apply, NUM_CLASSES, train.Augment(flip=True)),
+        optim.make_step(image_loss(apply, NUM_CLASSES, Augment(flip=True))),
         donate_argnums=0,
     )
-    state = train.put(train.init_state(params, hyper), mesh)
-    rng = train.put(jax.random.key(0), mesh)
+    state = devices.put(optim.init_state(params, hyper), mesh)
+    rng = devices.put(jax.random.key(0), mesh)
     batches = _batches(setting)
 
     def call() -> None:
         nonlocal state
         for images, labels in itertools.islice(batches, STEPS_PER_CALL):
-            batch = train.Batch(images, labels.astype(np.int32))
-            state, _ = step(state, train.put(batch, mesh, "data"), rng)
+            batch = Batch(images, labels.astype(np.int32))
+            state, _ = step(state, devices.put(batch, mesh, "data"), rng)
         jax.block_until_ready(state)
 
     return call

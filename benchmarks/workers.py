@@ -13,12 +13,15 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attn_jax import models
-from experiments.core import train
+from experiments.core import optim
+from experiments.tasks import images
 
 IMAGE_SHAPE, NUM_CLASSES, BATCH = (28, 28, 1), 10, 64
+AUGMENT = images.Augment(flip=True)
 
 
 def measure(model: str, seconds: float) -> float:
@@ -26,27 +29,27 @@ def measure(model: str, seconds: float) -> float:
     module = models.build(
         model, "mu", image_shape=IMAGE_SHAPE, num_classes=NUM_CLASSES, rngs=nnx.Rngs(0)
     )
-    apply, params = train.split_model(module)
-    hyper = train.Hyper(
-        learning_rate=jnp.float32(1e-3),
-        weight_decay=jnp.float32(0.05),
-        warmup=jnp.float32(100),
-        updates=jnp.float32(1000),
-        label_smoothing=jnp.float32(0),
-        mixup=jnp.float32(0),
-        clip_norm=jnp.float32(1),
-        pixel_mean=jnp.zeros(1),
-        pixel_std=jnp.ones(1),
+    apply, params = optim.split_model(module)
+    hyper = optim.recipe(
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup=100,
+        updates=1000,
+        clip_norm=1,
+        label_smoothing=0,
+        mixup=0,
+        pixel_mean=np.zeros(1),
+        pixel_std=np.ones(1),
     )
     step = jax.jit(
-        train.make_train_step(apply, NUM_CLASSES, train.Augment(flip=True)),
+        optim.make_step(images.image_loss(apply, NUM_CLASSES, AUGMENT)),
         donate_argnums=0,
     )
-    batch = train.Batch(
+    batch = images.Batch(
         jnp.zeros((BATCH, *IMAGE_SHAPE), jnp.uint8), jnp.zeros(BATCH, jnp.int32)
     )
     rng = jax.random.key(0)
-    state, _ = step(train.init_state(params, hyper), batch, rng)
+    state, _ = step(optim.init_state(params, hyper), batch, rng)
     jax.block_until_ready(state)
     print("ready", flush=True)
     sys.stdin.readline()

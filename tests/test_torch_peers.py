@@ -19,7 +19,7 @@ import torch  # noqa: E402
 
 from attn_jax import models
 from benchmarks import torch_models, train_step  # noqa: E402
-from experiments.core import train
+from experiments.core import optim
 
 CASES: dict[str, dict[str, Any]] = {
     "vit": dict(model="vit", size="mu", image_shape=(28, 28, 1)),
@@ -73,9 +73,8 @@ def _recipe(channels: int) -> torch_models.Recipe:
     )
 
 
-def _hyper(recipe: torch_models.Recipe) -> train.Hyper:
-    arrays = {k: np.asarray(v, np.float32) for k, v in recipe._asdict().items()}
-    return train.Hyper(mixup=np.float32(0), **arrays)
+def _hyper(recipe: torch_models.Recipe) -> optim.Hyper:
+    return optim.recipe(**recipe._asdict(), mixup=0)
 
 
 def test_parameters_return_from_the_peer_unchanged(model: nnx.Module) -> None:
@@ -93,11 +92,11 @@ def test_parameters_return_from_the_peer_unchanged(model: nnx.Module) -> None:
 def test_same_loss_and_gradients(model: Any, channels_last: bool) -> None:
     images, labels = _batch(model)
     recipe = _recipe(model.channels)
-    apply, params = train.split_model(model)
+    apply, params = optim.split_model(model)
     smoothed = jax.nn.one_hot(labels, 10) * 0.9 + 0.01
 
     def loss_fn(params: Any) -> jax.Array:
-        logits = apply(params, train.normalize(images, _hyper(recipe)))
+        logits = apply(params, images.normalize(images, _hyper(recipe)))
         return -jnp.mean(jnp.sum(smoothed * jax.nn.log_softmax(logits), axis=-1))
 
     loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
@@ -123,13 +122,13 @@ def test_same_loss_and_gradients(model: Any, channels_last: bool) -> None:
 def test_three_updates_lead_to_the_same_parameters(model: Any) -> None:
     images, labels = _batch(model)
     recipe = _recipe(model.channels)
-    apply, params = train.split_model(model)
+    apply, params = optim.split_model(model)
     before = torch_models.flat_params(params)
     peer = torch_models.from_nnx(model)
     theirs = torch_models.TrainStep(peer, recipe, flip=False)
-    ours = jax.jit(train.make_train_step(apply, 10, train.Augment()))
-    state = train.init_state(params, _hyper(recipe))
-    batch = train.Batch(images, labels.astype(np.int32))
+    ours = jax.jit(optim.make_step(images.image_loss(apply, 10, images.Augment())))
+    state = optim.init_state(params, _hyper(recipe))
+    batch = images.Batch(images, labels.astype(np.int32))
     for _ in range(3):
         state, metrics = ours(state, batch, jax.random.key(0))
         loss, accuracy = theirs(images, labels)

@@ -201,7 +201,7 @@ class ConvTask(ImageTask):
             centres=_rounded(model.centres()), precisions=_rounded(model.precisions())
         )
 
-    def score(self, cell: ConvCell, params: Any) -> dict[str, Any]:
+    def score(self, cell: Any, params: Any) -> dict[str, Any]:
         """Accuracy and loss; for seed 0 also attention maps of the middle token."""
         found = super().score(cell, params)
         if cell.phase == "final" and cell.seed == 0 and cell.model != "resnet":

@@ -112,9 +112,9 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, cell: DecoderCell) -> Shape:
         """The shape of a cell."""
-        own = [(k, v) for k, v in cell.differs if k == "attention_sha256"]
-        names = [name for name in cls._fields if name != "differs"]
-        return cls(*(getattr(cell, name) for name in names), tuple(own))
+        traits: Any = {name: getattr(cell, name) for name in cls._fields}
+        traits["differs"] = tuple(x for x in cell.differs if x[0] == "attention_sha256")
+        return cls(**traits)
 
 
 def mixer_of(shape: Shape) -> Any:

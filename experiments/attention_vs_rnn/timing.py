@@ -27,13 +27,12 @@ from attn_jax import VARIANTS
 from attn_jax._program import program
 from attn_jax.tools import bench as benchmarking
 from attn_jax.tools.bench import size_text
-from experiments.attention_vs_rnn import run
-from experiments.attention_vs_rnn.cells import Shape
-from experiments.attention_vs_rnn.data import START
+from experiments.attention_vs_rnn.cells import Shape, program_of
+from experiments.attention_vs_rnn.data import START, CopyBatch
 from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_sample
-from experiments.core import train, trial
+from experiments.core import optim
+from experiments.core.engine import available_cores
 from experiments.core.store import provenance
-from experiments.core.workers import available_cores
 
 FILE = "timing.json"
 
@@ -81,8 +80,8 @@ def whole_images(
 ) -> dict[str, Any]:
     """Images a second with a state, all pixels drawn."""
     shape = shape_of(model, sizes)
-    functions = run.programs(shape).functions
-    params = run.programs(shape).initial_params(0)
+    functions = program_of(shape).more["functions"]
+    params = program_of(shape).initial_params(0)
     start = jnp.full((batch, 1), START, jnp.int32)
 
     def draw(params: Any, start: jax.Array, rng: jax.Array) -> jax.Array:
@@ -111,8 +110,8 @@ def uncached_images(
     below the first in proportion to the length.
     """
     shape = shape_of("softmax", sizes)
-    functions = run.programs(shape).functions
-    params = run.programs(shape).initial_params(0)
+    functions = program_of(shape).more["functions"]
+    params = program_of(shape).initial_params(0)
 
     def one(params: Any, tokens: jax.Array) -> jax.Array:
         outputs = functions.apply(params, tokens)
@@ -145,8 +144,8 @@ def by_position(
 ) -> list[float]:
     """Median seconds of a step at some positions of a sequence."""
     shape = shape_of(model, sizes)
-    functions = run.programs(shape).functions
-    params = run.programs(shape).initial_params(0)
+    functions = program_of(shape).more["functions"]
+    params = program_of(shape).initial_params(0)
 
     def one(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
         state, output = functions.step(params, state, token)
@@ -217,22 +216,27 @@ def train_steps(
                 model,
                 dict(sizes, length=length, components=None, height=None),  # type: ignore[arg-type]
             )
-            program = run.programs.__wrapped__(shape)
-            hyper = trial.Hyper(
-                *(np.asarray(x, np.float32) for x in (1e-3, 0.01, 10, 100, 1))
+            program = program_of.__wrapped__(shape)
+            hyper = optim.recipe(
+                learning_rate=1e-3,
+                weight_decay=0.01,
+                warmup=10,
+                updates=100,
+                clip_norm=1,
             )
-            holder = [train.init_state(program.initial_params(0), hyper)]
+            train_step = jax.jit(optim.make_step(program.loss), donate_argnums=0)
+            holder = [optim.init_state(program.initial_params(0), hyper)]
             tokens = np.ones((batch, length), np.int32)
-            data = run.CopyBatch(tokens, tokens > 0)
+            data = CopyBatch(tokens, tokens > 0)
             rng = jax.random.key(0)
 
             def step(
                 holder: list[Any] = holder,
-                program: Any = program,
+                train_step: Any = train_step,
                 data: Any = data,
                 rng: Any = rng,
             ) -> Any:
-                holder[0], metrics = program.step(holder[0], data, rng)
+                holder[0], metrics = train_step(holder[0], data, rng)
                 return holder[0], metrics
 
             rows.append(

@@ -88,7 +88,7 @@ Rule = tuple[str, bool, str]
 
 
 @functools.cache
-def _limits(kind: type[Any]) -> tuple[tuple[str, Limit], ...]:
+def _limits(kind: Any) -> tuple[tuple[str, Limit], ...]:
     """The limits on the fields of a dataclass."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return tuple(
@@ -130,11 +130,11 @@ def _demand(settings: Any, name: str, ok: bool, expected: str) -> None:
 
 
 @functools.cache
-def with_limits_shown(kind: type[Any]) -> type[Any]:
+def with_limits_shown(kind: Any) -> Any:
     """The dataclass, its limits made part of what ``--help`` shows of a field."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for name, limit in _limits(kind):
-        shown = tyro.conf.arg(metavar=limit.words.upper().replace(" ", "-"))
+        shown = tyro.conf.arg(metavar=f"<{limit.words}>")
         hints[name] = Annotated[hints[name], shown]
     kind.__annotations__ = {
         field.name: hints[field.name] for field in dataclasses.fields(kind)

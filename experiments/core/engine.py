@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal
 
@@ -349,7 +349,7 @@ class Processes(Slots):
         pool = concurrent.futures.ProcessPoolExecutor(
             1, mp_context=self._context, initializer=_begin, initargs=share
         )
-        with unshared_memory(len(self._workers)):
+        with unshared_memory():
             self._pids[slot] = pool.submit(os.getpid)
         return pool
 
@@ -392,18 +392,18 @@ class Processes(Slots):
 
 
 @contextlib.contextmanager
-def unshared_memory(workers: int) -> Any:
+def unshared_memory() -> Iterator[None]:
     """What a process that only starts workers sets of an accelerator is not theirs."""
-    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
-    ours = _left and os.environ.pop(name, None)
+    ours = os.environ.pop(_PREALLOCATE) if _left else None
     try:
         yield
     finally:
-        if ours:
-            os.environ[name] = ours
+        if ours is not None:
+            os.environ[_PREALLOCATE] = ours
 
 
-_left: list[bool] = []
+_PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+_left: list[bool] = []  # whether we set it
 
 
 def leave_memory(runtime: Runtime) -> None:
@@ -411,9 +411,8 @@ def leave_memory(runtime: Runtime) -> None:
 
     Call it before the first computation.
     """
-    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
-    if runtime.workers > 1 and name not in os.environ:
-        os.environ[name] = "false"
+    if runtime.workers > 1 and _PREALLOCATE not in os.environ:
+        os.environ[_PREALLOCATE] = "false"
         _left.append(True)
 
 

@@ -451,6 +451,7 @@ class _Run:
             batch = devices.put(batch, self.mesh)
         source, where = (batch, None)
         if indexed:
+            assert isinstance(first, Indexed)
             source, where = self.trainer.source(first.data), batch
         step = _compiled(
             self.program,

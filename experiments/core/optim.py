@@ -45,13 +45,26 @@ class Hyper(NamedTuple):
 
 def hyper_of(cell: Cell, **more: Any) -> Hyper:
     """The recipe of a cell."""
-    warmup = max(1.0, cell.warmup * cell.updates)
-    numbers = (cell.learning_rate, cell.weight_decay, warmup)
-    rest = (cell.updates, cell.clip_norm)
-    return Hyper(
-        *(np.asarray(value, np.float32) for value in numbers + rest),
-        {name: np.asarray(value, np.float32) for name, value in more.items()},
+    return recipe(
+        learning_rate=cell.learning_rate,
+        weight_decay=cell.weight_decay,
+        warmup=max(1.0, cell.warmup * cell.updates),
+        updates=cell.updates,
+        clip_norm=cell.clip_norm,
+        **more,
     )
+
+
+def recipe(**numbers: Any) -> Hyper:
+    """Numbers by name, as float32 arrays; those that `Hyper` does not name are more.
+
+    >>> recipe(learning_rate=1e-3, weight_decay=0.0, warmup=1, updates=9, clip_norm=1,
+    ...        mixup=0.5).more["mixup"].tolist()
+    0.5
+    """
+    arrays: Any = {k: np.asarray(v, np.float32) for k, v in numbers.items()}
+    own = {name: arrays.pop(name) for name in Hyper._fields if name != "more"}
+    return Hyper(**own, more=arrays)
 
 
 Apply = Callable[..., Any]

@@ -112,7 +112,7 @@ def find(name: str) -> Experiment:
     module = importlib.import_module(f"experiments.{name}")
     if not hasattr(module, "EXPERIMENT"):
         module = importlib.import_module(f"experiments.{name}.experiment")
-    return module.EXPERIMENT  # type: ignore[no-any-return]
+    return module.EXPERIMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Options:
             (
                 "preset",
                 Annotated[
-                    Literal[tuple(presets)],  # type: ignore[misc]
+                    Literal[tuple(presets)],
                     tyro.conf.arg(
                         help=f"Where settings come from that are not given: {times}."
                     ),

@@ -13,6 +13,7 @@ The speech is one man's: it says nothing about other speakers.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,32 +109,30 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
 
 def tagging_baselines(data: SequenceData) -> dict[str, Callable[[], dict[str, Any]]]:
     """The most frequent tag, of all words and of each word, for a tagging task."""
-
-    def score(by_suffix: bool) -> dict[str, Any]:
-        toy = data.name == "toy_pos"
-        corpus = text.toy_text(400, seed=0) if toy else text.load_brown()
-        train, _, test = text.split_by_document(corpus, seed=0)
-        longest = data.max_length
-
-        def words(split: np.ndarray) -> list[tuple[str, ...]]:
-            """Cut as the sentences of the task are."""
-            return [
-                corpus.words[i][start : start + longest]
-                for i in split
-                for start in range(0, len(corpus.words[i]), longest)
-            ]
-
-        tags = [tuple(y.tolist()) for y in data.train.labels]
-        found = text.most_frequent_tag(
-            words(train), tags, words(test), by_suffix=by_suffix
-        )
-        return _accuracies(data.test, [np.array(row) for row in found])
-
     return {
-        "majority": lambda: majority(data),
-        "most_frequent_tag": lambda: score(False),
-        "most_frequent_tag_by_suffix": lambda: score(True),
+        "majority": functools.partial(majority, data),
+        "most_frequent_tag": functools.partial(_most_frequent, data, False),
+        "most_frequent_tag_by_suffix": functools.partial(_most_frequent, data, True),
     }
+
+
+def _most_frequent(data: SequenceData, by_suffix: bool) -> dict[str, Any]:
+    toy = data.name == "toy_pos"
+    corpus = text.toy_text(400, seed=0) if toy else text.load_brown()
+    train, _, test = text.split_by_document(corpus, seed=0)
+    longest = data.max_length
+
+    def words(split: np.ndarray) -> list[tuple[str, ...]]:
+        """Cut as the sentences of the task are."""
+        return [
+            corpus.words[i][start : start + longest]
+            for i in split
+            for start in range(0, len(corpus.words[i]), longest)
+        ]
+
+    tags = [tuple(y.tolist()) for y in data.train.labels]
+    found = text.most_frequent_tag(words(train), tags, words(test), by_suffix=by_suffix)
+    return _accuracies(data.test, [np.array(row) for row in found])
 
 
 def _accuracies(part: Part, predicted: Sequence[np.ndarray]) -> dict[str, Any]:

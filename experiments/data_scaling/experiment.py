@@ -180,15 +180,11 @@ class Config(Settings):
         yield "attention", placed, f"left out without a 'vit' in models={self.models!r}"
 
 
-def _grids(**tried: Any) -> dict[str, Grid]:
-    """The grids of all families: what is said of one, or of all (``common``)."""
-    common = tried.pop("common", {})
-    return {name: Grid(**(common | dict(own))) for name, own in tried.items()}
-
-
-_AUGMENTED = dict(
+_SMOOTHED = (0.0, 0.1)
+_AUGMENTED = Grid(
     weight_decays=(0.05, 0.3), label_smoothings=(0.1,), crops=(4,), mixups=(0.0, 0.2)
 )
+
 
 PRESETS: Mapping[str, Config] = {
     "smoke": Config(
@@ -218,12 +214,9 @@ PRESETS: Mapping[str, Config] = {
         max_epochs=48,
         min_updates=3_000,
         tune_updates=750,
-        **_grids(
-            common=dict(label_smoothings=(0.0, 0.1)),
-            vit=dict(learning_rates=(1.5e-3, 3e-3), weight_decays=(0.1,)),
-            resnet=dict(learning_rates=(5e-3, 1.5e-2)),
-            hybrid=dict(learning_rates=(1e-3, 3e-3)),
-        ),
+        vit=Grid((1.5e-3, 3e-3), (0.1,), _SMOOTHED),
+        resnet=Grid((5e-3, 1.5e-2), label_smoothings=_SMOOTHED),
+        hybrid=Grid((1e-3, 3e-3), label_smoothings=_SMOOTHED),
     ),
     "scenes": Config(
         task="scenes",
@@ -246,12 +239,9 @@ PRESETS: Mapping[str, Config] = {
         max_epochs=None,
         batch_size=512,
         dtype="bfloat16",
-        **_grids(
-            common=_AUGMENTED,
-            vit=dict(learning_rates=(3e-4, 1e-3)),
-            resnet=dict(learning_rates=(1e-3, 3e-3)),
-            hybrid=dict(learning_rates=(3e-4, 1e-3)),
-        ),
+        vit=dataclasses.replace(_AUGMENTED, learning_rates=(3e-4, 1e-3)),
+        resnet=dataclasses.replace(_AUGMENTED, learning_rates=(1e-3, 3e-3)),
+        hybrid=dataclasses.replace(_AUGMENTED, learning_rates=(3e-4, 1e-3)),
     ),
 }
 

@@ -157,6 +157,12 @@ def _program(shape: tuple[Any, ...], num_kinds: int, num_classes: int) -> Progra
     )
 
 
+def program_of(cell: NodeCell, graph: NodeGraph) -> Program:
+    """What cells of one shape of model compute."""
+    shape = tuple(getattr(cell, name) for name in _SHAPE)
+    return _program(shape, len(graph.kind_names) + 1, len(graph.class_names))
+
+
 class _Draws:
     """The same inputs at every update, or a few draws of them in turn."""
 
@@ -184,8 +190,7 @@ class NodeTask(Task):
         return self.__dict__ | {"_placed": {}}  # a worker has devices of its own
 
     def program(self, cell: NodeCell) -> Program:
-        graph, shape = self.nodes.graph, tuple(getattr(cell, name) for name in _SHAPE)
-        return _program(shape, len(graph.kind_names) + 1, len(graph.class_names))
+        return program_of(cell, self.nodes.graph)
 
     def _inputs(self, cell: NodeCell) -> Inputs:
         """On the devices, all of it on each, once for all cells."""

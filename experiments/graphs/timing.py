@@ -23,7 +23,7 @@ import numpy as np
 
 from attn_jax._program import program
 from experiments.data import graphs
-from experiments.graphs.presets import CPU, Experiment
+from experiments.graphs.experiment import PRESETS, Config
 from experiments.graphs.report import TIMING
 
 RANDOM = "gatv2, random graph"
@@ -54,7 +54,7 @@ def random_graph(num_edges: int, seed: int = 0) -> graphs.NodeGraph:
     )
 
 
-def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, Any]:
+def measure(name: str, experiment: Config, random_edges: int) -> dict[str, Any]:
     """Times updates of one model in this process.
 
     Args:
@@ -68,13 +68,13 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
     """
     import jax
 
-    from experiments.core import train, trial
+    from experiments.core import devices, optim
     from experiments.core.memory import keep_freed_memory
     from experiments.graphs import nodes
-    from experiments.graphs.run import node_cell, wordnet_task
+    from experiments.graphs.experiment import node_cell, wordnet_task
 
     keep_freed_memory()
-    mesh = train.data_mesh()
+    mesh = devices.data_mesh()
     n = experiment.node_ns[0]
     if name == RANDOM:
         graph = random_graph(random_edges)
@@ -91,11 +91,12 @@ def measure(name: str, experiment: Experiment, random_edges: int) -> dict[str, A
         graph = task.graph
         cell = node_cell(experiment, graph, name, n)
         inputs = task.inputs(n, experiment.node_features)
-    placed = train.put(inputs, mesh)
-    params = train.split_model(nodes.build(cell, graph, 0))[1]
-    state = train.put(train.init_state(params, trial.hyper_of(cell)), mesh)
-    rng = train.put(jax.random.key(0), mesh)
-    jitted: Any = nodes.programs(cell, graph).step
+    placed = devices.put(inputs, mesh)
+    program = nodes.program_of(cell, graph)
+    params = program.initial_params(0)
+    state = devices.put(optim.init_state(params, optim.hyper_of(cell)), mesh)
+    rng = devices.put(jax.random.key(0), mesh)
+    jitted = jax.jit(optim.make_step(program.loss), donate_argnums=0)
     step = jitted.lower(state, placed, rng).compile()
     memory = step.memory_analysis()
     seconds = []
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.one:
         if hasattr(os, "sched_setaffinity"):  # one core, as a worker has
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
-        experiment = dataclasses.replace(CPU, nodes=options.nodes)
+        experiment = dataclasses.replace(PRESETS["cpu"], nodes=options.nodes)
         if options.nodes is not None:
             few = max(1, options.nodes // 4)
             experiment = dataclasses.replace(
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(found))
         return 0
     rows = []
-    for name in (*CPU.node_models, RANDOM):
+    for name in (*PRESETS["cpu"].node_models, RANDOM):
         command = [sys.executable, "-m", "experiments.graphs.timing"]
         command += [str(options.folder), "--one", name]
         command += ["--random-edges", str(options.random_edges)]

@@ -23,7 +23,7 @@ import numpy as np
 
 from attn_jax._program import program
 from attn_jax.nn.positional import POSITIONS
-from experiments.core import train
+from experiments.core import optim
 from experiments.core.store import provenance
 from experiments.data import sequence_tasks
 from experiments.data.fetch import DataError
@@ -45,10 +45,11 @@ def _step(
     cell = cell_of(PRESETS["cpu"], data, encoding)
     if options:
         cell = dataclasses.replace(cell, position_options=tuple(options.items()))
-    program = labelling.programs.__wrapped__(labelling.program_key(cell, data))
-    numbers = (1e-3, cell.weight_decay, 1.0, 100.0, cell.clip_norm, cell.id_dropout)
-    hyper = labelling.Hyper(*(np.asarray(x, np.float32) for x in numbers))
-    state = train.init_state(program.initial_params(0), hyper)
+    program = labelling.program_of.__wrapped__(labelling.program_key(cell, data))
+    cell = dataclasses.replace(cell, learning_rate=1e-3, updates=100, warmup=0.01)
+    hyper = labelling.LabelTask(data).hyper(cell)
+    state = optim.init_state(program.initial_params(0), hyper)
+    train_step = jax.jit(optim.make_step(program.loss), donate_argnums=0)
     long_enough = np.flatnonzero(data.train.lengths >= length // 2)
     rows = tokens // length
     part = data.train.take(long_enough[:rows])
@@ -58,7 +59,7 @@ def _step(
     holder = [state]
 
     def step() -> None:
-        holder[0], metrics = program.step(holder[0], batch, rng)
+        holder[0], metrics = train_step(holder[0], batch, rng)
         jax.block_until_ready((holder[0], metrics))
 
     return step

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from experiments.core import identity
@@ -320,9 +320,11 @@ def plans(config: Config) -> list[Plan]:
                 f"which has {len(data.train)} sequences."
             )
     differs = identity.of_sequences(data)
-    floors = {"majority": functools.partial(sequence_tasks.majority, data)}
+    floors: dict[str, Callable[[], dict[str, Any]]] = {
+        "majority": functools.partial(sequence_tasks.majority, data)
+    }
     if "pos" in data.name:
-        floors = dict(sequence_tasks.tagging_baselines(data))
+        floors = sequence_tasks.tagging_baselines(data)
     return [
         Plan(
             LabelTask(data, is_first_transformer),

@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 
 from attn_jax._program import program
 from attn_jax.nn.encoder import Encoder
-from experiments.core import trial
-from experiments.core.driver import ended_by
+from experiments.core import loop
 from experiments.core.plots import save_figure
+from experiments.core.run import ended_by
 from experiments.core.store import ResultsStore, provenance
 from experiments.data import sequence_tasks, speech, text
 from experiments.sequence_labelling.streaming import cells_of, encoder_of, labeller_of
@@ -76,7 +76,7 @@ def _best_cell(store: ResultsStore) -> labelling.LabelCell:
     cells = [
         cell
         for cell in cells_of(store.records())
-        if cell.attention == "dot_product" and trial.params_file(store, cell).is_file()
+        if cell.attention == "dot_product" and loop.params_file(store, cell).is_file()
     ]
     if not cells:
         raise FileNotFoundError(

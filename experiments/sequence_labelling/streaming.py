@@ -34,10 +34,10 @@ from attn_jax.models import Labeller
 from attn_jax.models.labeller import TransformerBody
 from attn_jax.nn.encoder import Encoder
 from attn_jax.nn.streaming import StreamState, look_ahead, stream_init, stream_step
-from experiments.core import trial
-from experiments.core.driver import ended_by
+from experiments.core import loop
+from experiments.core.engine import available_cores
+from experiments.core.run import ended_by
 from experiments.core.store import Record, ResultsStore, provenance
-from experiments.core.workers import available_cores
 from experiments.data import sequence_tasks, speech
 from experiments.data.sequences import SequenceData
 from experiments.data.sound import frame_sizes, log_mel, with_deltas
@@ -237,7 +237,7 @@ def measure(
     cells = [
         cell
         for cell in cells_of(store.records())
-        if cell.task == "phones" and trial.params_file(store, cell).is_file()
+        if cell.task == "phones" and loop.params_file(store, cell).is_file()
     ]
     if not cells:
         raise FileNotFoundError(
