@@ -92,17 +92,11 @@ def _curves(file: str, *names: tuple[str, str, float]) -> Part:
     def draw(group: Group) -> str:
         found = []
         for name, label, floor in names:
-            lines = []
-            for row in group.rows:
-                curves = [r["curves"] for r in row.records if name in r["curves"]]
-                if not curves:
-                    continue
-                values = np.array([curve[name] for curve in curves], float)
-                y, ends = values.mean(axis=0), {}
-                if len(values) > 1:
-                    spread = values.std(axis=0, ddof=1)
-                    ends = dict(low=y - spread, high=y + spread)
-                lines.append(Series(_model(row), curves[0]["step"], y, **ends))
+            lines = [
+                line
+                for row in group.rows
+                for line in Series.training(_model(row), row.records, name)
+            ]
             level = floor, "uniform guess"
             found.append(Panel(label, "updates", label, lines, level, markersize=2.5))
         panels(found, group.folder / file, _styles(group))

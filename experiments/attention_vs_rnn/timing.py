@@ -1,6 +1,6 @@
 """How fast decoders generate and train: images a second, tokens, lengths, steps.
 
-`python -m experiments.attention_vs_rnn.timing --out FOLDER` writes timing.json, which
+`python -m experiments.attention_vs_rnn.timing FOLDER` writes timing.json, which
 the report reads: images a second without a state, with a key-value cache and with
 recurrent states; the time of a token by its position; time and memory of attention on
 long sequences, forward and backward; and the time of a train step over the length.
@@ -10,13 +10,11 @@ all cores it may use.
 
 from __future__ import annotations
 
-import argparse
-import json
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,17 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import VARIANTS
-from attn_jax._program import program
 from attn_jax.tools import bench as benchmarking
 from attn_jax.tools.bench import size_text
 from experiments.attention_vs_rnn.cells import Shape, program_of
 from experiments.attention_vs_rnn.data import START, CopyBatch
 from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_sample
+from experiments.attention_vs_rnn.report import TIMING
 from experiments.core import optim
 from experiments.core.engine import available_cores
-from experiments.core.store import provenance
-
-FILE = "timing.json"
+from experiments.core.measure import Folder, measures, median_of, repeated, seconds_of
 
 # The paper's model of MNIST: 8 layers, 8 heads of 32, 784 pixels, 10 logistics.
 PAPER_MODEL = dict(length=784, dim=256, depth=8, num_heads=8, components=10, height=28)
@@ -58,36 +54,25 @@ def shape_of(model: str, sizes: Mapping[str, int]) -> Shape:
     )
 
 
-def seconds_of(
-    call: Callable[[], Any], repeats: int, *, warm: bool = True
-) -> list[float]:
-    """Seconds of some calls, each waited for, after one that does not count."""
-    if warm:
-        jax.block_until_ready(call())
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        found.append(time.perf_counter() - began)
-    return found
-
-
 # --------------------------------------------------------------- generation
+
+
+def _model(model: str, sizes: Mapping[str, int]) -> tuple[int, Any, Any]:
+    """Length, functions and parameters of an untrained model."""
+    shape = shape_of(model, sizes)
+    program = program_of(shape)
+    return shape.length, program.more["functions"], program.initial_params(0)
 
 
 def whole_images(
     model: str, sizes: Mapping[str, int], batch: int, repeats: int
 ) -> dict[str, Any]:
     """Images a second with a state, all pixels drawn."""
-    shape = shape_of(model, sizes)
-    functions = program_of(shape).more["functions"]
-    params = program_of(shape).initial_params(0)
+    length, functions, params = _model(model, sizes)
     start = jnp.full((batch, 1), START, jnp.int32)
 
     def draw(params: Any, start: jax.Array, rng: jax.Array) -> jax.Array:
-        return functions.generate(
-            params, start, shape.length, rng, logistic_mixture_sample
-        )
+        return functions.generate(params, start, length, rng, logistic_mixture_sample)
 
     operands = (params, start, jax.random.key(0))
     compiled = jax.jit(draw).lower(*operands).compile()
@@ -109,9 +94,7 @@ def uncached_images(
     The pass is timed at some lengths; between them time is taken to be linear, and
     below the first in proportion to the length.
     """
-    shape = shape_of("softmax", sizes)
-    functions = program_of(shape).more["functions"]
-    params = program_of(shape).initial_params(0)
+    whole, functions, params = _model("softmax", sizes)
 
     def one(params: Any, tokens: jax.Array) -> jax.Array:
         outputs = functions.apply(params, tokens)
@@ -122,8 +105,8 @@ def uncached_images(
     for length in lengths:
         tokens = jnp.full((batch, length), START, jnp.int32)
         call = lambda tokens=tokens: compiled(params, tokens)  # noqa: E731
-        points.append(statistics.median(seconds_of(call, repeats)))
-    places = np.arange(1, shape.length + 1)
+        points.append(median_of(call, repeats))
+    places = np.arange(1, whole + 1)
     total = float(np.interp(places, [0, *lengths], [0.0, *points]).sum())
     return dict(
         model="softmax, uncached",
@@ -143,16 +126,14 @@ def by_position(
     repeats: int,
 ) -> list[float]:
     """Median seconds of a step at some positions of a sequence."""
-    shape = shape_of(model, sizes)
-    functions = program_of(shape).more["functions"]
-    params = program_of(shape).initial_params(0)
+    length, functions, params = _model(model, sizes)
 
     def one(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
         state, output = functions.step(params, state, token)
         return state, logistic_mixture_sample(jax.random.key(0), output)
 
     step = jax.jit(one, donate_argnums=1)
-    state = jax.jit(lambda: functions.init(batch, shape.length))()
+    state = jax.jit(lambda: functions.init(batch, length))()
     token = jnp.full((batch,), START, jnp.int32)
     seconds: dict[int, list[float]] = {position: [] for position in positions}
     for turn in range(repeats + 1):
@@ -199,7 +180,7 @@ def scaling(lengths: Sequence[int], repeats: int) -> list[dict[str, Any]]:
                     row["skipped"] = f"would take some {expected:.0f} s"
                     break
             few = 1 if slowest and slowest[0] > 1.0 else repeats
-            row["seconds"] = statistics.median(seconds_of(made.call, few))
+            row["seconds"] = median_of(made.call, few)
             slowest = row["seconds"], made.flops.total
             print(f"{name} N={length:,}: {row['seconds']:.3f} s", flush=True)
     return rows
@@ -212,11 +193,8 @@ def train_steps(
     rows = []
     for model in ("softmax", "linear", "lstm"):
         for length in lengths:
-            shape = shape_of(
-                model,
-                dict(sizes, length=length, components=None, height=None),  # type: ignore[arg-type]
-            )
-            program = program_of.__wrapped__(shape)
+            more: dict[str, Any] = dict(length=length, components=None, height=None)
+            program = program_of.__wrapped__(shape_of(model, dict(sizes, **more)))
             hyper = optim.recipe(
                 learning_rate=1e-3,
                 weight_decay=0.01,
@@ -224,38 +202,28 @@ def train_steps(
                 updates=100,
                 clip_norm=1,
             )
-            train_step = jax.jit(optim.make_step(program.loss), donate_argnums=0)
-            holder = [optim.init_state(program.initial_params(0), hyper)]
+            state = optim.init_state(program.initial_params(0), hyper)
             tokens = np.ones((batch, length), np.int32)
-            data = CopyBatch(tokens, tokens > 0)
-            rng = jax.random.key(0)
-
-            def step(
-                holder: list[Any] = holder,
-                train_step: Any = train_step,
-                data: Any = data,
-                rng: Any = rng,
-            ) -> Any:
-                holder[0], metrics = train_step(holder[0], data, rng)
-                return holder[0], metrics
-
-            rows.append(
-                dict(
-                    model=model,
-                    length=length,
-                    batch=batch,
-                    seconds=statistics.median(seconds_of(step, repeats)),
-                )
-            )
-            print(f"{model} T={length}: {rows[-1]['seconds']:.3f} s", flush=True)
+            data, rng = CopyBatch(tokens, tokens > 0), jax.random.key(0)
+            call = repeated(program.loss, state, data, rng)
+            seconds = median_of(call, repeats)
+            rows.append(dict(model=model, length=length, batch=batch, seconds=seconds))
+            print(f"{model} T={length}: {seconds:.3f} s", flush=True)
     return rows
 
 
 # --------------------------------------------------------------------- main
 
 
-def measure(*, smoke: bool) -> dict[str, Any]:
-    """All of it, or tiny sizes as a test of the program."""
+def measure(
+    folder: Folder = pathlib.Path("runs/attention_vs_rnn/cpu"), *, smoke: bool = False
+) -> dict[str, Any]:
+    """Times generation and training of decoders.
+
+    Args:
+      folder: of the results.
+      smoke: tiny sizes, as a test of the program.
+    """
     sizes: dict[str, int] = dict(SMALL_MODEL if smoke else PAPER_MODEL)
     length = sizes["length"]
     batches = (2,) if smoke else (1, 16)
@@ -288,28 +256,10 @@ def measure(*, smoke: bool) -> dict[str, Any]:
         train_steps=train_steps(steps, small, 2 if smoke else 8, repeats),
         train_sizes=small,
         cores=len(available_cores()),
-        provenance=provenance(),
     )
 
 
-@program
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and writes timing.json; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.attention_vs_rnn.timing", description=__doc__
-    )
-    parser.add_argument("--out", type=pathlib.Path, default="runs/attention_vs_rnn/cpu")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, a test")
-    options = parser.parse_args(argv)
-    began = time.monotonic()
-    found = measure(smoke=options.smoke)
-    found["wall_time_s"] = time.monotonic() - began
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / FILE
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{found['wall_time_s']:.0f} s -> {path}")
-    return 0
-
+main = measures(TIMING, measure)
 
 if __name__ == "__main__":
     sys.exit(main())

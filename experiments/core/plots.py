@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,23 @@ class Series:
             [s.count for _, s in known],
             **more,
         )
+
+    @classmethod
+    def training(
+        cls, label: str, records: Iterable[Mapping[str, Any]], curve: str
+    ) -> list[Series]:
+        """The mean of a training curve over seeds, with a band of one deviation.
+
+        Nothing where no record has the curve.
+        """
+        curves = [r["curves"] for r in records if curve in r["curves"]]
+        if not curves:
+            return []
+        values = np.array([found[curve] for found in curves], float)
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else ()
+        y = values.mean(axis=0)
+        ends = dict(low=y - spread, high=y + spread) if len(spread) else {}
+        return [cls(label, curves[0]["step"], y, **ends)]
 
     @property
     def style(self) -> str:

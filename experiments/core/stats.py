@@ -18,8 +18,7 @@ MIN_SIZES = 4
 
 Scores = Mapping[int, Mapping[int, float]]  # N -> seed -> accuracy
 
-_RATE_BOUNDS = (0.02, 3.0)
-_RATES = np.geomspace(*_RATE_BOUNDS, 160)
+_RATES = np.geomspace(0.02, 3.0, 160)
 
 
 class FitError(ValueError):
@@ -85,13 +84,8 @@ class Gap:
         return self.low > 0 or self.high < 0
 
 
-def gap(
-    first: Mapping[int, float],
-    second: Mapping[int, float],
-    *,
-    level: float = 0.95,
-) -> Gap:
-    """Return mean(first) − mean(second) with Student's interval over seeds.
+def gap(first: Mapping[int, float], second: Mapping[int, float]) -> Gap:
+    """Return mean(first) − mean(second) with Student's interval of 95 % over seeds.
 
     Where both sides have the same seeds (a seed also draws the training subset),
     their differences count, else the interval is Welch's. (A bootstrap of k values
@@ -100,12 +94,10 @@ def gap(
     Args:
         first: Seed -> score.
         second: Seed -> score.
-        level: Coverage asked for, between 0 and 1.
 
     Raises:
-        ValueError: A side is empty, a score is not finite, or level is out of range.
+        ValueError: A side is empty, or a score is not finite.
     """
-    _check_level(level)
     one = _finite([first[s] for s in sorted(first)], "first")
     two = _finite([second[s] for s in sorted(second)], "second")
     mean = float(one.mean() - two.mean())
@@ -122,7 +114,7 @@ def gap(
         error = math.sqrt(parts.sum())
         weights = parts**2 / np.array([one.size - 1, two.size - 1])
         freedom = float(parts.sum() ** 2 / weights.sum()) if error else 1.0
-    reach = float(stats.t.ppf((1 + level) / 2, freedom) * error)
+    reach = float(stats.t.ppf(0.975, freedom) * error)
     return Gap(mean, mean - reach, mean + reach, seeds, paired)
 
 
@@ -182,33 +174,57 @@ def fit_power_law(scores: Scores) -> PowerLaw:
             to be tested at all).
         ValueError: A score or a size is not finite, or a size is not positive.
     """
-    sizes, means = _means(scores)
+    sizes = np.asarray(sorted(scores), float)
+    if sizes.size and sizes.min() <= 0:
+        raise ValueError(f"scores: N must be positive, got {sizes.min():g}")
     if sizes.size < MIN_SIZES:
         raise FitError(
             f"a power law has 3 parameters and needs at least {MIN_SIZES} different "
             f"N, got {sizes.size}"
         )
-    rate, (a,), (b,) = _fit_rate(sizes, means[None, :], refine=True)
-    scale = _scale(sizes)
-    law_b = float(b * scale ** rate[0])
-    fitted = a - b * (sizes / scale) ** -rate[0]
-    at_bound = []
-    if a > 1 - 1e-9 or a < 1e-9:
-        at_bound.append("a")
-    if b < 1e-12:
-        at_bound.append("b")
-    if rate[0] < _RATE_BOUNDS[0] * 1.001 or rate[0] > _RATE_BOUNDS[1] / 1.001:
-        at_bound.append("c")
+    means = np.asarray(
+        [_finite(list(scores[int(n)].values()), f"N={n:g}").mean() for n in sizes]
+    )
+    # In units of the geometric mean the fit is well conditioned.
+    scale = float(np.exp(np.log(sizes).mean()))
+    unit = sizes / scale
+
+    def loss(log_rate: float) -> float:
+        return _fit_linear(unit ** -math.exp(log_rate), means)[2]
+
+    grid = np.log(_RATES)
+    losses = [loss(x) for x in grid]
+    start, step = grid[np.argmin(losses)], grid[1] - grid[0]
+    bounds = max(start - step, grid[0]), min(start + step, grid[-1])
+    found = optimize.minimize_scalar(
+        loss, bounds=bounds, method="bounded", options={"xatol": 1e-10}
+    )
+    rate = math.exp(found.x if found.fun < min(losses) else start)
+    a, b, _ = _fit_linear(unit**-rate, means)
+    low, high = _RATES[0] * 1.001, _RATES[-1] / 1.001
+    held = dict(a=a > 1 - 1e-9 or a < 1e-9, b=b < 1e-12, c=not low <= rate <= high)
     return PowerLaw(
-        a=float(a),
-        b=law_b,
-        c=float(rate[0]),
+        a=a,
+        b=b * scale**rate,
+        c=rate,
         n_min=int(sizes.min()),
         n_max=int(sizes.max()),
         sizes=sizes.size,
-        worst=float(np.abs(fitted - means).max()),
-        at_bound=tuple(at_bound),
+        worst=float(np.abs(a - b * unit**-rate - means).max()),
+        at_bound=tuple(name for name, holds in held.items() if holds),
     )
+
+
+def _fit_linear(x: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Fit values ≈ a − b·x with 0 <= a <= 1 and b >= 0, exactly; a, b and the loss."""
+    centred = x - x.mean()
+    spread = float(centred @ centred)
+    b = max(-float((values - values.mean()) @ centred) / spread, 0.0) if spread else 0.0
+    a = float(values.mean() + b * x.mean())
+    if not 0 <= a <= 1:  # on that edge of the box, b has its own optimum
+        a = min(max(a, 0.0), 1.0)
+        b = max(float((a - values) @ x) / float(x @ x), 0.0)
+    return a, b, float(((values - (a - b * x)) ** 2).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,9 +244,7 @@ class Overtaking:
     ahead: int | None
 
 
-def overtaking(
-    first: Scores, second: Scores, *, level: float = 0.95
-) -> Overtaking | None:
+def overtaking(first: Scores, second: Scores) -> Overtaking | None:
     """Find between which measured N the first model gets ahead for good.
 
     The seeds of both sides share their data, so that `gap` of each common N, paired
@@ -239,7 +253,6 @@ def overtaking(
     Args:
         first: N -> seed -> accuracy of the model that may overtake.
         second: The same of the other.
-        level: Coverage asked for.
 
     Returns:
         None where the first model is ahead at every common N, or is not at the
@@ -249,7 +262,7 @@ def overtaking(
     Overtaking(after=100, until=1000, behind=None, ahead=None)
     """
     common = sorted(set(first) & set(second))
-    gaps = [gap(first[n], second[n], level=level) for n in common]
+    gaps = [gap(first[n], second[n]) for n in common]
     not_ahead = [i for i, found in enumerate(gaps) if found.mean <= 0]
     if not not_ahead or not_ahead[-1] == len(gaps) - 1:
         return None
@@ -271,75 +284,3 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite numbers, got {array.tolist()}")
     return array
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-
-
-def _means(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    sizes = np.asarray(sorted(scores), float)
-    if sizes.size and sizes.min() <= 0:
-        raise ValueError(f"scores: N must be positive, got {sizes.min():g}")
-    means = [_finite(list(scores[int(n)].values()), f"N={n:g}").mean() for n in sizes]
-    return sizes, np.asarray(means)
-
-
-def _scale(sizes: np.ndarray) -> float:
-    """Return the geometric mean, in units of which the fit is well conditioned."""
-    return float(np.exp(np.log(sizes).mean()))
-
-
-def _fit_rate(
-    sizes: np.ndarray, values: np.ndarray, *, refine: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fit rows of values [R, P] over sizes [P]; return c, a, b, each [R]."""
-    unit = sizes / _scale(sizes)
-    best = np.full(values.shape[0], np.inf)
-    chosen = np.full(values.shape[0], _RATES[0])
-    for rate in _RATES:
-        _, _, loss = _fit_linear(unit**-rate, values)
-        better = loss < best
-        best = np.where(better, loss, best)
-        chosen = np.where(better, rate, chosen)
-    if refine:
-        for row, start in enumerate(chosen):
-            step = _RATES[1] / _RATES[0]
-            found = optimize.minimize_scalar(
-                lambda log_rate, row=row: float(
-                    _fit_linear(unit ** -np.exp(log_rate), values[row : row + 1])[2][0]
-                ),
-                bounds=(
-                    math.log(max(start / step, _RATE_BOUNDS[0])),
-                    math.log(min(start * step, _RATE_BOUNDS[1])),
-                ),
-                method="bounded",
-                options={"xatol": 1e-10},
-            )
-            if found.fun < best[row]:
-                chosen[row] = math.exp(found.x)
-    a = np.empty(values.shape[0])
-    b = np.empty(values.shape[0])
-    for rate in np.unique(chosen):
-        rows = chosen == rate
-        a[rows], b[rows], _ = _fit_linear(unit**-rate, values[rows])
-    return chosen, a, b
-
-
-def _fit_linear(
-    x: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fit values ≈ a − b·x with 0 <= a <= 1 and b >= 0, exactly; rows [R, P]."""
-    x_mean, y_mean = x.mean(), values.mean(axis=1)
-    centred = x - x_mean
-    spread = float(centred @ centred)
-    slope = (values - y_mean[:, None]) @ centred / spread if spread > 0 else 0 * y_mean
-    b = np.maximum(-slope, 0.0)
-    a = y_mean + b * x_mean
-    for limit in (0.0, 1.0):  # on that edge of the box, b has its own optimum
-        beyond = a < 0 if limit == 0 else a > 1
-        b_edge = np.maximum((limit - values) @ x / float(x @ x), 0.0)
-        a, b = np.where(beyond, limit, a), np.where(beyond, b_edge, b)
-    residual = values - (a[:, None] - b[:, None] * x)
-    return a, b, (residual**2).sum(axis=1)

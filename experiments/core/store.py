@@ -20,6 +20,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import math
@@ -245,6 +246,20 @@ class ResultsStore:
         records = [record for record in found if record is not None]
         return sorted(records, key=lambda record: _dumps(record["config"]))
 
+    def frame(self) -> Any:
+        """The finished cells as a pandas DataFrame, see `frame_rows`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError(
+                "frame() needs pandas: pip install 'attn_jax[notebooks]'"
+            ) from error
+        return pandas.DataFrame(frame_rows(self.records()))
+
     def export_jsonl(self, path: str | os.PathLike[str]) -> int:
         """Write all records to one JSON-lines file, atomically; return how many."""
         return export_jsonl(self.records(), path)
@@ -337,6 +352,29 @@ class ResultsStore:
         except OSError as error:
             outcome = f"ignored; it could not be renamed ({error.strerror})"
         print(f"damaged record {path}: {why}; {outcome}", file=sys.stderr, flush=True)
+
+
+def frame_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Records as flat rows: what they are, config.* and metrics.*, without curves.
+
+    >>> record = dict(hash="ab", status="done", wall_time_s=2.0, curves={})
+    >>> record |= dict(config={"n": 9, "scenes": {"grid": 3}}, metrics={"loss": 0.5})
+    >>> list(frame_rows([record])[0].items())[3:]
+    [('config.n', 9), ('config.scenes.grid', 3), ('metrics.loss', 0.5)]
+    """
+
+    def flat(name: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            return {name: value}
+        parts = (flat(f"{name}.{key}", item) for key, item in value.items())
+        return {name: item for part in parts for name, item in part.items()}
+
+    return [
+        {name: record[name] for name in ("hash", "status", "wall_time_s")}
+        | flat("config", record["config"])
+        | flat("metrics", record["metrics"])
+        for record in records
+    ]
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:

@@ -69,35 +69,23 @@ def _floors(group: Group) -> dict[str, Mapping[str, Any]]:
     return {name: found[name] for name in _BASELINES if name in found}
 
 
-def _curves(
-    path: str, metric: str, by: str = "task", title: str = "", top: float | None = None
-) -> Part:
-    """A training curve for every model, the mean over its seeds; one panel a group."""
+def _curves(file: str, metric: str, by: str, title: str, **more: Any) -> Part:
+    """A training curve for every model, over its seeds; one panel a group."""
 
     def draw(group: Group) -> str:
-        file = path.format(**group.config)
-        panes = []
+        label = f"training {metric}"
+        found = []
         for some in group.by(by):
-            lines = []
-            for row in some.rows:
-                curves = [r["curves"] for r in row.records if metric in r["curves"]]
-                if curves:
-                    y = np.mean([curve[metric] for curve in curves], axis=0)
-                    lines.append(Series(_name(row), curves[0]["step"], list(y)))
-            name = title.format(**some.config) or _TITLES[some.config["task"]][0]
-            panes.append(
-                Panel(
-                    name,
-                    "updates",
-                    f"training {metric}",
-                    lines,
-                    ylim=None if top is None else (0, top),
-                    markersize=2.5,
-                )
-            )
+            lines = [
+                line
+                for row in some.rows
+                for line in Series.training(_name(row), row.records, metric)
+            ]
+            name = title.format(**some.config)
+            found.append(Panel(name, "updates", label, lines, markersize=2.5, **more))
         styles = Styles(sorted(map(_name, group.every)))
-        panels(panes, group.folder / file, styles)
-        return f"![training {metric}]({file})"
+        panels(found, group.folder / file, styles)
+        return f"![{label}]({file})"
 
     return draw
 
@@ -221,7 +209,9 @@ _DICTIONARY = Section(
             ),
         ),
     ),
-    notes=(_curves("dictionary.png", "accuracy", "keys", "k = {keys}", 1.05),),
+    notes=(
+        _curves("dictionary.png", "accuracy", "keys", "k = {keys}", ylim=(0, 1.05)),
+    ),
 )
 
 _WORDNET = Section(
@@ -343,7 +333,7 @@ def _molecules(task: str) -> Section:
         notes=(
             _error_floors,
             _beside("test_rmse", ("ridge", "forest"), less=True),
-            _curves("{task}.png", "loss"),
+            _curves(f"{task}.png", "loss", "task", _TITLES[task][0]),
         ),
     )
 
@@ -375,7 +365,10 @@ def _timing(group: Group) -> list[str]:
 
 REPORT = Report(
     title="# Graph neural networks are attention on edges",
-    text=("Mean ± standard deviation over seeds; the test part was read once a cell.",),
+    text=(
+        "Mean ± standard deviation over seeds, in figures a band of one deviation; the "
+        "test part was read once a cell.",
+    ),
     sections=(_DICTIONARY, _WORDNET, *map(_molecules, _TITLES)),
     notes=(_timing,),
 )

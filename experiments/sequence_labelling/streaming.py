@@ -12,12 +12,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,18 +25,18 @@ import numpy as np
 from flax import nnx
 
 from attn_jax import inputs
-from attn_jax._program import program
 from attn_jax.models import Labeller
 from attn_jax.models.labeller import TransformerBody
 from attn_jax.nn.encoder import Encoder
 from attn_jax.nn.streaming import StreamState, look_ahead, stream_init, stream_step
 from experiments.core import loop
 from experiments.core.engine import available_cores
-from experiments.core.run import ended_by
-from experiments.core.store import Record, ResultsStore, provenance
+from experiments.core.measure import Folder, measures, one_core, seconds_of
+from experiments.core.store import ResultsStore
 from experiments.data import sequence_tasks, speech
 from experiments.data.sequences import SequenceData
 from experiments.data.sound import frame_sizes, log_mel, with_deltas
+from experiments.sequence_labelling.report import STREAMING
 from experiments.tasks import labelling
 from experiments.tasks.labelling import LabelCell
 
@@ -65,6 +61,39 @@ def labeller_of(
     return nnx.merge(
         graphdef, jax.tree.unflatten(jax.tree.structure(variables), leaves), rest
     )
+
+
+def kept_cells(
+    store: ResultsStore, what: str, preset: str, **settings: Any
+) -> list[LabelCell]:
+    """Transformers of seed 0 with these settings whose parameters were kept.
+
+    Args:
+      store: of the results.
+      what: they are, in words.
+      preset: that trains them.
+      **settings: of a cell.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    found = []
+    wanted = dict(phase="final", model="transformer", seed=0) | settings
+    for record in store.records():
+        config = dict(record["config"])
+        if record["status"] == "done" and wanted.items() <= config.items():
+            config["position_options"] = tuple(config["position_options"].items())
+            config["differs"] = tuple(sorted(config.get("differs", {}).items()))
+            cell = LabelCell(**config)
+            if loop.params_file(store, cell).is_file():
+                found.append(cell)
+    if not found:
+        raise FileNotFoundError(
+            f"{store.folder} holds no parameters of {what}; first run `python -m "
+            f"experiments.sequence_labelling --preset {preset} --out FOLDER` with a "
+            "new FOLDER."
+        )
+    return found
 
 
 @functools.partial(
@@ -200,26 +229,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
-def cells_of(records: Sequence[Record]) -> list[LabelCell]:
-    """The transformers with truncated or full attention of seed 0, final."""
-    found = []
-    for record in records:
-        config = dict(record["config"])
-        if config.get("phase") != "final" or config.get("model") != "transformer":
-            continue
-        if config["seed"] or record["status"] != "done":
-            continue
-        config["position_options"] = tuple(config["position_options"].items())
-        config["differs"] = tuple(sorted(config.get("differs", {}).items()))
-        found.append(LabelCell(**config))
-    return found
-
-
-def _concatenation(audio: Sequence[np.ndarray], seconds: float) -> np.ndarray:
-    whole = np.concatenate(list(audio))
-    return whole[: int(16_000 * seconds)]
-
-
 def _real_time(sound: SoundLabeller, signal: np.ndarray) -> tuple[float, float]:
     """(seconds of work for a second of sound, slowest chunk in seconds)."""
     slowest = 0.0
@@ -230,143 +239,122 @@ def _real_time(sound: SoundLabeller, signal: np.ndarray) -> tuple[float, float]:
     return (time.perf_counter() - began) / (len(signal) / 16_000), slowest
 
 
-def measure(
-    store: ResultsStore, *, utterances: int, seconds: Sequence[float]
+class _Speech:
+    """The test part as sound, and how its features are normalised."""
+
+    def __init__(self) -> None:
+        self.corpus = speech.load_festvox_ru()
+        self.data = sequence_tasks.phones("phones", self.corpus)
+        features, *self.normal = sequence_tasks.normalised(self.corpus)
+        splits = speech.split_by_utterance(len(self.corpus.audio), seed=0)
+        self.test = [int(i) for i in splits[2]]
+        self.longest = max(len(features[i]) for i in self.test)
+
+    def concatenation(self, seconds: float) -> np.ndarray:
+        """So much sound, one utterance after the other."""
+        return np.concatenate(list(self.corpus.audio))[: int(16_000 * seconds)]
+
+
+def _scored(model: Labeller, sound: _Speech, streamed: int) -> dict[str, float]:
+    """Accuracy on whole utterances, and how far some are from it as they come."""
+    hits, pairs = [], []
+    for place, i in enumerate(sound.test):
+        signal, corpus = sound.corpus.audio[i], sound.corpus
+        whole = offline(model, signal, *sound.normal, length=sound.longest)
+        wanted = speech.frame_labels(corpus.ends[i], corpus.phones[i], len(whole))
+        hits.append(whole.argmax(-1) == wanted)
+        if place < streamed:
+            stream = SoundLabeller(model, *sound.normal, chunk=10)
+            pairs.append((np.concatenate(list(stream.logits(signal))), whole))
+    found = dict(whole_utterance_accuracy=float(np.concatenate(hits).mean()))
+    if pairs:
+        parts, whole = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        apart = np.abs(_softmax(parts) - _softmax(whole))
+        found |= dict(
+            probability_difference=float(apart.max()),
+            logit_difference=float(np.abs(parts - whole).max()),
+            largest_logit=float(np.abs(whole).max()),
+            agreeing_labels=float((parts.argmax(-1) == whole.argmax(-1)).mean()),
+        )
+    return found
+
+
+def _streamed(
+    model: Labeller, sound: _Speech, seconds: Sequence[float]
 ) -> dict[str, Any]:
-    """Everything that streaming.json holds but its provenance."""
-    cells = [
-        cell
-        for cell in cells_of(store.records())
-        if cell.task == "phones" and loop.params_file(store, cell).is_file()
-    ]
-    if not cells:
-        raise FileNotFoundError(
-            f"{store.folder} holds no parameters of encoders of speech; first run "
-            "`python -m experiments.sequence_labelling --preset phones --out FOLDER` "
-            "with a new FOLDER."
-        )
-    corpus = speech.load_festvox_ru()
-    data = sequence_tasks.phones("phones", corpus)
-    splits = speech.split_by_utterance(len(corpus.audio), seed=0)
-    features, mean, std = sequence_tasks.normalised(corpus)
-    test = [int(i) for i in splits[2]]
-    longest = max(len(features[i]) for i in test)
+    """How late, how fast, and how much is remembered, a chunk at a time."""
     rows = []
+    for chunk in (1, 10):
+        stream = SoundLabeller(model, *sound.normal, chunk=chunk)
+        list(stream.logits(sound.concatenation(1.0)))  # compiles
+        for length in seconds:
+            factor, slowest = _real_time(stream, sound.concatenation(length))
+            row = dict(chunk=chunk, seconds=length, real_time_factor=factor)
+            rows.append(row | dict(slowest_chunk_s=slowest))
+    stream = SoundLabeller(model, *sound.normal, chunk=1)
+    size = stream.state_bytes()
+    return dict(look_ahead_ms=10 * stream.delay, state_bytes=size, stream=rows)
+
+
+def _at_once(model: Labeller, sound: _Speech, length: float) -> dict[str, Any]:
+    """Time and memory of the whole at once."""
+    signal = sound.concatenation(length)
+    frames = inputs.num_frames(len(signal), *frame_sizes(16_000))
+    shapes = (
+        jax.ShapeDtypeStruct((1, frames, sound.normal[0].size), jnp.float32),
+        jax.ShapeDtypeStruct((1, frames), jnp.bool_),
+    )
+    memory = _whole.lower(model, *shapes).compile().memory_analysis()
+    call = functools.partial(offline, model, signal, *sound.normal, length=frames)
+    return dict(
+        seconds=length,
+        real_time_factor=seconds_of(call, 1)[0] / length,
+        temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
+    )
+
+
+def measure(
+    folder: Folder,
+    *,
+    utterances: int = 10,
+    seconds: tuple[float, ...] = (10.0, 30.0, 60.0),
+) -> dict[str, Any]:
+    """Measures truncated self-attention on speech as it comes, on one core.
+
+    Args:
+      folder: of the results, with the parameters that were kept.
+      utterances: that are compared by frame.
+      seconds: of the concatenations that are timed.
+    """
+    one_core()
+    store = ResultsStore(folder)
+    cells = kept_cells(store, "encoders of speech", "phones", task="phones")
+    sound, rows = _Speech(), []
+    names = "attention left right positions depth updates".split()
     for cell in cells:
-        params = labelling.load_params(store, cell, data)
-        model = labeller_of(cell, data, params, 100_000)
-        hits = total = 0
-        difference, logit_difference, largest, agree, labels = 0.0, 0.0, 0.0, 0, 0
-        for place, i in enumerate(test):
-            signal = corpus.audio[i]
-            whole = offline(model, signal, mean, std, length=longest)
-            wanted = speech.frame_labels(corpus.ends[i], corpus.phones[i], len(whole))
-            hits += int((whole.argmax(-1) == wanted).sum())
-            total += len(wanted)
-            if cell.attention == "truncated" and place < utterances:
-                sound = SoundLabeller(model, mean, std, chunk=10)
-                parts = np.concatenate(list(sound.logits(signal)))
-                apart = np.abs(_softmax(parts) - _softmax(whole)).max()
-                difference = max(difference, float(apart))
-                apart = np.abs(parts - whole).max()
-                logit_difference = max(logit_difference, float(apart))
-                largest = max(largest, float(np.abs(whole).max()))
-                agree += int((parts.argmax(-1) == whole.argmax(-1)).sum())
-                labels += len(whole)
-        row: dict[str, Any] = dict(
-            attention=cell.attention,
-            left=cell.left,
-            right=cell.right,
-            positions=cell.positions,
-            depth=cell.depth,
-            updates=cell.updates,
-            whole_utterance_accuracy=hits / total,
-        )
+        truncated = cell.attention == "truncated"
+        params = labelling.load_params(store, cell, sound.data)
+        model = labeller_of(cell, sound.data, params, 100_000)
+        row: dict[str, Any] = {name: getattr(cell, name) for name in names}
+        row |= _scored(model, sound, utterances * truncated)
+        if truncated:
+            row |= _streamed(model, sound, seconds)
+        row["whole"] = [_at_once(model, sound, length) for length in seconds]
+        rows.append(row)
         print(
-            f"{cell.attention} {cell.left}+{cell.right} {cell.positions}: accuracy on "
-            f"whole utterances {hits / total:.4f}",
+            "{attention} {left}+{right} {positions}: accuracy on whole utterances "
+            "{whole_utterance_accuracy:.4f}".format(**row),
             flush=True,
         )
-        if cell.attention == "truncated":
-            sound = SoundLabeller(model, mean, std, chunk=1)
-            row |= dict(
-                look_ahead_ms=10 * sound.delay,
-                probability_difference=difference,
-                logit_difference=logit_difference,
-                largest_logit=largest,
-                agreeing_labels=agree / labels,
-                state_bytes=sound.state_bytes(),
-                stream=[],
-            )
-            for chunk in (1, 10):
-                sound = SoundLabeller(model, mean, std, chunk=chunk)
-                list(sound.logits(_concatenation(corpus.audio, 1.0)))  # compiles
-                for length in seconds:
-                    signal = _concatenation(corpus.audio, length)
-                    factor, slowest = _real_time(sound, signal)
-                    row["stream"].append(
-                        dict(
-                            chunk=chunk,
-                            seconds=length,
-                            real_time_factor=factor,
-                            slowest_chunk_s=slowest,
-                        )
-                    )
-            print(
-                f"  stream = offline to {difference:.1e}, {10 * sound.delay} ms late, "
-                f"state {row['state_bytes']:,} bytes, real-time factor "
-                f"{row['stream'][-1]['real_time_factor']:.3f} at {seconds[-1]:g} s",
-                flush=True,
-            )
-        row["whole"] = []
-        for length in seconds:
-            signal = _concatenation(corpus.audio, length)
-            frames = inputs.num_frames(len(signal), *frame_sizes(16_000))
-            shapes = (
-                jax.ShapeDtypeStruct((1, frames, mean.size), jnp.float32),
-                jax.ShapeDtypeStruct((1, frames), jnp.bool_),
-            )
-            memory = _whole.lower(model, *shapes).compile().memory_analysis()
-            offline(model, signal, mean, std, length=frames)
-            began = time.perf_counter()
-            offline(model, signal, mean, std, length=frames)
-            row["whole"].append(
-                dict(
-                    seconds=length,
-                    real_time_factor=(time.perf_counter() - began) / length,
-                    temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
-                )
-            )
-        rows.append(row)
     return dict(
-        utterances_compared=min(utterances, len(test)),
-        test_utterances=len(test),
+        utterances_compared=min(utterances, len(sound.test)),
+        test_utterances=len(sound.test),
         cores=len(available_cores()),
         rows=rows,
     )
 
 
-@program
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures on one core and writes streaming.json; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--utterances", type=int, default=10, help="compared by frame")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 30.0, 60.0])
-    options = parser.parse_args(argv)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    try:
-        store = ResultsStore(options.folder)
-        found = measure(store, utterances=options.utterances, seconds=options.seconds)
-        path = options.folder / "streaming.json"
-        text = json.dumps(found | dict(provenance=provenance()), indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
-    except Exception as error:
-        return ended_by(error)
-    print(f"-> {path}")
-    return 0
-
+main = measures(STREAMING, measure)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,39 +1,225 @@
-"""What is committed of the experiments: reports follow from results."""
+"""What is committed of the experiments: reports and figures follow from results."""
 
 from __future__ import annotations
 
-import importlib
+import json
 import pathlib
 import re
+import shutil
+import statistics
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from experiments.attention_vs_rnn.data import unpack
+from experiments.core import report
 from experiments.core.store import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDERS = [
-    *sorted((ROOT / "experiments/sequence_labelling/results").iterdir()),
-    *(
-        ROOT / f"experiments/{name}/results"
-        for name in (
-            "data_scaling positions attention_as_conv attention_vs_rnn graphs".split()
-        )
-    ),
-]
+FOLDERS = report.committed()
 QUOTED = re.compile(r"\.\d{3,4} ± \.\d{3,4}")
+NAMES = {folder: f"{name}-{folder.name}" for folder, name in FOLDERS.items()}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.parent.name + "-" + f.name)
-def test_a_report_is_what_its_results_give(folder, tmp_path):
+# --- what the figures have to show, from the records alone -------------------------
+
+
+def read(folder):
+    """Finished records of seeds that count, baselines too."""
+    records = read_jsonl(folder / "results.jsonl")
+    return [r for r in records if r["config"]["phase"] != "tune"]
+
+
+def means(records, key, value):
+    """Key -> mean of a value over the records that have it; None keys are left out."""
+    found = {}
+    for record in records:
+        if record["status"] == "done" and (name := key(record)) is not None:
+            if (number := value(record)) is not None:
+                found.setdefault(name, []).append(number)
+    return {name: statistics.fmean(numbers) for name, numbers in found.items()}
+
+
+def metric(name):
+    return lambda record: record["metrics"].get(name)
+
+
+def lines(axes):
+    """Label -> y of a panel's lines."""
+    found = [line for line in axes.get_lines() if line.get_label()[0] != "_"]
+    return {line.get_label(): np.asarray(line.get_ydata(), float) for line in found}
+
+
+def all_in(panel, values, digits=9):
+    """Every y of the panel's lines is one of the values."""
+    known = np.sort(np.asarray(list(values), float))
+    for label, y in lines(panel).items():
+        for number in y:
+            assert np.abs(known - number).min() < 10.0**-digits, (label, number)
+
+
+def curves(record, name):
+    """The mean curves of all settings."""
+    groups = report.grouped(record, report.settings_of).values()
+    kept = [[r["curves"][name] for r in g if name in r["curves"]] for g in groups]
+    return [number for some in kept if some for number in np.mean(some, axis=0)]
+
+
+def check_data_scaling(name, figure, records, folder):
+    (axes,) = figure.axes
+    task = "scenes" if "scenes" in name else "fashion"
+    some = [r for r in records if r["config"]["task"].startswith(task)]
+    model = lambda r: (r["config"]["model"], r["config"].get("size"), r["config"]["n"])  # noqa: E731
+    accuracy = means(some, model, metric("test_accuracy"))
+    if name.startswith("curve"):
+        return all_in(axes, accuracy.values())
+    return all_in(
+        axes,
+        [
+            value - other
+            for (_, _, n), value in accuracy.items()
+            for (model, _, m), other in accuracy.items()
+            if n == m and model == "resnet"
+        ],
+    )
+
+
+def check_positions(name, figure, records, folder):
+    (axes,) = figure.axes
+    task = name.removeprefix("lengths_")
+    some = [r for r in records if r["config"]["task"].split("_by")[0] == task]
+    encoding = lambda r: r["config"].get("positions")  # noqa: E731
+    bins = [m for m in some[0]["metrics"] if m.startswith("test_accuracy_length")]
+    bins.sort(key=lambda name: int(name.split("_")[-1]))
+    found = [means(some, encoding, metric(name)) for name in bins]
+    for label, y in lines(axes).items():
+        np.testing.assert_allclose(y, [by[label] for by in found])
+
+
+def check_sequence_labelling(name, figure, records, folder):
+    if name.startswith("maps"):
+        entry = json.loads((folder / "maps.json").read_text())["maps"][
+            int(name[5:]) - 1
+        ]
+        shown = [image.get_array() for axes in figure.axes for image in axes.images]
+        heads = [head for layer in entry["weights"] for head in layer]
+        return np.testing.assert_array_equal(np.asarray(shown), heads)
+    read = {
+        "window": lambda m: [m["test_accuracy"], m["train_accuracy"]],
+        "scaling": lambda m: [m["test_accuracy"]],
+        "window_gap": lambda m: [m["train_accuracy"] - m["test_accuracy"]],
+        "window_parameters": lambda m: [m["params"] - m["input_params"]],
+    }[name]
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    groups = report.grouped(final, report.settings_of).values()
+    known = [np.mean([read(r["metrics"]) for r in group], axis=0) for group in groups]
+    all_in(figure.axes[0], np.concatenate(known))
+
+
+def check_attention_as_conv(name, figure, records, folder):
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    first = [r for r in final if r["config"]["seed"] == 0]
+    if name == "starts":
+        model = lambda r: (  # noqa: E731
+            r["metrics"].get("baseline", r["config"]["model"]),
+            r["config"].get("start"),
+            r["metrics"].get("n", r["config"].get("n")),
+        )
+        accuracy = means(records, model, metric("test_accuracy"))
+        return all_in(figure.axes[0], accuracy.values())
+    if name.startswith("maps"):
+        shown = [image.get_array() for axes in figure.axes for image in axes.images]
+        (maps,) = (
+            r["metrics"]["maps"]
+            for r in first
+            if r["config"]["model"] == name.removeprefix("maps_")
+        )
+        heads = [head for layer in maps for head in layer]
+        return np.testing.assert_allclose(np.asarray(shown), heads)
+    centres = [
+        centre
+        for r in first
+        for moment in r["curves"].get("centres", ())
+        for layer in moment
+        for centre in layer
+    ]
+    known = {tuple(np.round(centre, 6)) for centre in centres}
+    for axes in figure.axes:
+        _, *dots = axes.get_lines()  # the query is the first
+        assert len(dots) == 9
+        for dot in dots:
+            ((x,), (y,)) = dot.get_data()
+            assert (round(y, 6), round(x, 6)) in known
+
+
+def check_attention_vs_rnn(name, figure, records, folder):
+    panels = figure.axes
+    if name in ("copy", "images"):
+        some = [
+            r for r in records if (r["config"]["task"] == "copy") == (name == "copy")
+        ]
+        for axes, curve in zip(panels, ("loss", "accuracy"), strict=False):
+            guess = lines(axes)["uniform guess"][0]
+            all_in(axes, [*curves(some, curve), guess])
+    elif name in ("samples", "completions"):
+        drawn = np.concatenate([a.images[0].get_array().ravel() for a in panels])
+        texts = [r["metrics"].get(k) for r in records for k in (name, "completed")]
+        pixels = {tuple(row) for t in texts if t for row in unpack(t, 784)}
+        width = sum(len(picture) for picture in {p: None for p in pixels})
+        assert drawn.size and width  # and each picture is one of those stored:
+        for axes in panels:
+            image = np.asarray(axes.images[0].get_array())
+            for left in range(0, image.shape[1], 28):
+                assert tuple(image[:, left : left + 28].ravel()) in pixels
+    else:
+        timing = json.loads((folder / "timing.json").read_text())
+        if name == "tokens":
+            for y, seconds in zip(
+                lines(panels[0]).values(),
+                timing["tokens"]["seconds"].values(),
+                strict=True,
+            ):
+                np.testing.assert_allclose(y, 1e3 * np.asarray(seconds))
+        for axes, field, unit in zip(
+            panels, ("seconds", "temp_bytes"), (1, 2.0**-20), strict=False
+        ):
+            if name != "tokens":
+                all_in(axes, [unit * r[field] for r in timing[name] if r.get(field)])
+
+
+def check_graphs(name, figure, records, folder):
+    some = [r for r in records if r["config"]["task"] == name]
+    for axes in figure.axes:
+        all_in(axes, curves(some, "accuracy" if name == "dictionary" else "loss"))
+
+
+# --- the tests ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES.get)
+def test_a_report_and_its_figures_are_what_the_results_give(
+    folder, tmp_path, monkeypatch
+):
+    drawn = {}
+
+    def keep(figure, path, **_):
+        pathlib.Path(path).touch()
+        drawn[path.name[1:].split(".png")[0]] = figure
+
+    monkeypatch.setattr(Figure, "savefig", keep)  # pixels take most of the time
     for extra in folder.glob("*.json"):
-        (tmp_path / extra.name).write_bytes(extra.read_bytes())
-    name = folder.relative_to(ROOT / "experiments").parts[0]
-    report = importlib.import_module(f"experiments.{name}.report")
-    report.write_report(read_jsonl(folder / "results.jsonl"), tmp_path)
-    drawn = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert drawn == (folder / "report.md").read_text(encoding="utf-8")
-    for figure in re.findall(r"\]\((\w+\.png)\)", drawn):
-        assert (folder / figure).is_file(), figure
+        shutil.copy(extra, tmp_path)
+    name = FOLDERS[folder]
+    report.report_of(name).write(read_jsonl(folder / "results.jsonl"), tmp_path)
+    written = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert written == (folder / "report.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(([^)]+)\.png\)", written))
+    assert set(drawn) == named == {path.stem for path in folder.glob("*.png")}
+    records = read(folder)
+    for figure in drawn:
+        globals()[f"check_{name}"](figure, drawn[figure], records, folder)
+        assert any(a.get_lines() or a.images for a in drawn[figure].axes), figure
 
 
 def test_every_value_that_is_quoted_stands_in_a_report():

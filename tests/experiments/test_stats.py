@@ -102,12 +102,6 @@ def test_equal_scores_are_no_difference():
     assert not stats.gap(same, {s + 5: 0.5 for s in range(3)}).clear
 
 
-def test_the_level_is_a_share():
-    one, two = {0: 0.5, 1: 0.6, 2: 0.9}, {0: 0.4, 1: 0.6, 3: 0.8}
-    with pytest.raises(ValueError, match="level: expected a number between 0 and 1"):
-        stats.gap(one, two, level=95)
-
-
 # --- power laws --------------------------------------------------------------------
 
 

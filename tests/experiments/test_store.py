@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -445,3 +446,20 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text(good.replace('"schema": 1', '"schema": 9'))
     with pytest.raises(SchemaError, match="line 1: schema version 9"):
         read_jsonl(path)
+
+
+def test_records_become_a_frame_of_flat_columns(tmp_path, monkeypatch):
+    store = ResultsStore(tmp_path)
+    for seed in (0, 1):
+        config = dict(seed=seed, more=dict(grid=3))
+        store.put(config, status="done", metrics=dict(loss=0.5), wall_time_s=1.0)
+    rows = store_module.frame_rows(store.records())
+    names = "hash status wall_time_s config.seed config.more.grid metrics.loss".split()
+    assert sorted(rows[0]) == sorted(rows[1]) == sorted(names)
+    assert sorted(row["config.seed"] for row in rows) == [0, 1]
+    fake = types.SimpleNamespace(DataFrame=lambda rows: rows)
+    monkeypatch.setitem(sys.modules, "pandas", fake)
+    assert store.frame() == rows
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'attn_jax\[notebooks\]'"):
+        store.frame()
