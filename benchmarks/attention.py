@@ -1,12 +1,7 @@
-"""Attention beside its peers: exact, in long sequences, as a layer, and truncated.
-
-Each group returns a dictionary with `title`, `about`, `tables` and `targets`, which
-`benchmarks.report` shows.
-"""
+"""Layers beside their peers: attention exact, long, truncated; group normalisation."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +13,11 @@ import numpy as np
 from flax import nnx
 
 import attn_jax
+from attn_jax.models import GroupNorm
 from attn_jax.tools import bench as benchmarking
 from attn_jax.tools.bench import Direction, Program
 from benchmarks import torch_attention
-from benchmarks.timing import Effort, compare, worst
-
-Group = dict[str, Any]
+from benchmarks.timing import Effort, Record, compare, target, worst
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "forward + backward")
 HEADS, HEAD_DIM = 8, 64
@@ -38,9 +32,13 @@ def _arrays(shape: Sequence[int], number: int = 4) -> list[jax.Array]:
     return [jax.random.normal(key, tuple(shape)) for key in keys]
 
 
-def _causal(effort: Effort) -> tuple[bool, ...]:
-    """Without and with a causal mask."""
-    return (False,) if effort.smoke else (False, True)
+def _kinds(effort: Effort) -> list[tuple[Direction, bool, str]]:
+    """Direction, whether causal, and both in words."""
+    return [
+        (direction, causal, direction + ", causal" * causal)
+        for causal in ((False,) if effort.smoke else (False, True))
+        for direction in DIRECTIONS
+    ]
 
 
 def _programs(
@@ -69,18 +67,10 @@ def _first(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 
-def _useful_gflop(
-    batch: int, heads: int, length: int, size: int, *, causal: bool, backward: bool
-) -> float:
-    """Of the matrix products that have to be: two forward, four more backward."""
-    pairs = length * (length + 1) / 2 if causal else length**2
-    return (6 if backward else 2) * 2e-9 * batch * heads * pairs * size
-
-
-def exact(effort: Effort) -> Group:
+def exact(effort: Effort) -> Record:
     """Exact attention on whole arrays, against `jax.nn` and PyTorch."""
     tokens, lengths = (32, (16,)) if effort.smoke else (4096, (256, 1024, 4096))
-    cases = list(itertools.product(_causal(effort), DIRECTIONS, lengths))
+    cases = list(itertools.product(_kinds(effort), lengths))
     torch_peaks: list[int | None] = [None] * len(cases)
     if torch_attention.AVAILABLE:
         torch_peaks = torch_attention.peak_bytes(
@@ -90,67 +80,38 @@ def exact(effort: Effort) -> Group:
                     backward=direction != "forward",
                     causal=causal,
                 )
-                for causal, direction, length in cases
+                for (direction, causal, _), length in cases
             ]
         )
     tables = []
-    for (causal, direction, length), torch_peak in zip(cases, torch_peaks, strict=True):
+    for case, torch_peak in zip(cases, torch_peaks, strict=True):
+        (direction, causal, kind), length = case
         backward, batch = direction != "forward", tokens // length
-        kind = f"{direction}{', causal' if causal else ''}"
         effort.say(f"exact attention, {kind}, T = {length:,} ...")
         calls = _exact_calls((batch, length, HEADS, HEAD_DIM), causal, backward)
-        of_this = effort
-        if length > MUCH:  # seconds a call
-            of_this = dataclasses.replace(effort, rounds=min(effort.rounds, 5))
-        tables.append(
-            dict(
-                title=f"{kind}, T = {length:,}, {tokens:,} tokens, "
-                f"{HEADS} heads of {HEAD_DIM}",
-                short=f"T = {length:,}",
-                kind=kind,
-                rows=compare(
-                    calls,
-                    ("jax.nn", TORCH),
-                    of_this,
-                    gflop=_useful_gflop(
-                        batch,
-                        HEADS,
-                        length,
-                        HEAD_DIM,
-                        causal=causal,
-                        backward=backward,
-                    ),
-                    peak_bytes={TORCH: torch_peak},
-                ),
-            )
+        # Two products forward, four more backward; half of the pairs where causal.
+        pairs = length * (length + 1) / 2 if causal else length**2
+        gflop = (6 if backward else 2) * 2e-9 * batch * HEADS * pairs * HEAD_DIM
+        rows = compare(
+            calls,
+            ("jax.nn", TORCH),
+            effort.at_most(5) if length > MUCH else effort,  # seconds a call
+            gflop=gflop,
+            peak_bytes={TORCH: torch_peak},
         )
+        title = (
+            f"{kind}, T = {length:,}, {tokens:,} tokens, {HEADS} heads of {HEAD_DIM}"
+        )
+        tables.append(dict(title=title, short=f"T = {length:,}", kind=kind, rows=rows))
     targets = []
-    for direction, at_least, aim in zip(
-        DIRECTIONS, (1.0, 1.0), (1.1, 1.3), strict=True
+    for base, peer, least, aims in (
+        (TORCH, "PyTorch", 1.0, (1.1, 1.3)),
+        ("jax.nn", "jax.nn", 3.0, (5.0, 5.0)),
     ):
-        found = [table for table in tables if table["kind"] == direction]
-        reached, told = worst(found, OURS, TORCH)
-        targets.append(
-            dict(
-                work=f"exact attention {direction}, against PyTorch",
-                at_least=at_least,
-                aim=aim,
-                reached=reached,
-                told=told,
-            )
-        )
-    for direction in DIRECTIONS:
-        found = [table for table in tables if table["kind"] == direction]
-        reached, told = worst(found, OURS, "jax.nn")
-        targets.append(
-            dict(
-                work=f"exact attention {direction}, against jax.nn",
-                at_least=3.0,
-                aim=5.0,
-                reached=reached,
-                told=told,
-            )
-        )
+        for direction, aim in zip(DIRECTIONS, aims, strict=True):
+            found = [table for table in tables if table["kind"] == direction]
+            what = f"exact attention {direction}, against {peer}"
+            targets.append(target(what, least, aim, *worst(found, OURS, base)))
     return dict(
         title="Exact attention",
         about="All alternatives get the same numbers and are checked to return the "
@@ -196,14 +157,13 @@ def _exact_calls(shape: Sequence[int], causal: bool, backward: bool) -> dict[str
     return calls
 
 
-def memory(effort: Effort) -> Group:
+def memory(effort: Effort) -> Record:
     """Temporary memory of long sequences; compiled, never run."""
     length = 64 if effort.smoke else 16_384
     array = jax.ShapeDtypeStruct((1, length, HEADS, HEAD_DIM), jnp.float32)
     tables: list[dict[str, Any]] = []
     ratios: list[tuple[str, float]] = []
-    for direction, causal in itertools.product(DIRECTIONS, _causal(effort)):
-        kind = f"{direction}{', causal' if causal else ''}"
+    for direction, causal, kind in sorted(_kinds(effort)):
         effort.say(f"memory, {kind}, T = {length:,} ...")
         made = _programs(_exact_functions(causal), (array,) * 3, direction != "forward")
         rows: list[dict[str, Any]] = []
@@ -227,18 +187,18 @@ def memory(effort: Effort) -> Group:
         "would not fit everywhere.",
         tables=tables,
         targets=[
-            dict(
-                work=f"temporary memory at T = {length:,}, dense over ours",
-                at_least=32.0,
-                aim=100.0,
-                reached=min((ratio for _, ratio in ratios), default=None),
-                told=", ".join(f"{kind}: {r:.0f}" for kind, r in ratios),
+            target(
+                f"temporary memory at T = {length:,}, dense over ours",
+                32.0,
+                100.0,
+                min((ratio for _, ratio in ratios), default=None),
+                ", ".join(f"{kind}: {ratio:.0f}" for kind, ratio in ratios),
             )
         ],
     )
 
 
-def layer(effort: Effort) -> Group:
+def layer(effort: Effort) -> Record:
     """Flax's multi-head layer, with its own attention function and with ours."""
     width, tokens = (32, 64) if effort.smoke else (HEADS * HEAD_DIM, 4096)
     functions: dict[str, dict[str, Any]] = {
@@ -301,7 +261,7 @@ def _layer_program(module: nnx.Module, x: jax.Array, gradient: bool) -> Program:
     return benchmarking.program(both if gradient else forward, state, x)
 
 
-def truncated(effort: Effort) -> Group:
+def truncated(effort: Effort) -> Record:
     """Windows of 128 keys in a long sequence, against exact attention to all."""
     length, heads, window = (64, 2, 8) if effort.smoke else (8192, 4, 128)
     around = (window // 2, window // 2)
@@ -365,13 +325,40 @@ def truncated(effort: Effort) -> Group:
         "keys, and to all keys before.",
         tables=tables,
         targets=[
-            dict(
-                work=f"truncated attention, T = {length:,}, window {window}, against "
+            target(
+                f"truncated attention, T = {length:,}, window {window}, against "
                 "dense blockwise",
-                at_least=10.0,
-                aim=25.0,
-                reached=reached,
-                told=told,
+                10.0,
+                25.0,
+                reached,
+                told,
             )
         ],
+    )
+
+
+def group_norm(effort: Effort) -> Record:
+    """Groups of 4 channels, at two shapes of the experiments' ResNet."""
+    batch = 2 if effort.smoke else 64
+    tables = []
+    for side, channels in ((14, 20), (7, 40)):
+        shape = (batch, side, side, channels)
+        effort.say(f"group normalisation, {list(shape)} ...")
+        (x,) = _arrays(shape, 1)
+        groups = channels // 4
+        modules: dict[str, nnx.Module] = {
+            "flax": nnx.GroupNorm(
+                channels, num_groups=groups, epsilon=1e-5, rngs=nnx.Rngs(0)
+            ),
+            "ours": GroupNorm(channels, num_groups=groups),
+        }
+        calls = {name: _layer_program(m, x, True) for name, m in modules.items()}
+        rows = compare(calls, ("flax",), effort)
+        tables.append(dict(title=f"{list(shape)}", short=str(side), rows=rows))
+    return dict(
+        title="Group normalisation",
+        about="Gradient for parameters and input, forward pass included, beside "
+        "`flax.nnx.GroupNorm`.",
+        tables=tables,
+        targets=[],
     )

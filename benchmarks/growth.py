@@ -1,4 +1,4 @@
-"""How the cost of each variant grows with T: `python -m benchmarks.growth`.
+"""How the cost of each variant grows with T.
 
 Every row of `attn_jax.VARIANTS`, and `jax.nn` beside them, for one head of one example:
 time by the clock, FLOPs from the jaxpr, temporary memory from the compiled program. A
@@ -7,23 +7,18 @@ program that would need too much memory or time is compiled, but not run.
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from attn_jax import VARIANTS, Variant
-from attn_jax._program import program
 from attn_jax.tools import bench as benchmarking
-from attn_jax.tools.bench import Direction, alternate, size_text
-from benchmarks.timing import Effort
+from attn_jax.tools.bench import Direction, alternate
+from benchmarks.timing import MEMORY_SHARE, Effort, Record, too_large
 
 LENGTHS = tuple(2**power for power in range(8, 15))  # 256 ... 16,384
 HEAD_DIM = 64
 LARGEST = 4  # lengths that exponents are fitted over
 MOST_SECONDS = 2.0
-MEMORY_SHARE = 0.5
 FIGURE = "growth.png"
 
 
@@ -34,12 +29,6 @@ def measure(
     effort: Effort,
 ) -> list[dict[str, Any]]:
     """Costs of a variant (None: of `jax.nn`) at some lengths, the shortest first.
-
-    Args:
-      variant: its record; parameters and randomness are made as it needs.
-      lengths: T, rising.
-      direction: what is run.
-      effort: how long to measure.
 
     Returns:
       A row for each length: name, direction, length, batch, flops, flops_exact,
@@ -65,9 +54,9 @@ def measure(
             temp_bytes=made.temp_bytes,
         )
         rows.append(row)
-        free = benchmarking.available_memory()
-        if made.temp_bytes and free and made.temp_bytes > MEMORY_SHARE * free:
-            row["skipped"] = f"needs {size_text(made.temp_bytes)}"
+        large = too_large(made.temp_bytes)
+        if large:
+            row["skipped"] = large
             continue
         expected = slowest and slowest[0] * made.flops.total / slowest[1]
         if expected and expected > MOST_SECONDS:
@@ -84,15 +73,10 @@ def measure(
     return rows
 
 
-def group(effort: Effort, folder: pathlib.Path | None = None) -> dict[str, Any]:
-    """All variants, forward and forward + backward.
-
-    Args:
-      effort: how long to measure; it is shared out over many programs.
-      folder: where the figure goes; None draws none.
-    """
+def group(effort: Effort) -> Record:
+    """All variants, forward and forward + backward; effort is shared out over many."""
     lengths = (16, 32) if effort.smoke else LENGTHS
-    few = Effort(min(effort.rounds, 3), min(effort.seconds, 0.05), effort.smoke)
+    few = effort.at_most(3, 0.05)
     variants: list[Variant | None] = [None, *VARIANTS.values()]
     if effort.smoke:
         variants = variants[:2]
@@ -120,7 +104,7 @@ def group(effort: Effort, folder: pathlib.Path | None = None) -> dict[str, Any]:
                 longest=max(timed, default=None),
             )
         )
-    group: dict[str, Any] = dict(
+    record: Record = dict(
         title="Cost growth",
         about=f"One head of {HEAD_DIM} of one example, float32. FLOPs as "
         "`attn_jax.tools.cost.count_flops` counts them, temporary memory as XLA plans "
@@ -134,38 +118,12 @@ def group(effort: Effort, folder: pathlib.Path | None = None) -> dict[str, Any]:
         growth=growth,
         growth_rows=rows,
     )
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    if effort.folder is not None:
+        effort.folder.mkdir(parents=True, exist_ok=True)
         title = f"one head of {HEAD_DIM} of one example, float32"
         try:
-            benchmarking.figure(rows, folder / FIGURE, title)
-            group["figure"] = FIGURE
+            benchmarking.figure(rows, effort.folder / FIGURE, title)
+            record["figure"] = FIGURE
         except ValueError as error:  # no matplotlib
             effort.say(f"no figure: {error}")
-    return group
-
-
-@program
-def main(argv: list[str] | None = None) -> int:
-    """Measures, draws and stores; returns the exit status."""
-    from benchmarks import report
-    from benchmarks.__main__ import RESULTS, measure_and_store
-
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth", description=__doc__
-    )
-    parser.add_argument("--smoke", action="store_true", help="tiny lengths, a test")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
-    options = parser.parse_args(argv)
-    made = measure_and_store(
-        "growth",
-        options.out,
-        smoke=options.smoke,
-        command="python -m benchmarks.growth",
-    )
-    print(report.group_text(made))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return record

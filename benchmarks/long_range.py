@@ -1,4 +1,4 @@
-"""Speed and memory on long sequences: `python -m benchmarks.long_range`.
+"""Speed and memory on long sequences.
 
 Long Range Arena's second table, here: a training step of a Transformer that classifies
 bytes, with each attention variant in the same encoder, at T = 1K, 2K, 3K and 4K. Steps
@@ -9,9 +9,6 @@ computes what the dense one does.
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,17 +19,20 @@ import optax
 from flax import nnx
 
 from attn_jax import VARIANTS, Variant, positions
-from attn_jax._program import program
 from attn_jax.nn.encoder import Encoder
 from attn_jax.tools import bench as benchmarking
-from attn_jax.tools.bench import size_text
-from benchmarks.timing import Effort, alternate
+from benchmarks.timing import (
+    Effort,
+    alternate,
+    ratio_of,
+    target,
+    too_large,
+)
 from experiments.core.optim import move, split_model, training_call
 
 LENGTHS = (1024, 2048, 3072, 4096)
 DENSE = "dot_product"
 BLOCKWISE = "blockwise"
-MEMORY_SHARE = 0.5
 
 # Steps a second relative to the Transformer at 1K, 2K, 3K and 4K, and gigabytes a
 # device at 4K where the Transformer takes 9.48: arXiv:2011.04006, table 2 (text, batch
@@ -107,10 +107,11 @@ class ByteClassifier(nnx.Module):
 
 
 def train_step(
-    attention: str | Variant, length: int, batch: int
+    attention: str | Variant, length: int, batch: int, depth: int = 2
 ) -> benchmarking.Program:
     """The compiled training step of a variant: loss, gradients, AdamW."""
-    apply, params = split_model(ByteClassifier(length, attention, rngs=nnx.Rngs(0)))
+    model = ByteClassifier(length, attention, depth=depth, rngs=nnx.Rngs(0))
+    apply, params = split_model(model)
     optimizer = optax.adamw(1e-4)
     opt_state = optimizer.init(params)
     tokens = np.random.default_rng(0).integers(0, 256, (batch, length), np.int32)
@@ -141,13 +142,14 @@ def table(
     calls = {}
     for name in names:
         effort.say(f"long_range, T = {length:,}, {name} ...")
-        made = train_step(SETTINGS.get(name, name), length, batch)
+        depth = 1 if effort.smoke else 2
+        made = train_step(SETTINGS.get(name, name), length, batch, depth)
         row = rows[name] = dict(
             name=name, temp_bytes=made.temp_bytes, peak_bytes=made.peak_bytes
         )
-        free = benchmarking.available_memory()
-        if made.peak_bytes and free and made.peak_bytes > MEMORY_SHARE * free:
-            row["skipped"] = f"not run: it needs {size_text(made.peak_bytes)}"
+        large = too_large(made.peak_bytes)
+        if large:
+            row["skipped"] = f"not run: it {large}"
         else:
             calls[name] = made.call
     figures = alternate(calls, rounds=effort.rounds, seconds=effort.seconds)
@@ -155,9 +157,7 @@ def table(
         for found in benchmarking.summarize(figures, base):
             row = rows[found["name"]]
             row["milliseconds"] = found["milliseconds"]
-            row.setdefault("against", {})[base] = [
-                found[key] for key in ("ratio", "ratio_low", "ratio_high")
-            ]
+            row.setdefault("against", {})[base] = ratio_of(found)
     dense = rows[DENSE]["peak_bytes"]
     for row in rows.values():
         if dense and row["peak_bytes"]:
@@ -187,33 +187,18 @@ def group(effort: Effort, names: Sequence[str] | None = None) -> dict[str, Any]:
     lengths = (32,) if effort.smoke else LENGTHS
     if names is None:
         names = [DENSE, BLOCKWISE, "linear"] if effort.smoke else list(VARIANTS)
-    few = Effort(
-        min(effort.rounds, 3), min(effort.seconds, 0.2), effort.smoke, effort.say
-    )
-    tables = [table(names, length, 1, few) for length in lengths]
+    tables = [table(names, length, 1, effort.at_most(3)) for length in lengths]
     last = {row["name"]: row for row in tables[-1]["rows"]}
     targets = []
     for name in (name for name in (*TARGETS, *SETTINGS) if name in last):
-        speed = last[name]["against"][DENSE][0]
-        share = last[name].get("memory_share")
-        targets.append(
-            dict(
-                work=f"{name}: steps a second at 4K over dense attention",
-                at_least=5.0,
-                aim=5.0,
-                reached=speed,
-                told=f"over blockwise {last[name]['against'][BLOCKWISE][0]:.2f}",
-            )
-        )
-        targets.append(
-            dict(
-                work=f"{name}: peak memory of dense attention at 4K over its own",
-                at_least=1 / 0.15,
-                aim=1 / 0.15,
-                reached=None if not share else 1 / share,
-                told=f"share {share:.3f}" if share else "-",
-            )
-        )
+        against, share = last[name]["against"], last[name].get("memory_share")
+        speed = f"{name}: steps a second at 4K over dense attention"
+        told = f"over blockwise {against[BLOCKWISE][0]:.2f}"
+        targets.append(target(speed, 5.0, 5.0, against[DENSE][0], told))
+        memory = f"{name}: peak memory of dense attention at 4K over its own"
+        told = f"share {share:.3f}" if share else "-"
+        reached = 1 / share if share else None
+        targets.append(target(memory, 1 / 0.15, 1 / 0.15, reached, told))
     return dict(
         title="Long Range Arena's efficiency table",
         about="One training step (loss, gradients, AdamW) of a Transformer that "
@@ -228,31 +213,3 @@ def group(effort: Effort, names: Sequence[str] | None = None) -> dict[str, Any]:
         paper={name: list(figures) for name, figures in PAPER.items()},
         paper_dense_gb=PAPER_DENSE_GB,
     )
-
-
-@program
-def main(argv: list[str] | None = None) -> int:
-    """Measures and stores; returns the exit status."""
-    from benchmarks import report
-    from benchmarks.__main__ import RESULTS, measure_and_store
-
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.long_range", description=__doc__
-    )
-    parser.add_argument("--smoke", action="store_true", help="tiny lengths, a test")
-    parser.add_argument("--small", action="store_true", help="the smaller settings")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
-    options = parser.parse_args(argv)
-    made = measure_and_store(
-        "long_range_small" if options.small else "long_range",
-        options.out,
-        smoke=options.smoke,
-        command="python -m benchmarks.long_range" + " --small" * options.small,
-    )
-    print(report.group_text(made))
-    print(f"Stored in {options.out}; the page is {report.write(options.out)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,12 @@
-"""The results as a page, from the stored JSON alone: `python -m benchmarks.report`."""
+"""The results as a page, from the stored JSON alone."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attn_jax._program import program
 from attn_jax.tools.bench import size_text
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
@@ -33,7 +30,7 @@ ORDER = (
 _INTRODUCTION = """\
 # Results
 
-Made from the JSON files beside this page by `python -m benchmarks.report`; how to read
+Made from the JSON files beside this page by `python -m benchmarks --page`; how to read
 it and how it is measured is told in [../README.md](../README.md). "x peer" is how many
 times as fast as the peer, the median over the rounds, with the lowest and the highest
 round. Peak memory is arguments, outputs and temporaries.
@@ -302,22 +299,3 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     path = folder / "README.md"
     path.write_text(page(load(folder)), encoding="utf-8")
     return path
-
-
-@program
-def main(argv: list[str] | None = None) -> int:
-    """Writes the page anew; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__
-    )
-    parser.add_argument("folder", type=pathlib.Path, nargs="?", default=RESULTS)
-    folder = parser.parse_args(argv).folder
-    if not any(folder.glob("*.json")):
-        print(f"python -m benchmarks.report: no results in {folder}.", file=sys.stderr)
-        return 2
-    print(f"Wrote {write(folder)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attn_jax.tools.bench import Call, Program, alternate, summarize
+from attn_jax.tools.bench import (
+    Call,
+    Program,
+    alternate,
+    available_memory,
+    size_text,
+    summarize,
+)
 
-__all__ = ["Call", "Effort", "alternate", "compare", "summarize", "worst"]
+Record = dict[str, Any]
+"""Of a group: title, about, tables, targets; see `report` for what else it may hold."""
+
+MEMORY_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +31,43 @@ class Effort:
       seconds: least time of one figure.
       smoke: shapes as small as can be: a test of the benchmark, no measurement.
       say: told what is going on, a line at a time.
+      size, batches: of the models of the training steps.
+      folder: where figures go; None draws none.
     """
 
     rounds: int = 7
     seconds: float = 0.2
     smoke: bool = False
     say: Callable[[str], None] = print
+    size: str = "mu"
+    batches: tuple[int, ...] = (64,)
+    folder: pathlib.Path | None = None
+
+    def at_most(self, rounds: int, seconds: float = 0.2) -> Effort:
+        """Less of it, for what takes long."""
+        return dataclasses.replace(
+            self, rounds=min(self.rounds, rounds), seconds=min(self.seconds, seconds)
+        )
+
+
+def ratio_of(row: Mapping[str, Any]) -> list[float]:
+    """Median, lowest and highest ratio of a row of `summarize`."""
+    return [row[key] for key in ("ratio", "ratio_low", "ratio_high")]
+
+
+def target(
+    work: str, at_least: float, aim: float, reached: float | None, told: str
+) -> dict[str, Any]:
+    """What was to be reached, and what was; `told` tells the settings apart."""
+    return dict(work=work, at_least=at_least, aim=aim, reached=reached, told=told)
+
+
+def too_large(needed: int | None) -> str | None:
+    """Says so of a program that plans for more than half of the free memory."""
+    free = available_memory()
+    if needed and free and needed > MEMORY_SHARE * free:
+        return f"needs {size_text(needed)}"
+    return None
 
 
 def compare(
@@ -57,8 +99,7 @@ def compare(
         for found in summarize(figures, base):
             row = rows[found["name"]]
             row["milliseconds"] = found["milliseconds"]
-            ratio = [found[key] for key in ("ratio", "ratio_low", "ratio_high")]
-            row.setdefault("against", {})[base] = ratio
+            row.setdefault("against", {})[base] = ratio_of(found)
     for name, row in rows.items():
         made = calls[name]
         if gflop is not None:

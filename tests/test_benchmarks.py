@@ -8,14 +8,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 # The training steps that are measured are those of the experiments.
 pytest.importorskip("optax")
 
 from attn_jax import VARIANTS
-from attn_jax.tools import bench as benchmarking
-from benchmarks import growth, record, report  # noqa: E402
+from benchmarks import __main__ as program  # noqa: E402
+from benchmarks import growth, record, report, timing
 from benchmarks.timing import Effort, compare, worst  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -92,9 +93,19 @@ def test_stored_results_are_read_as_they_were(tmp_path):
     assert len(longest) < 200
 
 
-def test_report_without_results(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
+def test_the_page_alone(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--page", "--out", str(tmp_path)])
     assert "no results in" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.main(["--only", "quick_preset"])
+    assert "--only must be of exact_attention, " in capsys.readouterr().err
+    # The committed page is what its records say.
+    for path in report.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    assert program.main(["--page", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text("utf-8")
+    assert page == (report.RESULTS / "README.md").read_text("utf-8")
 
 
 def test_machine_and_versions_are_told():
@@ -126,11 +137,11 @@ def test_worst_of_several_settings():
 
 def test_growth_stops_where_memory_or_time_would_not_do(monkeypatch):
     blockwise = VARIANTS["blockwise"]
-    monkeypatch.setattr(benchmarking, "available_memory", lambda: 10)
+    monkeypatch.setattr(timing, "available_memory", lambda: 10)
     rows = growth.measure(blockwise, (8, 16), "forward", QUICK)
     assert all(row["skipped"].startswith("needs ") for row in rows)
     assert all(row["flops"] > 0 and "milliseconds" not in row for row in rows)
-    monkeypatch.setattr(benchmarking, "available_memory", lambda: None)
+    monkeypatch.setattr(timing, "available_memory", lambda: None)
     monkeypatch.setattr(growth, "MOST_SECONDS", 0.0)
     first, second = growth.measure(blockwise, (8, 16), "forward", QUICK)
     assert first["milliseconds"] > 0 and "skipped" not in first
@@ -145,10 +156,13 @@ def test_growth_takes_plain_sized_and_random_variants(name):
 
 def test_smoke_run(tmp_path):
     """Every group runs, is stored and stands on the page."""
+    folder = jax.config.jax_compilation_cache_dir  # of this session
+    kept = {"JAX_COMPILATION_CACHE_DIR": folder} if folder else {}
+    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | kept,
         capture_output=True,
         text=True,
         timeout=600,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import torch  # noqa: E402
 
 from attn_jax import models
 from benchmarks import torch_models, train_step  # noqa: E402
+from benchmarks.timing import Effort
 from experiments.core import optim
 
 CASES: dict[str, dict[str, Any]] = {
@@ -184,22 +184,18 @@ def test_decay_acts_on_what_ours_decays(model: Any) -> None:
     assert sum(p.numel() for p in kept) == rest
 
 
-def test_smoke_prints_and_stores_each_way(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "table.json"
-    arguments = ["--smoke", "--model", "resnet", "--json", str(out)]
-    assert train_step.main(arguments) == 0
-    (title,) = tables = json.loads(out.read_text())
-    assert title == "train step, resnet mu, 28x28x1, batch 2"
-    rows = {row["name"]: row for row in tables[title]}
-    assert set(rows) == {"ours", "torch eager", "torch eager channels_last"}
-    assert tables[title][0]["name"] != "ours"
-    printed = capsys.readouterr().out
-    for name, row in rows.items():
-        speed = 2e3 / row["milliseconds"]
+def test_each_way_has_its_row() -> None:
+    setting = train_step.settings(smoke=True)[1]
+    assert setting.title == "train step, resnet mu, 28x28x1, batch 3"
+    effort = Effort(rounds=1, seconds=0.0, smoke=True, say=lambda text: None)
+    rows = {row["name"]: row for row in train_step.rows_of(setting, effort)}
+    ways = {"torch eager", "torch eager channels_last"}
+    assert set(rows) - {train_step.SPLIT} == {"ours", *ways}
+    assert next(iter(rows)) in ways
+    for row in rows.values():
+        speed = 3e3 / row["milliseconds"]
         assert row["images_per_second"] == pytest.approx(speed)
-        assert f"  {name}" in printed
+        assert row["against"][train_step.FASTEST][0] > 0
 
 
 def test_without_a_compiler_its_row_is_left_out(
@@ -212,18 +208,19 @@ def test_without_a_compiler_its_row_is_left_out(
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    (setting,) = train_step.settings("vit", smoke=True)
-    calls = train_step.alternatives(setting)
-    assert set(calls) == {"ours", "torch eager"}
+    setting = dataclasses.replace(train_step.settings(smoke=True)[0], batch=1)
+    with train_step.alternatives(setting) as calls:
+        assert set(calls) - {train_step.SPLIT} == {"ours", "torch eager"}
     expected = "torch compile is left out: RuntimeError: no C++ compiler\n"
     assert capsys.readouterr().out == expected
 
 
 def test_settings_cover_the_widths_and_token_counts() -> None:
-    models_of = [s.build() for s in train_step.settings("vit", batches=(64,))]
+    settings = train_step.settings(batches=(64, 128))
+    models_of = [s.build() for s in settings if (s.model, s.batch) == ("vit", 64)]
     assert [(m.grid[0] * m.grid[1], m.dim) for m in models_of] == [
         (16, 64),
         (49, 128),
         (64, 192),
     ]
-    assert len(train_step.settings()) == 8
+    assert len(settings) == 8

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     XLA:CPU allocates a program's temporary memory anew at every execution. A block of
     more than 32 MiB is by default mapped from and returned to the kernel each time,
-    which then clears every page again. `python -m benchmarks.before` shows what that
+    which then clears every page again. `python -m benchmarks --before` shows what that
     costs a training step at a large batch.
 
     Returns:
