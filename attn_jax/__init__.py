@@ -117,9 +117,6 @@ from attn_jax.attention.sinkhorn_attention import (
 from attn_jax.attention.softmax import (
     NORMALIZERS,
     additive,
-    additive_concat,
-    additive_concat_params,
-    additive_concat_weights,
     additive_init,
     additive_weights,
     dot_product,
@@ -147,8 +144,10 @@ from attn_jax.attention.synthesizer import (
     synthesizer_random_factorized_init,
     synthesizer_random_init,
 )
-from attn_jax.multihead import (
+from attn_jax.exact import (
     dot_product_attention,
+)
+from attn_jax.multihead import (
     multi_head,
     multi_head_init,
     multi_head_update,
@@ -181,9 +180,6 @@ __all__ = [
     "Variant",
     "__version__",
     "additive",
-    "additive_concat",
-    "additive_concat_params",
-    "additive_concat_weights",
     "additive_init",
     "additive_weights",
     "alibi",
@@ -338,6 +334,9 @@ if TYPE_CHECKING:
         as_linen_attention_fn,
         training,
     )
+    from attn_jax.nn.positional import (
+        LearnedPositions,
+    )
     from attn_jax.nn.streaming import (
         Streamer,
         StreamState,
@@ -346,7 +345,6 @@ if TYPE_CHECKING:
         stream_step,
     )
     from attn_jax.positions import (
-        LearnedPositions,
         alibi,
         alibi_slopes,
         floater,
@@ -388,7 +386,6 @@ else:
             "training",
         ),
         "positions": (
-            "LearnedPositions",
             "alibi",
             "alibi_slopes",
             "floater",
@@ -404,6 +401,7 @@ else:
             "t5_bias",
             "t5_buckets",
         ),
+        "nn.positional": ("LearnedPositions",),
         "nn.streaming": (
             "Streamer",
             "StreamState",

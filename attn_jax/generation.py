@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
-from attn_jax.attention.reformer_attention import _shared, _tiling, lsh_buckets
-from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
+from attn_jax.attention.reformer_attention import _tiling, lsh_buckets, shared_vector
 
 __all__ = [
     "HashCache",
@@ -565,7 +565,7 @@ def hash_step(
     scale = 1.0 if scale is None else scale
     position, (query, key, value) = _in_room(position, length, query, key, value)
     flat = (query.reshape(-1, head_dim), key.reshape(-1, head_dim))
-    x, unit = (part.reshape(*batch, head_dim) for part in _shared(*flat, None))
+    x, unit = (part.reshape(*batch, head_dim) for part in shared_vector(*flat, None))
     buckets = functools.partial(lsh_buckets, num_buckets=num_buckets, num_rounds=rounds)
     if rng.ndim == 0 or not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         bucket = buckets(x.reshape(-1, head_dim), rng).reshape(rounds, *batch)

@@ -7,7 +7,9 @@ them. Something additive is not a mask but a bias, and float masks are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,31 +32,17 @@ __all__ = [
 ]
 
 
-def _check_count(name: str, value: int, *, minimum: int = 1) -> int:
-    """A count as an int of Python, with which no arithmetic wraps around."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}: {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return int(value)
-
-
-def _check_bool(name: str, value: jax.Array) -> jax.Array:
-    value = jnp.asarray(value)
-    if value.dtype != jnp.bool_:
-        raise TypeError(
-            f"{name} must be boolean with True = attend, got dtype {value.dtype}; "
-            f"write `{name} != 0` if 1 means attend, and pass anything additive as bias"
-        )
-    return value
+def _lengths(length: int, key_length: int | None) -> tuple[int, int]:
+    """T and S as ints of Python, with which no arithmetic wraps around."""
+    length = _checks.check_int("length", length, 0)
+    if key_length is None:
+        return length, length
+    return length, _checks.check_int("key_length", key_length, 0)
 
 
 def _offsets(length: int, key_length: int | None) -> jax.Array:
     """Key index minus query index, `[T, S]`: 0 on the diagonal, < 0 in the past."""
-    length = _check_count("length", length)
-    if key_length is None:
-        key_length = length
-    key_length = _check_count("key_length", key_length)
+    length, key_length = _lengths(length, key_length)
     return jnp.arange(key_length)[None, :] - jnp.arange(length)[:, None]
 
 
@@ -72,12 +60,13 @@ def causal(length: int, key_length: int | None = None) -> jax.Array:
       `[T, S]` bool.
 
     Raises:
-      ValueError: if a length is not positive.
+      ValueError: if a length is negative.
 
     >>> causal(3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
-    return _offsets(length, key_length) <= 0
+    length, key_length = _lengths(length, key_length)
+    return jnp.arange(length)[:, None] >= jnp.arange(key_length)[None, :]
 
 
 def window(
@@ -102,10 +91,9 @@ def window(
       `[T, S]` bool.
 
     Raises:
-      ValueError: if a length is not positive, or `left` or `right` is negative.
+      ValueError: if a length is negative, or `left` or `right` is negative.
 
-    Reference:
-      Beltagy et al., "Longformer", section 3.1. https://arxiv.org/abs/2004.05150
+    Reference: Beltagy et al., 2020, arXiv:2004.05150, section 3.1.
 
     >>> window(4, 1, 0).astype(int).tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
@@ -113,10 +101,10 @@ def window(
     offsets = _offsets(length, key_length)
     mask = jnp.ones(offsets.shape, jnp.bool_)
     if left is not None:
-        left = _check_count("left", left, minimum=0)
+        left = _checks.check_int("left", left, 0)
         mask &= offsets >= -left
     if right is not None:
-        right = _check_count("right", right, minimum=0)
+        right = _checks.check_int("right", right, 0)
         mask &= offsets <= right
     return mask
 
@@ -143,16 +131,14 @@ def strided(
       `[T, S]` bool.
 
     Raises:
-      ValueError: if a length or the stride is not positive.
+      ValueError: if a length is negative or the stride not positive.
 
-    Reference:
-      Child et al., "Generating Long Sequences with Sparse Transformers",
-      section 4.2. https://arxiv.org/abs/1904.10509
+    Reference: Child et al., 2019, arXiv:1904.10509, section 4.2.
 
     >>> strided(4, 2).astype(int).tolist()
     [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
     """
-    stride = _check_count("stride", stride)
+    stride = _checks.check_int("stride", stride, 1)
     offsets = _offsets(length, key_length)
     mask = offsets % stride == 0
     return mask & (offsets <= 0) if is_causal else mask
@@ -179,7 +165,7 @@ def from_lengths(lengths: ArrayLike, size: int) -> jax.Array:
     >>> from_lengths(jnp.array([1, 3]), 3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 1]]
     """
-    size = _check_count("size", size)
+    size = _checks.check_int("size", size, 1)
     lengths = _checks.as_int32("lengths", lengths)
     index = jnp.arange(size, dtype=jnp.int32)
     return index.reshape((1,) * lengths.ndim + (size,)) < lengths[..., None]
@@ -209,21 +195,21 @@ def padding(
     >>> padding(jnp.array([True, False]), length=3).astype(int).tolist()
     [[1, 0], [1, 0], [1, 0]]
     """
-    key_mask = _check_bool("key_mask", key_mask)
+    key_mask = _as_mask("key_mask", key_mask)
     if query_mask is None:
         length = key_mask.shape[-1] if length is None else length
-        query_mask = jnp.ones(_check_count("length", length), bool)
+        query_mask = jnp.ones(_checks.check_int("length", length, 0), bool)
     elif length is not None and length != jnp.shape(query_mask)[0]:
         raise ValueError(
-            f"length is {length} but query_mask has shape {jnp.shape(query_mask)}; "
-            "give one of the two"
+            f"`length` must be that of `query_mask`, but is {length} where that has "
+            f"shape {jnp.shape(query_mask)}; give one of the two."
         )
-    query_mask = _check_bool("query_mask", query_mask)
-    for name, value in (("key_mask", key_mask), ("query_mask", query_mask)):
-        if value.ndim != 1:
+    query_mask = _as_mask("query_mask", query_mask)
+    for name, given in (("key_mask", key_mask), ("query_mask", query_mask)):
+        if given.ndim != 1:
             raise ValueError(
-                f"{name} must be a vector, got shape {value.shape}; "
-                "use jax.vmap for a batch"
+                f"`{name}` must be a vector, but has shape {given.shape}; use "
+                "`jax.vmap` for a batch."
             )
     return query_mask[:, None] & key_mask[None, :]
 
@@ -244,8 +230,7 @@ def from_adjacency(adjacency: jax.Array, *, self_loops: bool = False) -> jax.Arr
         choice of threshold, not a mask.
       ValueError: if it is not a matrix, or not square where `self_loops` is set.
 
-    Reference:
-      Veličković et al., "Graph Attention Networks". https://arxiv.org/abs/1710.10903
+    Reference: Veličković et al., 2017, arXiv:1710.10903.
 
     >>> edges = jnp.array([[0, 1], [0, 0]])
     >>> from_adjacency(edges, self_loops=True).astype(int).tolist()
@@ -253,19 +238,22 @@ def from_adjacency(adjacency: jax.Array, *, self_loops: bool = False) -> jax.Arr
     """
     adjacency = jnp.asarray(adjacency)
     if adjacency.ndim != 2:
-        raise ValueError(f"adjacency must be [T, S], got shape {adjacency.shape}")
+        raise ValueError(
+            f"`adjacency` must be [T, S], but has shape {adjacency.shape}."
+        )
     if not (
         adjacency.dtype == jnp.bool_ or jnp.issubdtype(adjacency.dtype, jnp.integer)
     ):
         raise TypeError(
-            f"adjacency must be bool or integer, got dtype {adjacency.dtype}; "
-            "compare edge weights with a threshold first, or pass them as bias"
+            f"`adjacency` must be bool or integers, but has dtype {adjacency.dtype}; "
+            "compare edge weights with a threshold first, or pass them as bias."
         )
     mask = adjacency != 0
     if self_loops:
         if mask.shape[0] != mask.shape[1]:
             raise ValueError(
-                f"self_loops needs a square adjacency, got shape {mask.shape}"
+                "`adjacency` must be square where `self_loops` is set, but has shape "
+                f"{mask.shape}."
             )
         mask = mask | jnp.eye(mask.shape[0], dtype=bool)
     return mask
@@ -298,25 +286,24 @@ def from_edges(
       ValueError: if the lists differ in length, are not vectors, or name a node
         that does not exist.
 
-    Reference:
-      Veličković et al., "Graph Attention Networks". https://arxiv.org/abs/1710.10903
+    Reference: Veličković et al., 2017, arXiv:1710.10903.
 
     >>> from_edges(jnp.array([0, 1]), jnp.array([1, 2]), 3).astype(int).tolist()
     [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     """
-    num_nodes = _check_count("num_nodes", num_nodes)
+    num_nodes = _checks.check_int("num_nodes", num_nodes, 1)
     nodes = {}
     for name, index in (("senders", senders), ("receivers", receivers)):
         if np.ndim(index) != 1:
             raise ValueError(
-                f"`{name}` must be a vector [E], but has shape {np.shape(index)}"
+                f"`{name}` must be a vector [E], but has shape {np.shape(index)}."
             )
         nodes[name] = _checks.check_ids(name, index, num_nodes)
     senders, receivers = nodes.values()
     if senders.shape != receivers.shape:
         raise ValueError(
             "`senders` and `receivers` must have one length, but have "
-            f"{senders.shape[0]} and {receivers.shape[0]}"
+            f"{senders.shape[0]} and {receivers.shape[0]}."
         )
     # Negative indices would wrap around; send them out of range, where they drop.
     exists = (senders >= 0) & (receivers >= 0)
@@ -326,18 +313,26 @@ def from_edges(
     return mask | jnp.eye(num_nodes, dtype=bool) if self_loops else mask
 
 
-def _same_rank(name: str, masks: Sequence[jax.Array]) -> list[jax.Array]:
-    checked = [_check_bool(f"{name}() argument {i}", m) for i, m in enumerate(masks)]
-    shapes = [m.shape for m in checked]
+def _as_mask(name: str, given: ArrayLike) -> jax.Array:
+    """An array of JAX, checked to be bool."""
+    mask = jnp.asarray(given)
+    _checks.check_bool(name, mask)
+    return mask
+
+
+def _joined(how: Callable[..., jax.Array], masks: Sequence[ArrayLike]) -> jax.Array:
+    """All masks by & or |, checked to be bool, of one rank and of fitting shapes."""
+    checked = [_as_mask(f"masks[{i}]", mask) for i, mask in enumerate(masks)]
+    shapes = [mask.shape for mask in checked]
     if len({len(shape) for shape in shapes}) > 1:
-        raise ValueError(f"{name}() needs masks of one rank, got shapes {shapes}")
+        raise ValueError(f"masks must have one rank, but have shapes {shapes}.")
     try:
         jnp.broadcast_shapes(*shapes)
     except ValueError as error:
         raise ValueError(
-            f"{name}() cannot broadcast masks of shapes {shapes}"
+            f"masks must have shapes that broadcast, but have shapes {shapes}."
         ) from error
-    return checked
+    return functools.reduce(how, checked)
 
 
 def all_of(mask: jax.Array, *masks: jax.Array) -> jax.Array:
@@ -357,47 +352,24 @@ def all_of(mask: jax.Array, *masks: jax.Array) -> jax.Array:
     >>> all_of(causal(3), window(3, 1, 1)).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
-    first, *rest = _same_rank("all_of", [mask, *masks])
-    for other in rest:
-        first = first & other
-    return first
+    return _joined(operator.and_, [mask, *masks])
 
 
 def any_of(mask: jax.Array, *masks: jax.Array) -> jax.Array:
     """Attend where at least one mask allows it, m₁ ∨ m₂ ∨ …
 
-    Args:
-      mask: `[..., T, S]` bool.
-      *masks: more of the same rank; axes of size 1 broadcast.
-
-    Returns:
-      `[..., T, S]` bool.
-
-    Raises:
-      TypeError: if a mask is not bool.
-      ValueError: if the shapes do not fit.
+    Arguments, result and errors as of `all_of`.
 
     >>> any_of(window(3, 0, 0), strided(3, 2)).astype(int).tolist()
     [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     """
-    first, *rest = _same_rank("any_of", [mask, *masks])
-    for other in rest:
-        first = first | other
-    return first
+    return _joined(operator.or_, [mask, *masks])
 
 
 def combine(*masks: jax.Array | None) -> jax.Array | None:
     """Like `all_of`, but masks may be None (no restriction), as callers hold them.
 
-    Args:
-      *masks: `[..., T, S]` bool of one rank, or None.
-
-    Returns:
-      `[..., T, S]` bool, or None if nothing was given.
-
-    Raises:
-      TypeError: if a mask is not bool.
-      ValueError: if the shapes do not fit.
+    The result is None if nothing was given.
 
     >>> combine(None, causal(2), None).astype(int).tolist()
     [[1, 0], [1, 1]]
@@ -406,3 +378,119 @@ def combine(*masks: jax.Array | None) -> jax.Array | None:
     """
     given = [mask for mask in masks if mask is not None]
     return all_of(*given) if given else None
+
+
+def allowed_pairs(
+    num_queries: int,
+    num_keys: int,
+    mask: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array | None:
+    """Combines all masks into one: which query may attend to which key.
+
+    Causal is aligned at the top left, as in `jax.nn.dot_product_attention`: query t
+    may attend to keys s ≤ t, also where T ≠ S.
+
+    Args:
+      num_queries: T.
+      num_keys: S.
+      mask: bool [T, S] or None, True = attend.
+      key_mask: bool [S] or None, True = a real token.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      bool, broadcastable to [T, S], or None if every pair is allowed.
+
+    >>> allowed_pairs(2, 3, is_causal=True).tolist()
+    [[True, False, False], [True, True, False]]
+    """
+    allowed = mask
+    if key_mask is not None:
+        keys = key_mask[None, :]
+        allowed = keys if allowed is None else allowed & keys
+    if is_causal:
+        past = causal(num_queries, num_keys)
+        allowed = past if allowed is None else allowed & past
+    return allowed
+
+
+def seen_ends(
+    num_queries: int,
+    num_keys: int,
+    mask: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Which queries see any key, and which keys any query sees.
+
+    All else is to be replaced by zeros before it is read, as `_checks.zero_masked`
+    does: a weight of zero does not hide NaN, as 0 · NaN is NaN, and neither does a
+    gradient of zero.
+
+    Args:
+      num_queries: T.
+      num_keys: S.
+      mask: bool [T or 1, S or 1] or None, True = attend.
+      key_mask: bool [S] or None, True = a real token.
+      is_causal: whether query t attends only to keys s ≤ t.
+
+    Returns:
+      bool [T or 1] and bool [S or 1], each None where no mask says anything.
+
+    >>> rows, keys = seen_ends(2, 3, key_mask=jnp.array([True, False, True]))
+    >>> rows.tolist(), keys.tolist()
+    ([True], [True, False, True])
+    """
+    if mask is not None:
+        pairs = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
+        assert pairs is not None
+        # Else XLA works a constant mask out while it compiles, which takes seconds.
+        pairs = jax.lax.optimization_barrier(pairs)
+        return pairs.any(axis=1), pairs.any(axis=0)
+    if not is_causal:
+        return None if key_mask is None else key_mask.any(keepdims=True), key_mask
+    # Not by pairs, of which there are T · S.
+    keys = None
+    if num_keys > num_queries:
+        keys = jnp.arange(num_keys) < num_queries
+    if key_mask is None:
+        return None, keys
+    places = jnp.where(key_mask, jnp.arange(num_keys), num_keys)
+    first = jnp.min(places, initial=num_keys)
+    rows = jnp.arange(num_queries) >= first
+    return rows, key_mask if keys is None else key_mask & keys
+
+
+def window_sides(
+    local_window_size: int | tuple[int, int] | None, is_causal: bool
+) -> tuple[int | None, int | None]:
+    """How many keys a query sees before and after its own position; None for all.
+
+    Args:
+      local_window_size: (left, right), one number for both, or None for all.
+      is_causal: whether no key after the query is seen.
+
+    Returns:
+      (left, right).
+
+    Raises:
+      ValueError: if `local_window_size` is not one or two numbers that are at least 0.
+
+    >>> window_sides(3, is_causal=True)
+    (3, 0)
+    """
+    if local_window_size is None:
+        return None, 0 if is_causal else None
+    sides = local_window_size
+    if not isinstance(sides, tuple):
+        sides = (sides, sides)
+    if len(sides) != 2 or not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0
+        for n in sides
+    ):
+        raise ValueError(
+            "`local_window_size` must be None, one int or a pair (left, right) of ints "
+            f"that are at least 0, but is {local_window_size!r}."
+        )
+    return int(sides[0]), 0 if is_causal else int(sides[1])

@@ -10,22 +10,18 @@ for `multi_head`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from attn_jax.attention import _checks
+from attn_jax.attention._scores import score_dtype
 from attn_jax.attention.convolution import quadratic
 from attn_jax.attention.relative import relative_shift
-from attn_jax.attention.softmax import score_dtype
+from attn_jax.flow import floater, floater_init
 
 __all__ = [
-    "LearnedPositions",
     "alibi",
     "alibi_slopes",
     "floater",
@@ -49,27 +45,13 @@ _NEAR = 4096
 _LARGEST = 2**31 - 1
 
 
-def _check_size(name: str, value: int, *, multiple_of: int = 1) -> int:
-    """Refuse anything but a positive int, divisible as the table needs it.
-
-    Returns it as an int of Python, with which no arithmetic wraps around.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}: {value!r}")
-    if value < 1 or value % multiple_of:
-        of = f" multiple of {multiple_of}" if multiple_of > 1 else ""
-        raise ValueError(f"{name} must be a positive{of or ' number'}, got {value}")
-    return int(value)
-
-
 def frequencies(dim: int, max_wavelength: float) -> np.ndarray:
     """ω_i = max_wavelength^(−2i/dim), [dim/2] in float64.
 
     Raises:
       ValueError: if `max_wavelength` is not positive.
     """
-    if not max_wavelength > 0:
-        raise ValueError(f"max_wavelength must be positive, got {max_wavelength}")
+    _checks.check_positive("max_wavelength", max_wavelength)
     # Static, so float64 on the host costs nothing and rounds only once.
     return max_wavelength ** -(np.arange(0, dim, 2) / dim)
 
@@ -141,7 +123,7 @@ def _as_positions(positions: ArrayLike) -> jax.Array:
         if low < -_LARGEST - 1 or high > _LARGEST:
             raise ValueError(
                 f"`positions` must lie in {-_LARGEST - 1} … {_LARGEST}, but has "
-                f"values from {low} to {high}"
+                f"values from {low} to {high}."
             )
     return jnp.asarray(positions)
 
@@ -177,17 +159,17 @@ def sinusoidal(
       ValueError: if `positions` is not a vector or has known integers that int32 does
         not hold, `dim` is odd, or `max_wavelength` is not positive.
 
-    Reference:
-      Vaswani et al., "Attention Is All You Need", section 3.5.
-      https://arxiv.org/abs/1706.03762
+    Reference: Vaswani et al., 2017, arXiv:1706.03762, section 3.5.
 
     >>> sinusoidal(jnp.array([0.0, 0.5]), 2).round(2).tolist()
     [[0.0, 1.0], [0.47999998927116394, 0.8799999952316284]]
     """
-    dim = _check_size("dim", dim, multiple_of=2)
+    dim = _checks.check_int("dim", dim, 1, multiple_of=2)
     positions = _as_positions(positions)
     if positions.ndim != 1:
-        raise ValueError(f"positions must be a vector [T], got shape {positions.shape}")
+        raise ValueError(
+            f"`positions` must be a vector [T], but has shape {positions.shape}."
+        )
     return _sinusoidal(positions, dim, max_wavelength, dtype)
 
 
@@ -228,15 +210,13 @@ def sinusoidal_1d(
     Raises:
       ValueError: if `dim` is odd or a size is not positive.
 
-    Reference:
-      Vaswani et al., "Attention Is All You Need", section 3.5.
-      https://arxiv.org/abs/1706.03762
+    Reference: Vaswani et al., 2017, arXiv:1706.03762, section 3.5.
 
     >>> sinusoidal_1d(5, 8).shape
     (5, 8)
     """
-    length = _check_size("length", length)
-    dim = _check_size("dim", dim, multiple_of=2)
+    length = _checks.check_int("length", length, 1)
+    dim = _checks.check_int("dim", dim, 1, multiple_of=2)
     places = jnp.arange(length, dtype=jnp.int32)
     return _sinusoidal(places, dim, max_wavelength, dtype, near=length <= _NEAR)
 
@@ -270,16 +250,14 @@ def sinusoidal_2d(
     Raises:
       ValueError: if `dim` is not a multiple of 4 or a size is not positive.
 
-    Reference:
-      Beyer et al., "Better plain ViT baselines for ImageNet-1k".
-      https://arxiv.org/abs/2205.01580
+    Reference: Beyer et al., 2022, arXiv:2205.01580.
 
     >>> sinusoidal_2d(2, 3, 8).shape
     (6, 8)
     """
-    height = _check_size("height", height)
-    width = _check_size("width", width)
-    dim = _check_size("dim", dim, multiple_of=4)
+    height = _checks.check_int("height", height, 1)
+    width = _checks.check_int("width", width, 1)
+    dim = _checks.check_int("dim", dim, 1, multiple_of=4)
     half = dim // 2
     rows = sinusoidal_1d(height, half, max_wavelength=max_wavelength, dtype=dtype)
     columns = sinusoidal_1d(width, half, max_wavelength=max_wavelength, dtype=dtype)
@@ -317,259 +295,16 @@ def learned_init(
     Raises:
       ValueError: if a size is not positive or `stddev` is negative.
 
-    Reference:
-      Gehring et al., "Convolutional Sequence to Sequence Learning", section 3.1.
-      https://arxiv.org/abs/1705.03122
+    Reference: Gehring et al., 2017, arXiv:1705.03122, section 3.1.
 
     >>> learned_init(jax.random.key(0), 5, 3).shape
     (5, 3)
     """
-    length = _check_size("length", length)
-    dim = _check_size("dim", dim)
+    length = _checks.check_int("length", length, 1)
+    dim = _checks.check_int("dim", dim, 1)
     if stddev < 0:
-        raise ValueError(f"stddev must not be negative, got {stddev}")
+        raise ValueError(f"`stddev` must be at least 0, but is {stddev}.")
     return jnp.asarray(stddev, dtype) * jax.random.normal(rng, (length, dim), dtype)
-
-
-class LearnedPositions(nnx.Module):
-    """Adds a learned table to the embeddings, y[t] = x[t] + P[t].
-
-    Args:
-      length: largest number of positions it will see.
-      dim: size of the embedding.
-      stddev: standard deviation of the first values.
-      rngs: `nnx.Rngs` with a `params` (or default) stream.
-      param_dtype: dtype of the table; it is cast to the input's when added.
-
-    Reference:
-      Gehring et al., "Convolutional Sequence to Sequence Learning", section 3.1.
-      https://arxiv.org/abs/1705.03122
-
-    >>> add = LearnedPositions(5, 3, rngs=nnx.Rngs(0))
-    >>> add(jnp.zeros((2, 4, 3))).shape
-    (2, 4, 3)
-    """
-
-    def __init__(
-        self,
-        length: int,
-        dim: int,
-        *,
-        stddev: float = 0.02,
-        rngs: nnx.Rngs,
-        param_dtype: DTypeLike = jnp.float32,
-    ) -> None:
-        self.table = nnx.Param(
-            learned_init(rngs.params(), length, dim, stddev=stddev, dtype=param_dtype)
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Add the first T rows of the table to `x[..., T, dim]`."""
-        table = self.table[...]
-        length, dim = table.shape
-        if x.ndim < 2 or x.shape[-1] != dim or x.shape[-2] > length:
-            raise ValueError(
-                f"x must be [..., T, dim] with dim = {dim} and T <= {length} (the "
-                f"length of the table), got shape {x.shape}"
-            )
-        rows = table[: x.shape[-2]].astype(x.dtype)
-        return x + rows.reshape((1,) * (x.ndim - 2) + rows.shape)
-
-
-def floater_init(
-    rng: jax.Array,
-    dim: int,
-    *,
-    hidden_dim: int | None = None,
-    scale: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> dict[str, jax.Array]:
-    """Parameters of `floater`: a flow that stands still, or nearly so, and p(0) = 0.
-
-    The hidden layer is drawn with a variance of 1/(D + 1), the last layer with one of
-    scale²/F; biases are zero.
-
-    Args:
-      rng: a JAX random key.
-      dim: size D of a position's code.
-      hidden_dim: size F of the hidden layer; None means D.
-      scale: 0 starts from no position information, p ≡ 0, which yet has a gradient:
-        the form in which a trained model gets FLOATER without a change.
-      dtype: dtype of the parameters.
-
-    Returns:
-      {"state": [D, F], "time": [F], "bias": [F], "out": [F, D], "out_bias": [D],
-      "start": [D]}; all but the last are θ.
-
-    Raises:
-      ValueError: if a size is not positive or `scale` is negative.
-      TypeError: if a size is no int.
-
-    Reference:
-      Liu et al., "Learning to Encode Position for Transformer with Continuous Dynamical
-      Model". https://arxiv.org/abs/2003.09229
-
-    >>> floater_init(jax.random.key(0), 4, hidden_dim=6)["state"].shape
-    (4, 6)
-    """
-    dim = _check_size("dim", dim)
-    hidden_dim = dim if hidden_dim is None else _check_size("hidden_dim", hidden_dim)
-    if scale < 0:
-        raise ValueError(f"scale must not be negative, got {scale}")
-    rng_in, rng_out = jax.random.split(rng)
-    kernel = jax.random.normal(rng_in, (dim + 1, hidden_dim), dtype)
-    kernel = jnp.asarray((dim + 1) ** -0.5, dtype) * kernel
-    out = jax.random.normal(rng_out, (hidden_dim, dim), dtype)
-    return {
-        "state": kernel[:dim],
-        "time": kernel[dim],
-        "bias": jnp.zeros(hidden_dim, dtype),
-        "out": jnp.asarray(scale * hidden_dim**-0.5, dtype) * out,
-        "out_bias": jnp.zeros(dim, dtype),
-        "start": jnp.zeros(dim, dtype),
-    }
-
-
-# What diffrax calls them; orders 2, 3 and 5.
-_SOLVERS = {"heun": "Heun", "bosh3": "Bosh3", "tsit5": "Tsit5"}
-
-
-def floater(
-    params: Mapping[str, jax.Array],
-    num_positions: int,
-    *,
-    step: float = 0.1,
-    start: jax.Array | None = None,
-    adjoint: Literal["direct", "adjoint"] = "direct",
-    activation: Literal["tanh", "relu"] = "tanh",
-    solver: Literal["heun", "bosh3", "tsit5"] = "heun",
-    steps_per_position: int = 1,
-) -> jax.Array:
-    """A learned code of positions that follow a flow, for sequences of any length.
-
-    P[t] = p(t · Δt),  p(τ) = p(0) + ∫₀^τ h(s, p(s); θ) ds,
-    h(s, p; θ) = W_out φ(W_state p + w_time s + b) + b_out
-
-    The first codes are the same however many follow. Equal to no code where the last
-    layer and p(0) are zero. Needs the package `diffrax`.
-
-    Args:
-      params: θ and p(0), by `floater_init`.
-      num_positions: number of positions T.
-      step: Δt, the time between two positions.
-      start: `[..., D]`, other values of p(0), which share θ; None means
-        `params["start"]`.
-      adjoint: how gradients are made: "direct" differentiates the solver's steps and
-        is exact for them; "adjoint" solves the adjoint equation backwards, as in the
-        paper, and is exact up to the solver's error.
-      activation: φ; the paper's code has "relu", under which a flow may grow
-        exponentially beyond the lengths of training; under "tanh" h is bounded.
-      solver: a Runge-Kutta method of order 2, 3 or 5, with 2, 3 or 6 evaluations of h
-        a step.
-      steps_per_position: the solver's steps from one position to the next.
-
-    Returns:
-      `[..., T, D]`, in the dtype of the parameters.
-
-    Raises:
-      ImportError: if `diffrax` is not installed.
-      TypeError: if a size is no int, or `start` not of the parameters' dtype.
-      ValueError: on an unknown name, a size or `step` that is not positive, or a wrong
-        shape.
-
-    Reference:
-      Liu et al., "Learning to Encode Position for Transformer with Continuous Dynamical
-      Model", section 3. https://arxiv.org/abs/2003.09229
-
-    >>> params = floater_init(jax.random.key(0), 4)
-    >>> floater(params | {"out_bias": jnp.ones(4)}, 3, step=0.5)[:, 0].tolist()
-    [0.0, 0.5, 1.0]
-    """
-    num_positions = _check_size("num_positions", num_positions)
-    steps_per_position = _check_size("steps_per_position", steps_per_position)
-    if not step > 0:
-        raise ValueError(f"step must be positive, got {step}")
-    for name, given, known in (
-        ("adjoint", adjoint, ("direct", "adjoint")),
-        ("activation", activation, ("tanh", "relu")),
-        ("solver", solver, tuple(_SOLVERS)),
-    ):
-        if given not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
-    dim, dtype = params["start"].shape[-1], params["state"].dtype
-    wide = score_dtype(dtype)
-    start = params["start"] if start is None else jnp.asarray(start)
-    if start.ndim < 1 or start.shape[-1] != dim:
-        raise ValueError(f"start must be [..., D] with D = {dim}, got {start.shape}")
-    if start.dtype != dtype:
-        raise TypeError(f"start must be {dtype}, as params are, got {start.dtype}")
-    if num_positions == 1:
-        return start[..., None, :]
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError(
-            "floater solves its equation with the package diffrax, which is not "
-            "installed: `pip install diffrax`"
-        ) from error
-    act = jnp.tanh if activation == "tanh" else jax.nn.relu
-
-    # A unit of time is a position here, so that the solver meets each one exactly.
-    def flow(time: Any, state: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
-        known = params["time"] * jnp.asarray(step * time, wide) + params["bias"]
-        hidden = act(state @ params["state"] + known[None])
-        return step * (hidden @ params["out"] + params["out_bias"][None])
-
-    # A code is a long sum of small steps, and far times are large: no narrow dtype.
-    first = start.reshape(-1, dim).astype(wide)
-    theta = {n: leaf.astype(wide) for n, leaf in params.items() if n != "start"}
-    term, method = diffrax.ODETerm(flow), getattr(diffrax, _SOLVERS[solver])()
-    steps = (num_positions - 1) * steps_per_position
-    if adjoint == "direct":
-        # The number of steps is known, so a scan will do: it compiles in a third of
-        # the time of `diffeqsolve`, and has derivatives of all modes.
-        ends = jnp.arange(steps + 1, dtype=wide) / steps_per_position
-
-        def advance(carry: Any, times: tuple[jax.Array, jax.Array]) -> Any:
-            state, memory = carry
-            state, _, _, memory, _ = method.step(
-                term, *times, state, theta, memory, made_jump=False
-            )
-            return (state, memory), state
-
-        memory = method.init(term, ends[0], ends[1], first, theta)
-        carry = _checks.varying((first, memory), first, theta)
-        _, later = jax.lax.scan(advance, carry, (ends[:-1], ends[1:]))
-        codes = jnp.concatenate(
-            [first[None], later[steps_per_position - 1 :: steps_per_position]]
-        )
-    else:
-        later_times = jnp.arange(1, num_positions, dtype=wide)
-        solution = diffrax.diffeqsolve(
-            term,
-            method,
-            t0=0.0,
-            t1=float(num_positions - 1),
-            dt0=1.0 / steps_per_position,
-            y0=first,
-            args=theta,
-            saveat=diffrax.SaveAt(t0=True, ts=later_times),
-            adjoint=diffrax.BacksolveAdjoint(solver=method),
-            # Steps that are no binary fraction may need one more to a position.
-            max_steps=steps + num_positions,
-            throw=False,
-        )
-        assert solution.ys is not None
-        codes = solution.ys
-    codes = jnp.moveaxis(codes, 0, 1)  # [starts, T, D]
-    return codes.astype(dtype).reshape(*start.shape[:-1], num_positions, dim)
-
-
-def _check_float(name: str, array: jax.Array) -> None:
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be a floating-point array, got dtype {array.dtype}"
-        )
 
 
 def rotary(
@@ -598,8 +333,7 @@ def rotary(
       ValueError: if `x` is no matrix, H is odd, `positions` is not `[T]` or has known
         integers that int32 does not hold, or `max_wavelength` is not positive.
 
-    Reference:
-      Su et al., "RoFormer", section 3.2. https://arxiv.org/abs/2104.09864
+    Reference: Su et al., 2021, arXiv:2104.09864, section 3.2.
 
     >>> rotary(jnp.array([[1.0, 0.0]] * 2), jnp.array([0.0, jnp.pi])).round(3).tolist()
     [[1.0, 0.0], [-1.0, -0.0]]
@@ -612,14 +346,14 @@ def _rotary(
 ) -> jax.Array:
     x = jnp.asarray(x)
     if x.ndim != 2:
-        raise ValueError(f"x must be [T, H] (one head), got shape {x.shape}")
-    _check_float("x", x)
+        raise ValueError(f"`x` must be [T, H] (one head), but has shape {x.shape}.")
+    _checks.check_float("x", x)
     length, dim = x.shape
-    _check_size("the size H of x", dim, multiple_of=2)
+    _checks.check_int("x.shape[1]", dim, 1, multiple_of=2)
     if positions.shape != (length,):
         raise ValueError(
-            f"positions must be a vector [T] with T = {length}, the length of x, got "
-            f"shape {positions.shape}"
+            f"`positions` must be a vector [T] with T={length}, the length of `x`, but "
+            f"has shape {positions.shape}."
         )
     frequency = frequencies(dim, max_wavelength)
     return turn(x, _angles(positions, frequency, score_dtype(x.dtype), near))
@@ -640,10 +374,10 @@ def turn(x: jax.Array, angle: jax.Array) -> jax.Array:
 
 def _lengths(length: int, key_length: int | None) -> tuple[int, int]:
     """T and S, checked."""
-    length = _check_size("length", length)
+    length = _checks.check_int("length", length, 1)
     if key_length is None:
         return length, length
-    return length, _check_size("key_length", key_length)
+    return length, _checks.check_int("key_length", key_length, 1)
 
 
 def _by_offset(values: jax.Array, length: int) -> jax.Array:
@@ -667,14 +401,12 @@ def alibi_slopes(num_heads: int, *, dtype: DTypeLike = jnp.float32) -> jax.Array
     Raises:
       ValueError: if `num_heads` is not positive.
 
-    Reference:
-      Press et al., "Train Short, Test Long", section 3.
-      https://arxiv.org/abs/2108.12409
+    Reference: Press et al., 2021, arXiv:2108.12409, section 3.
 
     >>> alibi_slopes(4).tolist()
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
-    num_heads = _check_size("num_heads", num_heads)
+    num_heads = _checks.check_int("num_heads", num_heads, 1)
     return jnp.asarray(2.0 ** (-8.0 * np.arange(1, num_heads + 1) / num_heads), dtype)
 
 
@@ -706,9 +438,7 @@ def alibi(
     Raises:
       ValueError: if a size is not positive or `slope` is no scalar.
 
-    Reference:
-      Press et al., "Train Short, Test Long", section 3.
-      https://arxiv.org/abs/2108.12409
+    Reference: Press et al., 2021, arXiv:2108.12409, section 3.
 
     >>> alibi(2, 3, slope=0.5).tolist()
     [[-0.0, -0.5, -1.0], [-0.5, -0.0, -0.5]]
@@ -719,7 +449,8 @@ def alibi(
     slope = jnp.asarray(slope).astype(wide)
     if slope.ndim:
         raise ValueError(
-            f"slope must be a scalar, got shape {slope.shape}; use jax.vmap over heads"
+            f"`slope` must be a scalar, but has shape {slope.shape}; use `jax.vmap` "
+            "over heads."
         )
     distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(key_length)[None, :])
     bias = -slope * distance.astype(wide)
@@ -736,21 +467,21 @@ def _t5_bucket_of_offset(
     bidirectional: bool,
 ) -> np.ndarray:
     """Buckets of the offsets s − t from 1 − T to S − 1: int32 [T + S − 1]."""
-    num_buckets = _check_size("num_buckets", num_buckets)
-    max_distance = _check_size("max_distance", max_distance)
+    num_buckets = _checks.check_int("num_buckets", num_buckets, 1)
+    max_distance = _checks.check_int("max_distance", max_distance, 1)
     offset = np.arange(1 - length, key_length)
     buckets = num_buckets // 2 if bidirectional else num_buckets
     if bidirectional and num_buckets % 2 or buckets < 2:
         need = "an even number of at least 4" if bidirectional else "at least 2"
         raise ValueError(
-            f"num_buckets must be {need} where bidirectional is {bidirectional}, got "
-            f"{num_buckets}"
+            f"`num_buckets` must be {need} where `bidirectional` is {bidirectional}, "
+            f"but is {num_buckets}."
         )
     exact = buckets // 2
     if max_distance <= exact:
         raise ValueError(
-            f"max_distance must exceed {exact}, the distances with a bucket of their "
-            f"own for num_buckets = {num_buckets}, got {max_distance}"
+            f"`max_distance` must exceed {exact}, the distances with a bucket of their "
+            f"own where `num_buckets` is {num_buckets}, but is {max_distance}."
         )
     distance = np.abs(offset) if bidirectional else np.maximum(-offset, 0)
     growth = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
@@ -791,9 +522,7 @@ def t5_buckets(
       ValueError: if a size is not positive, `num_buckets` is too small (or odd, where
         it is halved), or `max_distance` lies among the near ones.
 
-    Reference:
-      Raffel et al., "Exploring the Limits of Transfer Learning", section 2.1.
-      https://arxiv.org/abs/1910.10683
+    Reference: Raffel et al., 2019, arXiv:1910.10683, section 2.1.
 
     >>> t5_buckets(1, 6, num_buckets=8, max_distance=8).tolist()
     [[0, 5, 6, 6, 7, 7]]
@@ -833,17 +562,15 @@ def t5_bias(
       TypeError: if `table` is not of a floating-point dtype.
       ValueError: if `table` is no vector, or as in `t5_buckets`.
 
-    Reference:
-      Raffel et al., "Exploring the Limits of Transfer Learning", section 2.1.
-      https://arxiv.org/abs/1910.10683
+    Reference: Raffel et al., 2019, arXiv:1910.10683, section 2.1.
 
     >>> t5_bias(jnp.arange(8.0), 2, max_distance=8).tolist()
     [[0.0, 5.0], [1.0, 0.0]]
     """
     table = jnp.asarray(table)
     if table.ndim != 1:
-        raise ValueError(f"table must be [num_buckets], got shape {table.shape}")
-    _check_float("table", table)
+        raise ValueError(f"`table` must be [num_buckets], but has shape {table.shape}.")
+    _checks.check_float("table", table)
     length, key_length = _lengths(length, key_length)
     bucket = _t5_bucket_of_offset(
         length, key_length, table.size, max_distance, bidirectional
@@ -867,9 +594,7 @@ def relative_2d(row_table: jax.Array, column_table: jax.Array) -> jax.Array:
       TypeError: if a table is not of a floating-point dtype.
       ValueError: if a table is no vector of odd length.
 
-    Reference:
-      Cordonnier et al., "On the Relationship between Self-Attention and Convolutional
-      Layers", section 4.3 (without the content). https://arxiv.org/abs/1911.03584
+    Reference: Cordonnier et al., 2019, arXiv:1911.03584, section 4.3 (no content).
 
     >>> relative_2d(jnp.zeros(1), jnp.array([-1.0, 0.0, 1.0])).tolist()
     [[0.0, 1.0], [-1.0, 0.0]]
@@ -879,10 +604,10 @@ def relative_2d(row_table: jax.Array, column_table: jax.Array) -> jax.Array:
         table = jnp.asarray(given)
         if table.ndim != 1 or table.size % 2 == 0:
             raise ValueError(
-                f"{name} must be a vector of odd length, one number for each offset "
-                f"1 − n … n − 1, got shape {table.shape}"
+                f"`{name}` must be a vector of odd length, one number for each offset "
+                f"1 − n … n − 1, but has shape {table.shape}."
             )
-        _check_float(name, table)
+        _checks.check_float(name, table)
         parts.append(_by_offset(table, (table.size + 1) // 2))
     rows, columns = parts
     pixels = rows.shape[0] * columns.shape[0]
@@ -892,7 +617,7 @@ def relative_2d(row_table: jax.Array, column_table: jax.Array) -> jax.Array:
 
 def _grid_points(height: int, width: int) -> np.ndarray:
     """Rows and columns of pixels in row-major order: [height · width, 2]."""
-    sizes = _check_size("height", height), _check_size("width", width)
+    sizes = _checks.check_int("height", height, 1), _checks.check_int("width", width, 1)
     return np.indices(sizes).reshape(2, -1).T
 
 
@@ -918,9 +643,7 @@ def quadratic_2d(
     Raises:
       ValueError: if a size is not positive, or shapes do not fit.
 
-    Reference:
-      Cordonnier et al., "On the Relationship between Self-Attention and Convolutional
-      Layers", section 3. https://arxiv.org/abs/1911.03584
+    Reference: Cordonnier et al., 2019, arXiv:1911.03584, section 3.
 
     >>> quadratic_2d(1, 3, jnp.array([0.0, 1.0]), 2.0).tolist()
     [[0.0, 2.0, 0.0], [-6.0, 0.0, 2.0], [-16.0, -6.0, 0.0]]
@@ -928,8 +651,8 @@ def quadratic_2d(
     points = _grid_points(height, width)
     if jnp.ndim(alpha):
         raise ValueError(
-            f"alpha must be a scalar, got shape {jnp.shape(alpha)}; `gaussian_2d` "
-            "takes a matrix"
+            f"`alpha` must be a scalar, but has shape {jnp.shape(alpha)}; "
+            "`gaussian_2d` takes a matrix."
         )
     return quadratic(points, points, centre, alpha)
 
@@ -957,14 +680,14 @@ def gaussian_2d(
     Raises:
       ValueError: if a size is not positive, or shapes do not fit.
 
-    Reference:
-      Cordonnier et al., "On the Relationship between Self-Attention and Convolutional
-      Layers", section 4.2. https://arxiv.org/abs/1911.03584
+    Reference: Cordonnier et al., 2019, arXiv:1911.03584, section 4.2.
 
     >>> gaussian_2d(1, 2, jnp.array([0.0, 1.0]), 2.0 * jnp.eye(2)).tolist()
     [[0.0, 1.0], [-3.0, 0.0]]
     """
     points = _grid_points(height, width)
     if jnp.shape(precision) != (2, 2):
-        raise ValueError(f"precision must be [2, 2], got {jnp.shape(precision)}")
+        raise ValueError(
+            f"`precision` must be [2, 2], but has shape {jnp.shape(precision)}."
+        )
     return quadratic(points, points, centre, 0.5 * jnp.asarray(precision))

@@ -11,8 +11,8 @@ import pytest
 
 from attn_jax import masks
 from attn_jax.attention import _checks
+from attn_jax.attention._scores import score_dtype
 from attn_jax.attention.linear_attention import attend_features
-from attn_jax.attention.softmax import score_dtype
 from attn_jax.testing import assert_conforms
 from attn_jax.variants import Variant
 

@@ -153,19 +153,19 @@ def test_it_begins_at_rest_but_can_move(starts, default):
 
 
 def test_wrong_input_is_refused(params, monkeypatch):
-    with pytest.raises(ValueError, match="num_positions must be a positive number"):
+    with pytest.raises(ValueError, match="`num_positions` must be at least 1"):
         floater(params, 0)
-    with pytest.raises(ValueError, match="step must be positive, got 0"):
+    with pytest.raises(ValueError, match="`step` must be positive, but is 0"):
         floater(params, 2, step=0.0)
     with pytest.raises(
-        ValueError, match=r"adjoint must be one of direct, adjoint, got"
+        ValueError, match="`adjoint` must be 'direct' or 'adjoint', but is"
     ):
         floater(params, 2, adjoint="backsolve")
-    with pytest.raises(ValueError, match=r"start must be \[..., D\] with D = 3, got"):
+    with pytest.raises(ValueError, match=r"`start` must be \[..., D\] with D=3, but"):
         floater(params, 2, start=jnp.zeros(4))
-    with pytest.raises(TypeError, match="start must be float32"):
+    with pytest.raises(TypeError, match="`start` must be float32"):
         floater(params, 2, start=jnp.zeros(3, jnp.bfloat16))
-    with pytest.raises(ValueError, match="scale must not be negative"):
+    with pytest.raises(ValueError, match="`scale` must be at least 0"):
         floater_init(jax.random.key(0), 3, scale=-1.0)
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match="pip install diffrax"):

@@ -148,7 +148,7 @@ from attn_jax.variants import VARIANTS
 
 jax.config.update("jax_disable_most_optimizations", True)
 # Short sequences, for which loops would be chosen all the same.
-multihead._LOOP_FROM_SCORES = multihead._CPU_BLOCKWISE_FROM_SCORES = 64
+multihead._LOOP_FROM_SCORES = multihead.CPU_BLOCKWISE_FROM_SCORES = 64
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from attn_jax import positions
 from attn_jax.attention.convolution import quadratic
+from attn_jax.nn.positional import LearnedPositions
 
 
 def _sinusoidal_loops(points, dim, max_wavelength):
@@ -81,11 +82,19 @@ def test_tables_are_the_same_under_jit():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: positions.sinusoidal_1d(4, 5), ValueError, "dim .* multiple of 2.*5"),
-        (lambda: positions.sinusoidal_1d(0, 4), ValueError, "length .* got 0"),
-        (lambda: positions.sinusoidal_1d(4, -2), ValueError, "dim .* got -2"),
-        (lambda: positions.sinusoidal_1d(4.0, 2), TypeError, "length .* float"),
-        (lambda: positions.sinusoidal_2d(2, 2, 6), ValueError, "dim .* multiple of 4"),
+        (
+            lambda: positions.sinusoidal_1d(4, 5),
+            ValueError,
+            "`dim` .* multiple of 2.*5",
+        ),
+        (lambda: positions.sinusoidal_1d(0, 4), ValueError, "`length` .* is 0"),
+        (lambda: positions.sinusoidal_1d(4, -2), ValueError, "`dim` .* is -2"),
+        (lambda: positions.sinusoidal_1d(4.0, 2), TypeError, "`length` .* float"),
+        (
+            lambda: positions.sinusoidal_2d(2, 2, 6),
+            ValueError,
+            "`dim` .* multiple of 4",
+        ),
         (lambda: positions.sinusoidal_2d(0, 2, 4), ValueError, "height"),
         (lambda: positions.sinusoidal_2d(2, True, 4), TypeError, "width"),
         (
@@ -96,7 +105,7 @@ def test_tables_are_the_same_under_jit():
         (
             lambda: positions.sinusoidal_1d(2, 4, max_wavelength=0.0),
             ValueError,
-            "max_wavelength must be positive",
+            "`max_wavelength` must be positive",
         ),
         (
             lambda: positions.learned_init(jax.random.key(0), 2, 4, stddev=-1.0),
@@ -122,7 +131,7 @@ def test_learned_init_is_normal_and_reproducible():
 
 
 def test_learned_positions_add_their_first_rows_and_train():
-    module = positions.LearnedPositions(5, 3, rngs=nnx.Rngs(0))
+    module = LearnedPositions(5, 3, rngs=nnx.Rngs(0))
     x = jnp.ones((2, 4, 3), jnp.bfloat16)
     assert module(x).dtype == jnp.bfloat16
     x = jnp.ones((2, 4, 3))
@@ -136,8 +145,8 @@ def test_learned_positions_add_their_first_rows_and_train():
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 2), (3,)])
 def test_learned_positions_refuse_what_does_not_fit(shape):
-    module = positions.LearnedPositions(5, 3, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"dim = 3 and T <= 5"):
+    module = LearnedPositions(5, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"dim=3 and T ≤ 5"):
         module(jnp.ones(shape))
 
 
@@ -268,59 +277,59 @@ def test_quadratic_2d_and_gaussian_2d_are_their_equations(draw):
         (
             lambda: positions.rotary(jnp.ones((2, 3)), jnp.arange(2)),
             ValueError,
-            "size H of x must be a positive multiple of 2, got 3",
+            r"`x.shape\[1\]` must be a multiple of 2, but is 3",
         ),
         (
             lambda: positions.rotary(jnp.ones((2, 4)), jnp.arange(3)),
             ValueError,
-            r"positions .* T = 2.* \(3,\)",
+            r"`positions` .* T=2.* \(3,\)",
         ),
         (
             lambda: positions.rotary(jnp.ones(4), jnp.arange(4)),
             ValueError,
-            r"x must be \[T, H\]",
+            r"`x` must be \[T, H\]",
         ),
         (
             lambda: positions.rotary(jnp.ones((2, 4), int), jnp.arange(2)),
             TypeError,
-            "x must be a floating",
+            "`x` must be a floating",
         ),
-        (lambda: positions.alibi_slopes(0), ValueError, "num_heads .* got 0"),
-        (lambda: positions.alibi(3, 0, slope=1.0), ValueError, "key_length .* got 0"),
+        (lambda: positions.alibi_slopes(0), ValueError, "`num_heads` .* is 0"),
+        (lambda: positions.alibi(3, 0, slope=1.0), ValueError, "`key_length` .* is 0"),
         (
             lambda: positions.alibi(3, slope=jnp.ones(2)),
             ValueError,
-            "slope must be a scalar",
+            "`slope` must be a scalar",
         ),
         (
             lambda: positions.t5_buckets(3, num_buckets=7),
             ValueError,
-            "num_buckets must be an even number of at least 4 .* got 7",
+            "`num_buckets` must be an even number of at least 4 .* is 7",
         ),
         (
             lambda: positions.t5_buckets(3, num_buckets=1, bidirectional=False),
             ValueError,
-            "num_buckets must be at least 2",
+            "`num_buckets` must be at least 2",
         ),
         (
             lambda: positions.t5_buckets(3, max_distance=8),
             ValueError,
-            "max_distance must exceed 8",
+            "`max_distance` must exceed 8",
         ),
         (
             lambda: positions.t5_bias(jnp.ones((2, 8)), 3),
             ValueError,
-            r"table must be \[num_buckets\]",
+            r"`table` must be \[num_buckets\]",
         ),
         (
             lambda: positions.relative_2d(jnp.ones(4), jnp.ones(3)),
             ValueError,
-            "row_table must be a vector of odd length",
+            "`row_table` must be a vector of odd length",
         ),
         (
             lambda: positions.quadratic_2d(2, 2, jnp.ones(2), jnp.ones(2)),
             ValueError,
-            "alpha must be a scalar",
+            "`alpha` must be a scalar",
         ),
         (
             lambda: positions.quadratic_2d(2, 2, jnp.ones(3), 1.0),
@@ -330,7 +339,7 @@ def test_quadratic_2d_and_gaussian_2d_are_their_equations(draw):
         (
             lambda: positions.gaussian_2d(2, 2, jnp.ones(2), jnp.ones(2)),
             ValueError,
-            r"precision must be \[2, 2\]",
+            r"`precision` must be \[2, 2\]",
         ),
     ],
 )

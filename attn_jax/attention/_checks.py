@@ -99,19 +99,15 @@ def check_inputs(
     key_mask: jax.Array | None = None,
     *,
     same_head_dim: bool = True,
-    shared_axes: bool = False,
+    one_sequence: tuple[str, str] | None = None,
 ) -> None:
     """Checks the inputs of an attention function on one head of one example.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
-      bias: [T, S] or None.
-      mask: bool [T, S] or None.
-      key_mask: bool [S] or None.
+      query, key, value, bias, mask, key_mask: see `attn_jax.attention`; axes of bias
+        and mask may also have size 1.
       same_head_dim: whether query and key must have the same H.
-      shared_axes: whether axes of bias and mask may also have size 1.
+      one_sequence: name of a function that needs T = S, and why.
 
     Raises:
       ValueError: on a wrong rank or size.
@@ -138,12 +134,14 @@ def check_inputs(
             continue
         check(name, pairs)
         given = dict(sizes)
-        if shared_axes and pairs.ndim == 2:
+        if pairs.ndim == 2:
             given |= {k: 1 for k, n in zip("TS", pairs.shape, strict=True) if n == 1}
         check_shape(name, pairs, ("T", "S"), given)
     if key_mask is not None:
         check_bool("key_mask", key_mask)
         check_shape("key_mask", key_mask, ("S",), sizes)
+    if one_sequence is not None:
+        check_same_length(one_sequence[0], sizes["T"], sizes["S"], one_sequence[1])
 
 
 def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
@@ -161,12 +159,12 @@ def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
         )
 
 
-def check_int(name: str, given: int, least: int) -> int:
-    """Checks that a static option is a whole number that is large enough.
+def check_int(name: str, given: int, least: int, *, multiple_of: int = 1) -> int:
+    """A static option as an int of Python, with which no arithmetic wraps around.
 
     Raises:
       TypeError: if it is no int.
-      ValueError: if it is less than `least`.
+      ValueError: if it is less than `least`, or no multiple of `multiple_of`.
     """
     if isinstance(given, bool) or not isinstance(given, int | np.integer):
         raise TypeError(
@@ -175,7 +173,39 @@ def check_int(name: str, given: int, least: int) -> int:
         )
     if given < least:
         raise ValueError(f"`{name}` must be at least {least}, but is {given}.")
+    if given % multiple_of:
+        raise ValueError(
+            f"`{name}` must be a multiple of {multiple_of}, but is {given}."
+        )
     return int(given)
+
+
+def check_sizes(**sizes: int) -> tuple[int, ...]:
+    """Checks that all of them are ints of at least 1, as `check_int` does."""
+    return tuple(check_int(name, size, 1) for name, size in sizes.items())
+
+
+def check_positive(name: str, given: float) -> float:
+    """Checks that a static number is above zero.
+
+    Raises:
+      ValueError: if it is not, or NaN.
+    """
+    if not given > 0:
+        raise ValueError(f"`{name}` must be positive, but is {given}.")
+    return float(given)
+
+
+def check_choice(name: str, given: object, choices: Sequence[str]) -> None:
+    """Checks that a static option is one of some words.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if given not in choices:
+        *others, last = map(repr, choices)
+        known = f"{', '.join(others)} or {last}"
+        raise ValueError(f"`{name}` must be {known}, but is {given!r}.")
 
 
 def _known(array: object) -> bool:
@@ -269,30 +299,53 @@ def check_same_length(name: str, num_queries: int, num_keys: int, why: str) -> N
 
 
 def check_params(
-    name: str, params: object, shapes: Mapping[str, tuple[int | None, ...]]
-) -> None:
-    """Checks names and shapes of one head's parameters; None is any size.
+    name: str, params: object, layout: Mapping[str, str], **sizes: int
+) -> dict[str, int]:
+    """Checks names and shapes of one head's parameters, and returns all sizes.
+
+    Args:
+      name: of the function, or the call that makes them, for the message.
+      params: of one head.
+      layout: the letters of each leaf's axes, such as {"key": "CH"}.
+      **sizes: of letters that are known. Others may have any size, which is the same
+        wherever they stand.
 
     Raises:
       ValueError: if a name is missing or unknown, or a shape is wrong.
     """
-    if not isinstance(params, Mapping) or set(params) != set(shapes):
+    if not isinstance(params, Mapping) or set(params) != set(layout):
         came = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+        maker = name if name.endswith(")") else f"{name}_init(rng, head_dim)"
         raise ValueError(
-            f"`params` must be a mapping with {sorted(shapes)}, but is {came}; "
-            f"`{name}_init(rng, head_dim)` makes one."
+            f"`params` must be a mapping with {sorted(layout)}, but is {came}; "
+            f"`{maker}` makes one."
         )
-    for leaf, expected in shapes.items():
+    for leaf, letters in layout.items():
         shape = jnp.shape(params[leaf])
-        if len(shape) != len(expected) or any(
-            want is not None and size != want
-            for size, want in zip(shape, expected, strict=True)
-        ):
-            layout = ", ".join("*" if n is None else str(n) for n in expected)
+        if len(shape) == len(letters):
+            for letter, size in zip(letters, shape, strict=True):
+                sizes.setdefault(letter, size)
+        if shape != tuple(sizes.get(letter) for letter in letters):
+            known = ", ".join(str(sizes.get(letter, "*")) for letter in letters)
             raise ValueError(
-                f"`params[{leaf!r}]` must have shape [{layout}], but has shape "
+                f"`params[{leaf!r}]` must have shape [{known}], but has shape "
                 f"{shape}. Under `multi_head` every leaf leads with the number of "
                 "heads N."
+            )
+    return sizes
+
+
+def check_longest(name: str, longest: int, **lengths: int) -> None:
+    """Checks lengths, by letter, against the longest that parameters are for.
+
+    Raises:
+      ValueError: if one is larger.
+    """
+    for letter, length in lengths.items():
+        if length > longest:
+            raise ValueError(
+                f"`params` are for at most {longest} positions, but {letter}={length}; "
+                f"make larger ones with `{name}_init(..., max_length=...)`."
             )
 
 

@@ -6,8 +6,7 @@ made, and T queries in blocks of b cost T·n scores. The result of a part comes 
 logarithm of its softmax denominator. Parts with disjoint sets of keys then `merge` into
 what one softmax over all of them gives.
 
-Letters: T queries, S keys, H size of query and key, V size of a value, b queries in a
-block, n keys in its slab.
+Letters besides those of `attn_jax.attention`: b queries in a block, n keys in its slab.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 
 # Queries in a block at least, where a window chooses its size.
 _LEAST_BLOCK = 16
@@ -64,7 +63,7 @@ def attend_tiles(
     """
     dtype = score_dtype(query.dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logits = jnp.einsum("...bh,...nh->...bn", query, key, preferred_element_type=dtype)
+    logits = _scores.einsum("...bh,...nh->...bn", query, key)
     logits = logits * jnp.asarray(scale, dtype)
     if bias is not None:
         logits = logits + bias.astype(dtype)
@@ -73,12 +72,7 @@ def attend_tiles(
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(logits - top), 0)
     total = weights.sum(axis=-1)
-    out = jnp.einsum(
-        "...bn,...nv->...bv",
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=dtype,
-    )
+    out = _scores.einsum("...bn,...nv->...bv", weights.astype(value.dtype), value)
     empty = total == 0
     log_sum = top[..., 0] + jnp.log(jnp.where(empty, 1, total))
     return Part(
@@ -113,6 +107,20 @@ def merge(*parts: Part) -> Part:
         for weight, part in zip(weights, parts, strict=True)
     )
     return Part(jnp.asarray(mixed) / total[..., None], top + jnp.log(total))
+
+
+def cut(
+    array: jax.Array, size: int, fill: float = 0, *, blocks: int | None = None
+) -> jax.Array:
+    """[blocks, size, ...] of [L, ...], filled up at the end; None: just enough blocks.
+
+    >>> cut(jnp.arange(3), 2).tolist()
+    [[0, 1], [2, 0]]
+    """
+    blocks = -(-len(array) // size) if blocks is None else blocks
+    widths = ((0, blocks * size - len(array)), *((0, 0),) * (array.ndim - 1))
+    array = jnp.pad(array, widths, constant_values=fill)
+    return array.reshape(blocks, size, *array.shape[1:])
 
 
 def once(columns: Index) -> Index:

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from attn_jax import masks
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype, zero_unseen_arrays
 
-__all__ = ["blockwise", "blockwise_arrays", "window_sides", "zero_unseen"]
+__all__ = ["blockwise", "blockwise_arrays"]
 
 # Measured on a CPU with 1 MB of L2 cache per core; see benchmarks/README.md. Sizes of
 # blocks at most: queries in the forward pass, keys in the backward pass, keys where the
@@ -518,90 +518,6 @@ def _choose_block(
     return _even_block(length, min(most, max(_BLOCK_SCORES // other, 128)))
 
 
-def zero_unseen(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-    key_mask: jax.Array | None,
-    left: int | None = None,
-    right: int | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Zeros for queries that see no key, and for keys and values that no query sees.
-
-    Whole arrays, as for `blockwise_arrays`; see `softmax.seen_ends` for why.
-    """
-    num_queries, num_keys, groups = query.shape[1], key.shape[1], key.shape[2]
-    real = None if key_mask is None else key_mask[:, None]  # [B or 1, N or 1, S]
-    if mask is not None and mask.shape[2] == 1:
-        given = jnp.broadcast_to(mask[:, :, 0], (*mask.shape[:2], num_keys))
-        real, mask = given if real is None else given & real, None
-    t, s = np.arange(num_queries), np.arange(num_keys)
-    rows = keys = None  # [B or 1, N or 1, T or 1], [B or 1, N or 1, S or 1]
-    if mask is not None:
-        pairs = mask if real is None else mask & real[:, :, None]
-        if left is not None:
-            pairs = pairs & (s[None] >= t[:, None] - left)[None, None]
-        if right is not None:
-            pairs = pairs & (s[None] <= t[:, None] + right)[None, None]
-        # Else XLA works a constant mask out while it compiles, which takes seconds.
-        pairs = jax.lax.optimization_barrier(jnp.asarray(pairs))
-        rows, keys = pairs.any(axis=3), pairs.any(axis=2)
-    elif real is not None:
-        # By how many real keys come before where a query's window begins and ends.
-        count = jnp.cumsum(real, axis=2, dtype=jnp.int32)
-        count = jnp.pad(count, ((0, 0), (0, 0), (1, 0)))
-        begin = np.zeros(1, int) if left is None else t - left
-        end = np.full(1, num_keys) if right is None else t + right + 1
-        upto, before = (count[:, :, x.clip(0, num_keys)] for x in (end, begin))
-        rows, keys = upto > before, real
-    if right is not None and num_keys > num_queries + right:
-        reached = jnp.asarray(s < num_queries + right)[None, None]
-        keys = reached if keys is None else keys & reached
-    if rows is not None:
-        query = jnp.where(rows.transpose(0, 2, 1)[..., None], query, 0)
-    if keys is not None:
-        if keys.shape[1] > 1:
-            keys = keys.reshape(keys.shape[0], groups, -1, keys.shape[2]).any(axis=2)
-        keys = keys.transpose(0, 2, 1)[..., None]
-        key, value = (jnp.where(keys, x, 0) for x in (key, value))
-    return query, key, value
-
-
-def window_sides(
-    local_window_size: int | tuple[int, int] | None, is_causal: bool
-) -> tuple[int | None, int | None]:
-    """How many keys a query sees before and after its own position; None for all.
-
-    Args:
-      local_window_size: (left, right), one number for both, or None for all.
-      is_causal: whether no key after the query is seen.
-
-    Returns:
-      (left, right).
-
-    Raises:
-      ValueError: if `local_window_size` is not one or two numbers that are at least 0.
-
-    >>> window_sides(3, is_causal=True)
-    (3, 0)
-    """
-    if local_window_size is None:
-        return None, 0 if is_causal else None
-    sides = local_window_size
-    if not isinstance(sides, tuple):
-        sides = (sides, sides)
-    if len(sides) != 2 or not all(
-        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0
-        for n in sides
-    ):
-        raise ValueError(
-            "`local_window_size` must be None, one int or a pair (left, right) of ints "
-            f"that are at least 0, but is {local_window_size!r}."
-        )
-    return int(sides[0]), 0 if is_causal else int(sides[1])
-
-
 def blockwise_arrays(
     query: jax.Array,
     key: jax.Array,
@@ -628,8 +544,6 @@ def blockwise_arrays(
       bias: [B or 1, N or 1, T or 1, S or 1] or None.
       mask: bool of such a shape, or None.
       key_mask: bool [B, S] or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
       local_window_size: keys that a query sees on its left and right; None for all.
       block_size: number of queries, and of keys, in a block at most; None chooses.
       side_by_side: whether one step of a loop may make several small blocks.
@@ -644,7 +558,7 @@ def blockwise_arrays(
     _checks.check_dtypes(query, key, value)
     if block_size is not None:
         block_size = _checks.check_int("block_size", block_size, 1)
-    left, right = window_sides(local_window_size, is_causal)
+    left, right = masks.window_sides(local_window_size, is_causal)
     batch, num_queries, num_heads, head_dim = query.shape
     num_keys = key.shape[1]
     if 0 in (batch, num_queries, num_heads, num_keys):
@@ -674,7 +588,9 @@ def blockwise_arrays(
         key_block=key_block,
         max_unroll=_MAX_UNROLL if side_by_side else 1,
     )
-    query, key, value = zero_unseen(query, key, value, mask, key_mask, left, right)
+    query, key, value = zero_unseen_arrays(
+        query, key, value, mask, key_mask, left, right
+    )
     padded_queries = -(-num_queries // query_block) * query_block
     padded_keys = -(-num_keys // key_block) * key_block
     if padded_keys > num_keys and key_mask is None:
@@ -722,28 +638,19 @@ def blockwise(
     derivatives use `dot_product`.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       bias: [T or 1, S or 1] or None; −∞ masks. Its gradient, of the same shape, is
         made only if asked for.
-      mask: bool [T or 1, S or 1], True = attend, or None.
-      key_mask: bool [S], True = a real token, or None.
       scale: factor of the scores; None means 1/√H. An array is multiplied into the
         query, in its dtype.
-      is_causal: whether query t attends only to keys s ≤ t.
       local_window_size: (left, right): query t attends only to keys t − left ≤ s ≤
         t + right; one number for both; None for all, as in
         `jax.nn.dot_product_attention`.
       block_size: number of queries (of keys, in the backward pass) in a block at most;
         None chooses.
 
-    Returns:
-      [T, V], in the dtype of the inputs.
-
     Raises:
       ValueError: on wrong shapes, a block size below 1, or a wrong window.
-      TypeError: on wrong dtypes, such as a float mask.
 
     Reference: Dao et al., 2022, arXiv:2205.14135; Rabe and Staats, 2021,
     arXiv:2112.05682.
@@ -753,7 +660,7 @@ def blockwise(
     >>> blockwise(query, key, value, block_size=2).round(4).tolist()  # 1/5, 3/5, 1/5
     [[3.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
     out = blockwise_arrays(
         query[None, :, None],
         key[None, :, None],

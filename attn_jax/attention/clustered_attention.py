@@ -5,8 +5,8 @@ in their place; `improved_clustered` then computes the few largest weights exact
 each query. `clusterformer` groups whole tokens by learned centroids, and only tokens of
 one cluster meet.
 
-Letters: T tokens, H size of query and key, V size of a value, C clusters, i iterations
-of k-means, k keys that are computed exactly, c size of a chunk.
+Letters besides those of `attn_jax.attention`: C clusters, i iterations of k-means, k
+keys that are computed exactly, c size of a chunk.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from attn_jax.attention import _checks
-from attn_jax.attention.reformer_attention import bucketed
-from attn_jax.attention.softmax import MASKED_LOGIT, normalize_softmax, score_dtype
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import MASKED_LOGIT, normalize_softmax, score_dtype
+from attn_jax.attention.reformer_attention import bucketed, shared_vector, unit_rows
 
 __all__ = [
     "clustered",
@@ -28,6 +28,9 @@ __all__ = [
     "improved_clustered",
     "kmeans",
 ]
+
+
+_WHY = "`key_mask` marks the queries that are padding, too"
 
 
 def _one_hot(labels: jax.Array, num_classes: int, dtype: jnp.dtype) -> jax.Array:
@@ -125,14 +128,11 @@ def _centroid_attention(
     scale: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights of the mean query of every cluster, [C, T], and their logits."""
-    dtype = score_dtype(query.dtype)
     members = _one_hot(labels, num_clusters, query.dtype)
-    sums = jnp.matmul(members.T, query, preferred_element_type=dtype)
-    sizes = members.astype(dtype).sum(axis=0)
+    sums = _scores.matmul(members.T, query)
+    sizes = members.astype(sums.dtype).sum(axis=0)
     centroid = sums / jnp.maximum(sizes, 1)[:, None]
-    logits = scale * jnp.matmul(
-        centroid.astype(query.dtype), key.T, preferred_element_type=dtype
-    )
+    logits = scale * _scores.matmul(centroid.astype(query.dtype), key.T)
     allowed = None if key_mask is None else key_mask[None, :]
     return normalize_softmax(logits, allowed), logits
 
@@ -161,22 +161,12 @@ def clustered(
     Equal to `dot_product` once C ≥ T, where every query is its own cluster.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       rng: random key, for the first centres.
       key_mask: bool [T], True = a real token, or None. Queries of padding weigh nothing
         in the means, and give zeros.
-      scale: factor of the scores; None means 1/√H.
       num_clusters: C.
       iterations: i, of k-means.
-
-    Returns:
-      [T, V], in the dtype of the inputs.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option out of range.
-      TypeError: on wrong dtypes.
 
     Reference: Vyas et al., 2020, arXiv:2007.04825, section 3.2.
 
@@ -186,23 +176,14 @@ def clustered(
     >>> out.round(4).tolist()  # both have the result of their mean, log 3
     [[3.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _check_lengths("clustered", query, key)
+    one = "clustered", _WHY
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (_checks.zero_masked(x, key_mask) for x in (query, key, value))
-    labels = kmeans(
-        query,
-        rng,
-        num_clusters=num_clusters,
-        iterations=iterations,
-        key_mask=key_mask,
-    )
+    options = {"num_clusters": num_clusters, "iterations": iterations}
+    labels = kmeans(query, rng, key_mask=key_mask, **options)
     weights, _ = _centroid_attention(query, key, labels, num_clusters, key_mask, scale)
-    shared = jnp.matmul(
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=score_dtype(value.dtype),
-    )
+    shared = _scores.matmul(weights.astype(value.dtype), value)
     out = shared.at[labels].get(mode="clip").astype(value.dtype)
     return _checks.zero_masked(out, key_mask)
 
@@ -233,23 +214,13 @@ def improved_clustered(
     Equal to `dot_product` once C ≥ T or k ≥ T.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       rng: random key, for the first centres.
       key_mask: bool [T], True = a real token, or None. Queries of padding weigh nothing
         in the means, and give zeros.
-      scale: factor of the scores; None means 1/√H.
       num_clusters: C.
       top_k: k.
       iterations: i, of k-means.
-
-    Returns:
-      [T, V], in the dtype of the inputs.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option out of range.
-      TypeError: on wrong dtypes.
 
     Reference: Vyas et al., 2020, arXiv:2007.04825, section 3.3.
 
@@ -259,22 +230,17 @@ def improved_clustered(
     >>> [round(o, 3) for o in out[:, 0].tolist()]
     [1.755, 2.245]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
+    one = "improved_clustered", _WHY
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
     top_k = _checks.check_int("top_k", top_k, 1)
-    _check_lengths("improved_clustered", query, key)
     dtype = score_dtype(query.dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (
         jnp.asarray(_checks.zero_masked(x, key_mask)) for x in (query, key, value)
     )
     key_mask = None if key_mask is None else jnp.asarray(key_mask)
-    labels = kmeans(
-        query,
-        rng,
-        num_clusters=num_clusters,
-        iterations=iterations,
-        key_mask=key_mask,
-    )
+    options = {"num_clusters": num_clusters, "iterations": iterations}
+    labels = kmeans(query, rng, key_mask=key_mask, **options)
     weights, scores = _centroid_attention(
         query, key, labels, num_clusters, key_mask, scale
     )
@@ -285,11 +251,7 @@ def improved_clustered(
     best = _checks.largest(scores, min(top_k, key.shape[0]))  # [C, k]
     row = jnp.arange(num_clusters)[:, None]
     mass = weights[row, best].sum(axis=1)
-    rest = jnp.matmul(
-        weights.at[row, best].set(0).astype(value.dtype),
-        value,
-        preferred_element_type=dtype,
-    )
+    rest = _scores.matmul(weights.at[row, best].set(0).astype(value.dtype), value)
 
     own = best.at[labels].get(mode="clip")  # [T, k]
 
@@ -297,29 +259,12 @@ def improved_clustered(
         """[T, k, ...]: many queries take one key, whose gradients add up in float32."""
         return x.astype(dtype)[own].astype(x.dtype)
 
-    logits = scale * jnp.einsum(
-        "th,tkh->tk", query, take(key), preferred_element_type=dtype
-    )
+    logits = scale * _scores.einsum("th,tkh->tk", query, take(key))
     exact = normalize_softmax(logits, None if key_mask is None else key_mask[own])
     exact *= mass.at[labels].get(mode="clip")[:, None]
-    out = jnp.einsum(
-        "tk,tkv->tv",
-        exact.astype(value.dtype),
-        take(value),
-        preferred_element_type=dtype,
-    )
+    out = _scores.einsum("tk,tkv->tv", exact.astype(value.dtype), take(value))
     out += rest.at[labels].get(mode="clip")
     return _checks.zero_masked(out.astype(value.dtype), key_mask)
-
-
-def _check_lengths(name: str, query: jax.Array, key: jax.Array) -> None:
-    """Checks T = S."""
-    _checks.check_same_length(
-        name,
-        query.shape[0],
-        key.shape[0],
-        "`key_mask` marks the queries that are padding, too",
-    )
 
 
 def clusterformer_init(
@@ -332,41 +277,25 @@ def clusterformer_init(
     """Centroids of `clusterformer` for one head: random directions of length one.
 
     Args:
-      rng: random key.
-      head_dim: H.
       num_clusters: C.
-      dtype: dtype of the parameters.
 
     Returns:
       {"centroid": [C, H]}.
 
-    Raises:
-      ValueError: if a size is below 1.
-      TypeError: if a size is no int.
-
     >>> clusterformer_init(jax.random.key(0), 4, num_clusters=3)["centroid"].shape
     (3, 4)
     """
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
-    num_clusters = _checks.check_int("num_clusters", num_clusters, 1)
+    num_clusters, head_dim = _checks.check_sizes(
+        num_clusters=num_clusters, head_dim=head_dim
+    )
     drawn = jax.random.normal(rng, (num_clusters, head_dim), dtype)
     return {"centroid": drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)}
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """Rows of length one; zeros stay."""
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return _checks.safe_divide(x, jnp.sqrt(jnp.where(square == 0, 1, square)))
-
-
 def _routed(query: jax.Array, key: jax.Array, key_mask: jax.Array | None) -> jax.Array:
     """Direction of (q + k)/2, what decides on the cluster of a token, ungraded."""
-    dtype = score_dtype(query.dtype)
-    query, key = (
-        _checks.zero_masked(jax.lax.stop_gradient(x), key_mask).astype(dtype) / 2
-        for x in (query, key)
-    )
-    return _unit(query + key)
+    query, key = jax.lax.stop_gradient((query, key))
+    return shared_vector(query, key, key_mask)[1]
 
 
 def clusterformer(
@@ -398,22 +327,11 @@ def clusterformer(
     Equal to `dot_product` with C = 1 and c ≥ T.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"centroid": [C, H]}.
       key_mask: bool [T], True = a real token, or None. Padding is in no cluster, and
         gives zeros.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
       chunk_size: c.
-
-    Returns:
-      [T, V], in the dtype of the inputs.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, wrong parameters, or an option below 1.
-      TypeError: on wrong dtypes.
 
     Reference: Wang et al., 2020, arXiv:2009.06097.
 
@@ -422,16 +340,11 @@ def clusterformer(
     >>> clusterformer(x, x, value, params=params).tolist()
     [[1.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_same_length(
-        "clusterformer",
-        query.shape[0],
-        key.shape[0],
-        "queries and keys are one sorted sequence",
-    )
-    _checks.check_params("clusterformer", params, {"centroid": (None, query.shape[1])})
+    one = "clusterformer", "queries and keys are one sorted sequence"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
+    _checks.check_params("clusterformer", params, {"centroid": "CH"}, H=query.shape[1])
     x = _routed(query, key, key_mask)
-    centroid = _unit(jax.lax.stop_gradient(params["centroid"]).astype(x.dtype))
+    centroid = unit_rows(jax.lax.stop_gradient(params["centroid"]).astype(x.dtype))
     buckets = _most_alike(x, centroid)
     return bucketed(
         query,
@@ -488,18 +401,18 @@ def clusterformer_update(
     >>> [round(m, 3) for m in new["centroid"][1].tolist()]
     [0.6, 0.8]
     """
-    _checks.check_inputs(query, key, key, key_mask=key_mask)
-    _check_lengths("clusterformer_update", query, key)
-    _checks.check_params("clusterformer", params, {"centroid": (None, query.shape[1])})
+    one = "clusterformer_update", _WHY
+    _checks.check_inputs(query, key, key, key_mask=key_mask, one_sequence=one)
+    _checks.check_params("clusterformer", params, {"centroid": "CH"}, H=query.shape[1])
     iterations = _checks.check_int("iterations", iterations, 0)
     x = _routed(query, key, key_mask)
-    centroid = _unit(params["centroid"].astype(x.dtype))
+    centroid = unit_rows(params["centroid"].astype(x.dtype))
     real = jnp.ones(x.shape[0], bool) if key_mask is None else key_mask
 
     def iterate(_: int, centroid: jax.Array) -> jax.Array:
         nowhere = jnp.asarray(centroid.shape[0], jnp.int32)
         labels = jnp.where(real, _most_alike(x, centroid), nowhere)
-        return _unit(_means(x, labels, centroid)[0])
+        return unit_rows(_means(x, labels, centroid)[0])
 
     centroid = _checks.varying(centroid, x, real)
     centroid = jax.lax.fori_loop(0, iterations, iterate, centroid)

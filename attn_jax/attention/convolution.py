@@ -5,8 +5,8 @@ the content; they are largest for the key at one offset from the query, and shar
 to copy that key alone. What the head then does to the copy is the slice of the kernel
 at this position.
 
-Letters: N heads, kh × kw positions of a kernel, T queries (pixels of the output), S
-keys (pixels of the padded image), C channels.
+Letters besides those of `attn_jax.attention`: N heads, kh × kw positions of a kernel, T
+queries (pixels of the output), S keys (pixels of the padded image), C channels.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import dot_product, score_dtype
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import score_dtype
+from attn_jax.attention.softmax import dot_product
 
 __all__ = ["attention_convolution", "convolution_as_attention", "quadratic"]
 
@@ -201,35 +202,16 @@ def attention_convolution(
     >>> attention_convolution(params, jnp.ones((3, 4, 1)))[..., 0].tolist()
     [[4.0, 6.0, 6.0, 4.0], [6.0, 9.0, 9.0, 6.0], [4.0, 6.0, 6.0, 4.0]]
     """
-    shapes = {
-        "centre": (None, None, 2),
-        "alpha": (None, None),
-        "value": (None, None, None, None),
-        "bias": (None,),
-    }
-    if not isinstance(params, Mapping) or set(params) != set(shapes):
-        came = sorted(params) if isinstance(params, Mapping) else type(params).__name__
-        raise ValueError(
-            f"`params` must be a mapping with {sorted(shapes)}, but is {came}; "
-            "`convolution_as_attention(kernel, alpha=...)` makes one."
-        )
-    if padding not in get_args(Padding):
-        raise ValueError(f"`padding` must be 'SAME' or 'VALID', but is {padding!r}.")
-    for name, letters in (
-        ("value", ("kh", "kw", "C_in", "C_out")),
-        ("centre", ("kh", "kw", "2")),
-        ("alpha", ("kh", "kw")),
-        ("bias", ("C_out",)),
-    ):
-        if name == "value":
-            _checks.check_shape("params['value']", params["value"], letters, {})
-            sizes = dict(zip(letters, params["value"].shape, strict=True)) | {"2": 2}
-        _checks.check_shape(f"params[{name!r}]", params[name], letters, sizes)
+    layout = {"value": "hwio", "centre": "hw2", "alpha": "hw", "bias": "o"}
+    maker = "convolution_as_attention(kernel, alpha=...)"
+    sizes = _checks.check_params(maker, params, layout, **{"2": 2})
+    kh, kw, num_inputs, channels = (sizes[letter] for letter in layout["value"])
+    _checks.check_choice("padding", padding, get_args(Padding))
     image = jnp.asarray(image)
-    _checks.check_shape("image", image, ("height", "width", "C_in"), sizes)
+    letters = ("height", "width", "C_in")
+    _checks.check_shape("image", image, letters, {"C_in": num_inputs})
     _checks.check_float("image", image)
 
-    kh, kw, _, channels = params["value"].shape
     top, left = (kh - 1) // 2, (kw - 1) // 2
     bottom, right = kh - 1 - top, kw - 1 - left
     height, width, _ = image.shape
@@ -253,11 +235,7 @@ def attention_convolution(
     mixed = jax.vmap(head)(
         params["centre"].reshape(kh * kw, 2), params["alpha"].reshape(kh * kw)
     )
-    out = jnp.einsum(
-        "ntc,ncd->td",
-        mixed,
-        params["value"].astype(image.dtype).reshape(kh * kw, -1, channels),
-        preferred_element_type=score_dtype(image.dtype),
-    ).astype(image.dtype)
+    maps = params["value"].astype(image.dtype).reshape(kh * kw, -1, channels)
+    out = _scores.einsum("ntc,ncd->td", mixed, maps).astype(image.dtype)
     out = out + params["bias"].astype(image.dtype)[None, :]
     return out.reshape(height, width, channels)

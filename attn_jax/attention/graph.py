@@ -6,8 +6,8 @@ ways of scoring that come from graph networks, `gat` and `gatv2`, and
 `graph_attention`, which does the same from a list of edges, at a cost per edge instead
 of one per pair of nodes.
 
-Letters: T queries (receivers), S keys (senders), E edges, H size of query and key, V
-size of a value.
+Letters besides those of `attn_jax.attention`: T queries (receivers), S keys (senders),
+E edges.
 """
 
 from __future__ import annotations
@@ -20,13 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import (
-    MASKED_LOGIT,
-    _finish_weights,
-    score_dtype,
-    seen_ends,
-)
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 
 __all__ = [
     "gat",
@@ -42,6 +37,8 @@ Score = Literal["dot_product", "gat", "gatv2"]
 # Of the LeakyReLU, as both papers have it.
 _SLOPE = 0.2
 
+_LAYOUTS = {"gat": {"query": "H", "key": "H"}, "gatv2": {"score": "H"}}
+
 # Channels that are added to the scores of `gatv2` in one pass over them.
 _UNROLL = 4
 
@@ -55,9 +52,8 @@ def _halves(
     query: jax.Array, key: jax.Array, params: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """What `gat` adds up: a_q · q_t as [T], and a_k · k_s as [S]."""
-    wide = score_dtype(query.dtype)
     return tuple(  # type: ignore[return-value]
-        jnp.matmul(x, params[n].astype(x.dtype), preferred_element_type=wide)
+        _scores.matmul(x, params[n].astype(x.dtype))
         for n, x in (("query", query), ("key", key))
     )
 
@@ -67,17 +63,8 @@ def gat_init(
 ) -> dict[str, jax.Array]:
     """Parameters of `gat` for one head, drawn with a variance of 1/(2H).
 
-    Args:
-      rng: random key.
-      head_dim: H.
-      dtype: dtype of the parameters.
-
     Returns:
       {"query": [H], "key": [H]}: the two halves of the paper's vector a.
-
-    Raises:
-      ValueError: if `head_dim` is not positive.
-      TypeError: if it is no int.
 
     >>> gat_init(jax.random.key(0), 4)["query"].shape
     (4,)
@@ -107,21 +94,10 @@ def gat(
     queries rank the keys alike, which `gatv2` mends.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       bias: [T or 1, S or 1] or None, added after the LeakyReLU; −∞ masks.
       mask: bool [T or 1, S or 1], True = attend, or None for the complete graph.
       params: {"query": [H], "key": [H]}, as made by `gat_init`.
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Veličković et al., 2017, arXiv:1710.10903, equation 3.
 
@@ -131,16 +107,13 @@ def gat(
     >>> out.round(4).tolist()  # all queries rank the keys alike
     [[3.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
-    dim = query.shape[1]
-    _checks.check_params("gat", params, {"query": (dim,), "key": (dim,)})
-    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
-    query = _checks.zero_masked(query, rows)
-    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    _checks.check_params("gat", params, _LAYOUTS["gat"], H=query.shape[1])
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
+    query, key, value = _scores.zero_unseen(query, key, value, pairs=pairs)
     of_query, of_key = _halves(query, key, params)
     logits = _leaky(of_query[:, None] + of_key[None, :])
-    weights = _finish_weights(logits, bias, mask, key_mask, is_causal, "softmax")
-    return weights.astype(value.dtype) @ value
+    return _scores.attend(logits, value, bias, pairs)
 
 
 def gatv2_init(
@@ -148,17 +121,8 @@ def gatv2_init(
 ) -> dict[str, jax.Array]:
     """Parameters of `gatv2` for one head, drawn with a variance of 1/H.
 
-    Args:
-      rng: random key.
-      head_dim: H.
-      dtype: dtype of the parameters.
-
     Returns:
       {"score": [H]}: the paper's vector a.
-
-    Raises:
-      ValueError: if `head_dim` is not positive.
-      TypeError: if it is no int.
 
     >>> gatv2_init(jax.random.key(0), 4)["score"].shape
     (4,)
@@ -204,21 +168,9 @@ def gatv2(
     is `additive` with a LeakyReLU and without maps of its own.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
-      bias: [T or 1, S or 1] or None; −∞ masks.
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       mask: bool [T or 1, S or 1], True = attend, or None for the complete graph.
       params: {"score": [H]}, as made by `gatv2_init`.
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Brody et al., 2021, arXiv:2105.14491, equation 7.
 
@@ -227,14 +179,12 @@ def gatv2(
     >>> gatv2(jnp.zeros((1, 1)), key, value, params=params).round(4).tolist()
     [[3.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
-    _checks.check_params("gatv2", params, {"score": (query.shape[1],)})
-    rows, keys = seen_ends(len(query), len(key), mask, key_mask, is_causal)
-    query = _checks.zero_masked(query, rows)
-    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    _checks.check_params("gatv2", params, _LAYOUTS["gatv2"], H=query.shape[1])
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
+    query, key, value = _scores.zero_unseen(query, key, value, pairs=pairs)
     logits = _gatv2_scores(query, key, params["score"].astype(query.dtype))
-    weights = _finish_weights(logits, bias, mask, key_mask, is_causal, "softmax")
-    return weights.astype(value.dtype) @ value
+    return _scores.attend(logits, value, bias, pairs)
 
 
 def check_nodes(name: str, index: ArrayLike, num_nodes: int) -> jax.Array:
@@ -296,7 +246,6 @@ def graph_attention(
     Raises:
       ValueError: on wrong shapes, parameters, indices or an unknown `score`, or a
         `scale` or `params` that the score does not use.
-      TypeError: on wrong dtypes.
 
     Reference: Veličković et al., 2017, arXiv:1710.10903, section 2.2.
 
@@ -319,19 +268,14 @@ def graph_attention(
     if edge_mask is not None:
         _checks.check_bool("edge_mask", edge_mask)
         _checks.check_shape("edge_mask", edge_mask, ("E",), {"E": edges})
-    if score not in get_args(Score):
-        raise ValueError(
-            f"`score` must be one of {list(get_args(Score))}, but is {score!r}."
-        )
+    _checks.check_choice("score", score, get_args(Score))
     if score == "dot_product":
         if params is not None:
             raise ValueError("`params` is of no use where `score` is 'dot_product'.")
     elif scale is not None:
         raise ValueError(f"`scale` is of no use where `score` is {score!r}.")
-    elif score == "gat":
-        _checks.check_params("gat", params, {"query": (dim,), "key": (dim,)})
     else:
-        _checks.check_params("gatv2", params, {"score": (dim,)})
+        _checks.check_params(score, params, _LAYOUTS[score], H=dim)
     if 0 in (edges, num_queries, num_keys):
         return jnp.zeros((num_queries, value.shape[1]), value.dtype)
 

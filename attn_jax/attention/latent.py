@@ -5,7 +5,7 @@ the T queries, in O((T + S) · m · H). The latents are parameters. What the que
 compare themselves with tells the members apart: keys as the latents have gathered them
 (`isab`, `luna`), or learned ones (`perceiver`).
 
-Letters: T queries, S keys, H size of query and key, V size of a value, m latents.
+Letters besides those of `attn_jax.attention`: m latents.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from attn_jax.attention import _checks
+from attn_jax.attention import _checks, _tiles
+from attn_jax.attention._scores import score_dtype
 from attn_jax.attention.linear_attention import causal_product
-from attn_jax.attention.softmax import dot_product, score_dtype
+from attn_jax.attention.softmax import dot_product
 
 __all__ = [
     "isab",
@@ -48,16 +49,10 @@ def isab_init(
     """Inducing points for one head, drawn from N(0, 1).
 
     Args:
-      rng: random key.
-      head_dim: H.
       num_inducing: m.
-      dtype: dtype of the parameters.
 
     Returns:
       {"inducing": [m, H]}.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> isab_init(jax.random.key(0), 4)["inducing"].shape
     (32, 4)
@@ -109,19 +104,12 @@ def isab(
     the queries in general, as the A K lie within the hull of the keys.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       params: {"inducing": [m, H]}: I, as made by `isab_init`.
-      key_mask: bool [S], True = a real token, or None.
       scale: factor of both scores; None means 1/√H.
 
     Returns:
       [T, V], in the dtype of the inputs; zeros if no key is real.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Lee et al., 2018, arXiv:1810.00825, section 3.
 
@@ -132,7 +120,7 @@ def isab(
     [[3.0], [3.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_params("isab", params, {"inducing": (None, query.shape[1])})
+    _checks.check_params("isab", params, {"inducing": "mH"}, H=query.shape[1])
     return _through_packed(query, key, value, params["inducing"], key_mask, scale)
 
 
@@ -146,16 +134,10 @@ def perceiver_init(
     """Latent queries and the keys to read them by, for one head, drawn from N(0, 1).
 
     Args:
-      rng: random key.
-      head_dim: H.
       num_latents: m.
-      dtype: dtype of the parameters.
 
     Returns:
       {"latent": [m, H], "decoder": [m, H]}.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> params = perceiver_init(jax.random.key(0), 4, num_latents=8)
     >>> params["latent"].shape, params["decoder"].shape
@@ -187,20 +169,13 @@ def perceiver(
     of the latents.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       params: {"latent": [m, H], "decoder": [m, H]}: L and D, as made by
         `perceiver_init`.
-      key_mask: bool [S], True = a real token, or None.
       scale: factor of both scores; None means 1/√H.
 
     Returns:
       [T, V], in the dtype of the inputs; zeros if no key is real.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Jaegle et al., 2021, arXiv:2103.03206, section 3 (encoder); Jaegle et
     al., 2021, arXiv:2107.14795, section 3 (decoder).
@@ -212,12 +187,8 @@ def perceiver(
     [[3.0], [1.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
-    size = query.shape[1]
-    _checks.check_params(
-        "perceiver", params, {"latent": (None, size), "decoder": (None, size)}
-    )
-    shape = params["latent"].shape
-    _checks.check_params("perceiver", params, {"latent": shape, "decoder": shape})
+    layout = {"latent": "mH", "decoder": "mH"}
+    _checks.check_params("perceiver", params, layout, H=query.shape[1])
     # In the dtype of scores, as in `_through_packed`.
     out_dtype, dtype = value.dtype, score_dtype(query.dtype)
     query = query.astype(dtype)
@@ -239,16 +210,10 @@ def luna_init(
     """The extra sequence for one head, drawn from N(0, 1).
 
     Args:
-      rng: random key.
-      head_dim: H.
       num_extra: m, the length of the extra sequence.
-      dtype: dtype of the parameters.
 
     Returns:
       {"extra": [m, H]}.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> luna_init(jax.random.key(0), 4)["extra"].shape
     (32, 4)
@@ -284,20 +249,9 @@ def luna(
     mean of the values so far.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       params: {"extra": [m, H]}: P, as made by `luna_init`.
-      key_mask: bool [S], True = a real token, or None.
       scale: factor of both scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t (aligned at the top left).
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros where a query may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Ma et al., 2021, arXiv:2106.01540, section 3.
 
@@ -308,22 +262,22 @@ def luna(
     [[0.0], [3.0], [5.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_params("luna", params, {"extra": (None, query.shape[1])})
+    _checks.check_params("luna", params, {"extra": "mH"}, H=query.shape[1])
     if not is_causal:
         return _through_packed(query, key, value, params["extra"], key_mask, scale)
     out_dtype, dtype = value.dtype, score_dtype(query.dtype)
     scale = query.shape[1] ** -0.5 if scale is None else scale
-    num_queries, num_keys = query.shape[0], key.shape[0]
-    real = jnp.ones(num_keys, bool) if key_mask is None else key_mask
+    num_queries = query.shape[0]
+    real = jnp.ones(key.shape[0], bool) if key_mask is None else key_mask
     # Later keys than the last query are not seen; missing ones are as padding.
-    missing = max(num_queries - num_keys, 0)
-    real = jnp.pad(real[:num_queries], (0, missing))
-
-    def rows(array: jax.Array) -> jax.Array:
-        array = jnp.pad(array[:num_queries], ((0, missing), (0, 0)))
-        return _checks.zero_masked(array, real).astype(dtype)
-
-    query, key, value = query.astype(dtype), rows(key), rows(value)
+    real, key, value = (
+        _tiles.cut(x[:num_queries], num_queries, blocks=1)[0]
+        for x in (real, key, value)
+    )
+    query, key, value = (
+        x.astype(dtype)
+        for x in (query, *(_checks.zero_masked(x, real) for x in (key, value)))
+    )
     count = jnp.cumsum(real, dtype=jnp.int32)[:, None].astype(dtype)
     scores = key @ params["extra"].astype(dtype).T * scale  # [T, m]
     pack = _checks.zero_masked(jax.nn.elu(scores) + 1, real)

@@ -6,8 +6,8 @@ linear attention is a recurrent network with a matrix as its state. Three forms 
 equal: parallel over all pairs, recurrent token by token, and chunked, which is
 parallel inside of a chunk and recurrent between chunks.
 
-Letters: T queries, S keys, H size of query and key, V size of a value, M number of
-features, C number of chunks, c size of a chunk.
+Letters besides those of `attn_jax.attention`: M number of features, C number of chunks,
+c size of a chunk.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT, allowed_pairs, score_dtype
+from attn_jax import masks
+from attn_jax.attention import _checks, _tiles
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 
 __all__ = [
     "FEATURE_MAPS",
@@ -154,10 +155,7 @@ def causal_product(
     def chunked(array: jax.Array, fill: float = 0.0) -> jax.Array:
         """[C, c, ...] of [T or S, ...], cut or filled up at the end."""
         array = array[:length].astype(dtype)
-        missing = num_chunks * chunk - array.shape[0]
-        widths = ((0, missing),) + ((0, 0),) * (array.ndim - 1)
-        array = jnp.pad(array, widths, constant_values=fill)
-        return array.reshape(num_chunks, chunk, *array.shape[1:])
+        return _tiles.cut(array, chunk, fill, blocks=num_chunks)
 
     query, key, value = map(chunked, (query_features, key_features, value))
     past = jnp.asarray(np.tri(chunk, dtype=bool))[None]
@@ -249,12 +247,7 @@ def linear(
     Where φ is constant it is the mean over the keys.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t, aligned at the top left;
-        also for T ≠ S.
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       feature_map: a name in `FEATURE_MAPS`, or a function on [..., H] that gives
         non-negative features [..., M].
       chunk_size: tokens in a chunk of the causal form; see `causal_product`.
@@ -265,7 +258,6 @@ def linear(
 
     Raises:
       ValueError: on wrong shapes, an unknown `feature_map` or a bad `chunk_size`.
-      TypeError: on wrong dtypes.
 
     Reference: Katharopoulos et al., 2020, arXiv:2006.16236, equations 4-9.
 
@@ -302,19 +294,11 @@ def linear_parallel(
     pairs that are allowed, else 0.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       feature_map: as for `linear`.
-
-    Returns:
-      [T, V], in the dtype of the inputs.
 
     Raises:
       ValueError: on wrong shapes or an unknown `feature_map`.
-      TypeError: on wrong dtypes.
 
     Reference: Katharopoulos et al., 2020, arXiv:2006.16236, equation 4.
 
@@ -326,7 +310,7 @@ def linear_parallel(
     key = _checks.zero_masked(key, key_mask)
     scores = _features(query, feature_map) @ _features(key, feature_map).T
     num_queries, num_keys = scores.shape
-    allowed = allowed_pairs(num_queries, num_keys, None, key_mask, is_causal)
+    allowed = masks.allowed_pairs(num_queries, num_keys, None, key_mask, is_causal)
     if allowed is not None:
         scores = jnp.where(allowed, scores, 0)
     return divide_by_ones(scores @ with_ones(value, key_mask)).astype(value.dtype)
@@ -430,18 +414,11 @@ def linear_recurrent(
     shows what the others are equal to, and generates; for training use `linear`.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      key_mask: bool [T], True = a real token, or None.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       feature_map: as for `linear`.
-
-    Returns:
-      [T, V], in the dtype of the inputs.
 
     Raises:
       ValueError: on wrong shapes, T ≠ S or an unknown `feature_map`.
-      TypeError: on wrong dtypes.
 
     Reference: Katharopoulos et al., 2020, arXiv:2006.16236, section 3.4.
 
@@ -449,13 +426,8 @@ def linear_recurrent(
     >>> linear_recurrent(jnp.ones((2, 4)), jnp.ones((2, 4)), value).tolist()
     [[1.0], [2.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_same_length(
-        "linear_recurrent",
-        query.shape[0],
-        key.shape[0],
-        "it takes one query, key and value in each step",
-    )
+    one = "linear_recurrent", "it takes one query, key and value in each step"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
     if key_mask is None:
         key_mask = jnp.ones(key.shape[0], bool)
 
@@ -501,12 +473,9 @@ def cosformer(
     the same in training.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       key_mask: bool [T], True = a real token, or None. Queries beyond the horizon count
         as if they stood on its last place.
-      is_causal: whether query t attends only to keys s ≤ t.
       horizon: N. None means the length: the place of the last real token plus one.
       chunk_size: tokens in a chunk of the causal form; see `causal_product`.
 
@@ -517,7 +486,6 @@ def cosformer(
     Raises:
       ValueError: on wrong shapes, T ≠ S, a sequence beyond a given horizon, or a bad
         `chunk_size`.
-      TypeError: on wrong dtypes.
 
     Reference: Qin et al., 2022, arXiv:2202.08791.
 
@@ -525,12 +493,10 @@ def cosformer(
     >>> jnp.round(100 * cosformer(jnp.ones((3, 4)), jnp.ones((3, 4)), value)).tolist()
     [[37.0], [37.0], [37.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
+    one = "cosformer", "it weighs pairs by their distance"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
     chunk_size = _checks.check_int("chunk_size", chunk_size, 1)
     length = query.shape[0]
-    _checks.check_same_length(
-        "cosformer", length, key.shape[0], "it weighs pairs by their distance"
-    )
     dtype = score_dtype(query.dtype)
     places = np.arange(length)
     last = jnp.asarray(length - 1)

@@ -4,8 +4,6 @@ Near is a window around each query, or the query's own block and its neighbours.
 queries are taken in blocks. A block of b queries needs one slab of b + w keys
 beside each other, where w is the window, so scores outside of these tiles are never
 made. Where blocks come one after another, `blockwise` makes them.
-
-Letters: T queries and keys, H size of query and key, V size of a value.
 """
 
 from __future__ import annotations
@@ -114,13 +112,10 @@ def truncated(
     beside which key, so that raises.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       bias: [T or 1, T or 1] or None; −∞ masks. What lies outside the band is not read.
         Its gradient, of the same shape, is made only if asked for.
       mask: bool [T or 1, T or 1], True = attend, or None; it narrows the band.
-      key_mask: bool [T], True = a real token, or None.
       scale: factor of the scores; None means 1/√H. An array is multiplied into the
         query, in its dtype.
       is_causal: whether query t attends only to keys s ≤ t, whatever `right` is.
@@ -134,13 +129,9 @@ def truncated(
         less memory; "auto" loops on CPU, where plain products are faster than
         batched ones. Equal up to the order of sums.
 
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
     Raises:
       ValueError: on wrong shapes, T ≠ S, a negative `left` or `right`, a block size
         below 1, or an unknown `map_blocks`.
-      TypeError: on wrong dtypes, such as a float mask or a window that is no int.
 
     Reference: Yeh et al., 2019, arXiv:1910.12977, section 3.2 (truncated
     self-attention); Beltagy et al., 2020, arXiv:2004.05150, section 3.1 (sliding
@@ -150,14 +141,11 @@ def truncated(
     >>> truncated(jnp.ones((5, 4)), jnp.ones((5, 4)), value, left=1, right=0).tolist()
     [[0.0], [0.5], [1.5], [2.5], [3.5]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
     left, right = _check_window(left, right, is_causal)
     if block_size is not None:
         block_size = _checks.check_int("block_size", block_size, 1)
-    if map_blocks not in get_args(MapBlocks):
-        raise ValueError(
-            f"`map_blocks` must be 'auto', 'vmap' or 'loop', but is {map_blocks!r}."
-        )
+    _checks.check_choice("map_blocks", map_blocks, get_args(MapBlocks))
     length = query.shape[0]
     _check_lengths(length, key.shape[0])
     if length == 0:
@@ -208,7 +196,6 @@ def truncated_arrays(
 
     Raises:
       ValueError: if T ≠ S, or on a bad window or block size.
-      TypeError: on wrong dtypes.
 
     >>> x = jnp.ones((1, 5, 2, 4))
     >>> truncated_arrays(x, x, x, left=1, right=0).shape
@@ -255,26 +242,12 @@ def block_local(
     a query sees depends on where it stands in its block.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      bias: [T or 1, T or 1] or None; −∞ masks. What lies outside of the blocks is not
-        read.
-      mask: bool [T or 1, T or 1], True = attend, or None; it narrows the pattern.
-      key_mask: bool [T], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       is_causal: whether query t attends only to keys s ≤ t, whatever `look_ahead` is.
       block_size: number of positions in a block.
       look_back: how many blocks before its own a query sees. 0 is "Local Attention" of
         the Long Range Arena; 1 with `is_causal` is near the Image Transformer's.
       look_ahead: how many blocks after its own a query sees.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option that is too small.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Parmar et al., 2018, arXiv:1802.05751, section 3.3 (1D local attention);
     Tay et al., 2020, arXiv:2011.04006 (local attention).
@@ -283,13 +256,12 @@ def block_local(
     >>> block_local(x, x, jnp.arange(4.0).reshape(4, 1), block_size=2).tolist()
     [[0.5], [0.5], [2.5], [2.5]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    one = "block_local", "a query sees the keys of its own block"
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, one_sequence=one)
     block_size = _checks.check_int("block_size", block_size, 1)
     look_back = _checks.check_int("look_back", look_back, 0)
     look_ahead = _checks.check_int("look_ahead", look_ahead, 0)
     length = query.shape[0]
-    why = "a query sees the keys of its own block"
-    _checks.check_same_length("block_local", length, key.shape[0], why)
     block = max(1, min(block_size, length))
     rows = _tiles.blocks_of(length, block)
     before = min(look_back, len(rows)) * block

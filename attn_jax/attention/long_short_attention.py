@@ -4,8 +4,8 @@ Each query attends in one softmax to the keys around it as they are and to r pro
 of all keys, whose mixing weights are computed from the keys themselves. Two layer
 norms, one for each kind, bring the scales of both together.
 
-Letters: T queries and keys, H size of query and key, V size of a value, w window,
-r number of projections, l length of a segment in the causal form.
+Letters besides those of `attn_jax.attention`: w window, r number of projections, l
+length of a segment in the causal form.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks, _tiles
-from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
+from attn_jax.attention import _checks, _scores, _tiles
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 
 __all__ = ["long_short", "long_short_init"]
 
 # Added to the variance in the layer norms.
 _EPSILON = 1e-5
+
+_LAYOUT = {"projection": "Hr", "local_key": "nH", "local_value": "nV"}
+_LAYOUT |= {"global_key": "nH", "global_value": "nV"}
 
 
 def long_short_init(
@@ -36,29 +39,20 @@ def long_short_init(
     """Parameters of `long_short` for one head.
 
     Args:
-      rng: random key.
-      head_dim: H.
       rank: r, how many projections; in the causal form so many a segment.
-      value_dim: V; None means H.
-      dtype: dtype of the parameters.
 
     Returns:
       {"projection": [H, r], normal with variance 1/H; "local_key", "global_key":
       [2, H] and "local_value", "global_value": [2, V], the scales (ones) and offsets
       (zeros) of the layer norms}.
 
-    Raises:
-      ValueError: if a size is too small.
-      TypeError: if a size is no int.
-
     >>> long_short_init(jax.random.key(0), 8, rank=4)["projection"].shape
     (8, 4)
     """
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
-    rank = _checks.check_int("rank", rank, 1)
-    if value_dim is None:
-        value_dim = head_dim
-    value_dim = _checks.check_int("value_dim", value_dim, 1)
+    value_dim = head_dim if value_dim is None else value_dim
+    head_dim, rank, value_dim = _checks.check_sizes(
+        head_dim=head_dim, rank=rank, value_dim=value_dim
+    )
     projection = jax.random.normal(rng, (head_dim, rank), dtype)
 
     def norm(size: int) -> jax.Array:
@@ -88,16 +82,12 @@ def _project(
     key: jax.Array, value: jax.Array, projection: jax.Array, real: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes l keys, and values, into r: [segments, l, ...] to [segments, r, ...]."""
-    dtype = score_dtype(key.dtype)
-    logits = jnp.einsum("mlh,hr->mlr", key, projection, preferred_element_type=dtype)
+    logits = _scores.einsum("mlh,hr->mlr", key, projection)
     logits = jnp.where(real[:, :, None], logits, MASKED_LOGIT)
     weights = jnp.where(real[:, :, None], jax.nn.softmax(logits, axis=1), 0)
     weights = weights.astype(key.dtype)
-
-    def mix(x: jax.Array) -> jax.Array:
-        return jnp.einsum("mlr,mlh->mrh", weights, x, preferred_element_type=dtype)
-
-    return mix(key), mix(value)
+    mixed = (_scores.einsum("mlr,mlh->mrh", weights, x) for x in (key, value))
+    return tuple(mixed)  # type: ignore[return-value]
 
 
 def long_short(
@@ -132,23 +122,13 @@ def long_short(
     with T or r be small.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"projection": [H, r], "local_key": [2, H], "local_value": [2, V],
         "global_key": [2, H], "global_value": [2, V]}, from `long_short_init`.
       key_mask: bool [T], True = a real token, or None. Padding gets no weight in P.
-      scale: factor of the scores; None means 1/√H.
       is_causal: whether query t depends only on keys s ≤ t.
       window: w, the length of a block.
       segment: l, how many keys are projected together in the causal form.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or a `window` or `segment` below 1.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Zhu et al., 2021, arXiv:2107.02192, section 3.
 
@@ -159,21 +139,11 @@ def long_short(
     >>> out.round(4).tolist()  # layer-normed to ±1; half is the mean of all, 0
     [[-0.5, 0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, -0.5]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    length, width = query.shape
-    why = "its window is around each query's own position"
-    _checks.check_same_length("long_short", length, key.shape[0], why)
-    size = value.shape[1]
-    shapes = {
-        "projection": (width, None),
-        "local_key": (2, width),
-        "local_value": (2, size),
-        "global_key": (2, width),
-        "global_value": (2, size),
-    }
-    _checks.check_params("long_short", params, shapes)
-    window = _checks.check_int("window", window, 1)
-    segment = _checks.check_int("segment", segment, 1)
+    one = "long_short", "its window is around each query's own position"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
+    (length, width), size = query.shape, value.shape[1]
+    _checks.check_params("long_short", params, _LAYOUT, H=width, V=size, n=2)
+    window, segment = _checks.check_sizes(window=window, segment=segment)
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
     dtype = query.dtype

@@ -5,8 +5,8 @@ the keys with a learned matrix, memory-compressed attention with a strided convo
 Nyströmformer goes through the means of m segments of the sequence. What is made is
 [T, m] and [m, S], not [T, S].
 
-Letters: T queries, S keys, H size of query and key, V size of a value, L longest
-sequence, k rank of a projection, c keys in a window, m landmarks.
+Letters besides those of `attn_jax.attention`: L longest sequence, k rank of a
+projection, c keys in a window, m landmarks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import dot_product, normalize_softmax, score_dtype
+from attn_jax.attention import _checks, _scores, _tiles
+from attn_jax.attention._scores import normalize_softmax, score_dtype
+from attn_jax.attention.softmax import dot_product
 
 __all__ = [
     "linformer",
@@ -36,11 +37,6 @@ Scheme = Literal["normal", "pool"]
 _LEAST_BLOCK = 32
 
 
-def _check_scheme(scheme: str) -> None:
-    if scheme not in get_args(Scheme):
-        raise ValueError(f"`scheme` must be 'normal' or 'pool', but is {scheme!r}.")
-
-
 def linformer_init(
     rng: jax.Array,
     head_dim: int,
@@ -54,13 +50,10 @@ def linformer_init(
 
     Args:
       rng: random key; "pool" does not use it.
-      head_dim: H, on which the shapes do not depend.
-      max_length: L, the longest sequence.
       rank: k, the number of projected keys; at most L are made.
       scheme: "normal" draws from N(0, 1/k), the paper's choice. "pool" takes the means
         of k segments of the L positions, which the paper allows as a projection too;
         with k = L it is the identity.
-      dtype: dtype of the parameters.
 
     Returns:
       {"key": [L, k], "value": [L, k]}.
@@ -72,10 +65,11 @@ def linformer_init(
     >>> linformer_init(jax.random.key(0), 4, **means)["key"].tolist()
     [[0.5, 0.0], [0.5, 0.0], [0.0, 0.5], [0.0, 0.5]]
     """
-    _checks.check_int("head_dim", head_dim, 1)
-    length = _checks.check_int("max_length", max_length, 1)
-    rank = min(_checks.check_int("rank", rank, 1), length)
-    _check_scheme(scheme)
+    _, length, rank = _checks.check_sizes(
+        head_dim=head_dim, max_length=max_length, rank=rank
+    )
+    rank = min(rank, length)
+    _checks.check_choice("scheme", scheme, get_args(Scheme))
     if scheme == "pool":
         segment = np.arange(length) * rank // length
         member = segment[:, None] == np.arange(rank)[None, :]
@@ -112,15 +106,12 @@ def linformer(
       key: [S, H], with S ≤ L.
       value: [S, V].
       params: {"key": [L, k], "value": [L, k]}: E and F, as made by `linformer_init`.
-      key_mask: bool [S], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
 
     Returns:
       [T, V], in the dtype of the inputs; zeros if no key is real.
 
     Raises:
       ValueError: on wrong shapes or parameters, or S > L.
-      TypeError: on wrong dtypes.
 
     Reference: Wang et al., 2020, arXiv:2006.04768, section 4.
 
@@ -131,18 +122,10 @@ def linformer(
     [[3.5]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_params(
-        "linformer", params, {"key": (None, None), "value": (None, None)}
-    )
-    shape = params["key"].shape
-    _checks.check_params("linformer", params, {"key": shape, "value": shape})
-    length = key.shape[0]
-    if length > shape[0]:
-        raise ValueError(
-            f"`params` hold projections of {shape[0]} keys, but S={length}; make "
-            "longer ones with `linformer_init(..., max_length=...)`."
-        )
-    dtype = query.dtype
+    layout = {"key": "Lk", "value": "Lk"}
+    longest = _checks.check_params("linformer", params, layout)["L"]
+    _checks.check_longest("linformer", longest, S=key.shape[0])
+    length, dtype = key.shape[0], query.dtype
     by_key, by_value = (
         params[name][:length].astype(dtype) for name in ("key", "value")
     )
@@ -151,11 +134,7 @@ def linformer(
         fed &= key_mask[:, None]
 
     def project(matrix: jax.Array, rows: jax.Array) -> jax.Array:
-        return jnp.matmul(
-            matrix.T,
-            _checks.zero_masked(rows, key_mask),
-            preferred_element_type=score_dtype(dtype),
-        )
+        return _scores.matmul(matrix.T, _checks.zero_masked(rows, key_mask))
 
     # In the dtype of scores: sums over many keys may be nearly equal.
     out = dot_product(
@@ -181,13 +160,10 @@ def memory_compressed_init(
 
     Args:
       rng: random key; "pool" does not use it.
-      head_dim: H.
       compression: c, how many keys become one; width and stride of the convolution.
-      value_dim: V; None means H.
       scheme: "normal" draws with LeCun's variance 1/(c·H), as is usual for
         convolutions. "pool" takes the mean of the c keys; with c = 1 it is the
         identity.
-      dtype: dtype of the parameters.
 
     Returns:
       {"key": [c, H, H], "value": [c, V, V]}, the axes being place in the window, input
@@ -200,11 +176,12 @@ def memory_compressed_init(
     >>> params["key"].shape, params["value"].shape
     ((3, 4, 4), (3, 2, 2))
     """
-    key_dim = _checks.check_int("head_dim", head_dim, 1)
-    width = _checks.check_int("compression", compression, 1)
-    value_dim = key_dim if value_dim is None else value_dim
-    value_dim = _checks.check_int("value_dim", value_dim, 1)
-    _check_scheme(scheme)
+    key_dim, width, value_dim = _checks.check_sizes(
+        head_dim=head_dim,
+        compression=compression,
+        value_dim=head_dim if value_dim is None else value_dim,
+    )
+    _checks.check_choice("scheme", scheme, get_args(Scheme))
     params = {}
     for name, size, stream in zip(
         ("key", "value"), (key_dim, value_dim), jax.random.split(rng), strict=True
@@ -242,21 +219,13 @@ def memory_compressed(
     (j + 1) c − 1 ≤ t. The first c − 1 queries see none and give zeros.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       params: {"key": [c, H, H], "value": [c, V, V]}: W and U, as made by
         `memory_compressed_init`.
-      key_mask: bool [S], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
       is_causal: whether query t attends only to windows of keys s ≤ t.
 
     Returns:
       [T, V], in the dtype of the inputs; zeros for a query that sees no window.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Liu et al., 2018, arXiv:1801.10198 (memory-compressed attention).
 
@@ -268,22 +237,12 @@ def memory_compressed(
     [[0.0], [2.0], [2.0], [4.0]]
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
-    key_dim, value_dim = key.shape[1], value.shape[1]
-    _checks.check_params(
-        "memory_compressed",
-        params,
-        {"key": (None, key_dim, key_dim), "value": (None, value_dim, value_dim)},
-    )
-    width = params["key"].shape[0]
-    _checks.check_params(
-        "memory_compressed",
-        params,
-        {"key": (width, key_dim, key_dim), "value": (width, value_dim, value_dim)},
-    )
+    layout, dims = {"key": "cHH", "value": "cVV"}, (key.shape[1], value.shape[1])
+    sizes = dict(zip("HV", dims, strict=True))
+    width = _checks.check_params("memory_compressed", params, layout, **sizes)["c"]
     dtype = query.dtype
     num_queries, num_keys = query.shape[0], key.shape[0]
     windows = -(-num_keys // width)
-    missing = windows * width - num_keys
     mask, seen = None, key_mask
     if is_causal:
         ends = width * np.arange(1, windows + 1) - 1
@@ -293,19 +252,14 @@ def memory_compressed(
             seen = jnp.asarray(reached) if seen is None else seen & reached
 
     def compress(name: str, rows: jax.Array) -> jax.Array:
-        rows = jnp.pad(_checks.zero_masked(rows, seen), ((0, missing), (0, 0)))
         size = rows.shape[1]
+        rows = _tiles.cut(_checks.zero_masked(rows, seen), width)
         kernel = params[name].astype(dtype).reshape(width * size, size)
-        product = jnp.matmul(
-            rows.reshape(windows, width * size),
-            kernel,
-            preferred_element_type=score_dtype(dtype),
-        )
-        return product.astype(dtype)
+        return _scores.matmul(rows.reshape(windows, -1), kernel).astype(dtype)
 
     live = None
     if key_mask is not None:
-        live = jnp.pad(key_mask, (0, missing)).reshape(windows, width).any(axis=1)
+        live = _tiles.cut(key_mask, width).any(axis=1)
     return dot_product(
         query,
         compress("key", key),
@@ -330,9 +284,7 @@ def nystromformer_init(
 
     Args:
       rng: random key, not used.
-      head_dim: H, on which the shape does not depend.
       kernel_size: width of the convolution, odd; 0 for none.
-      dtype: dtype of the parameters.
 
     Returns:
       {"convolution": [kernel_size]}, shared by all V channels.
@@ -434,13 +386,10 @@ def nystromformer(
     It is of one sequence, whose landmarks of queries and keys stand side by side.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"convolution": [width]}: w, as made by `nystromformer_init`.
       key_mask: bool [T], True = a real token, or None. Padded queries take no part in
         the landmarks.
-      scale: factor of the scores; None means 1/√H.
       num_landmarks: m; a shorter sequence has as many as tokens.
       pinv_iterations: steps of the pseudo-inverse; the paper takes 6.
 
@@ -449,7 +398,6 @@ def nystromformer(
 
     Raises:
       ValueError: on wrong shapes or parameters, T ≠ S, or an option out of range.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Xiong et al., 2021, arXiv:2102.03902, section 3.
 
@@ -459,14 +407,12 @@ def nystromformer(
     >>> out.round(2).tolist()  # the mean, and the next value by the convolution
     [[4.0], [1.0], [1.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_same_length(
-        "nystromformer", query.shape[0], key.shape[0], "landmarks are of one sequence"
-    )
-    _checks.check_params("nystromformer", params, {"convolution": (None,)})
+    one = "nystromformer", "landmarks are of one sequence"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
+    layout = {"convolution": "w"}
+    width = _checks.check_params("nystromformer", params, layout)["w"]
     num_landmarks = _checks.check_int("num_landmarks", num_landmarks, 1)
     iterations = _checks.check_int("pinv_iterations", pinv_iterations, 0)
-    width = params["convolution"].shape[0]
     if width and width % 2 == 0:
         raise ValueError(
             f"`params['convolution']` must be of odd size, but has {width}."

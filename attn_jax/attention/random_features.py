@@ -5,8 +5,7 @@ over m draws is a product of m features, and with features attention costs O(T);
 error falls like m^(−1/2). Draws come from `rng` alone: the same key gives the same
 result, and another key is a redraw.
 
-Letters: T queries, S keys, H size of query and key, V size of a value, m number of
-random directions w.
+Letters besides those of `attn_jax.attention`: m number of random directions w.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 from attn_jax.attention.linear_attention import (
     LEAST_LOG,
     attend_features,
@@ -26,7 +26,7 @@ from attn_jax.attention.linear_attention import (
     divide_by_ones,
     with_ones,
 )
-from attn_jax.attention.softmax import MASKED_LOGIT, dot_product, score_dtype
+from attn_jax.attention.softmax import dot_product
 
 __all__ = [
     "orthogonal_features",
@@ -83,8 +83,9 @@ def orthogonal_features(
     >>> bool(abs(w[0] @ w[1]) < 1e-5)
     True
     """
-    num_features = _checks.check_int("num_features", num_features, 1)
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
+    num_features, head_dim = _checks.check_sizes(
+        num_features=num_features, head_dim=head_dim
+    )
     num_blocks = -(-num_features // head_dim)
     rng_rotation, rng_length = jax.random.split(rng)
     shape = (num_blocks, head_dim, head_dim)
@@ -146,27 +147,18 @@ def performer(
     far apart that the stop matters, no finite m is any approximation.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       rng: random key, which the directions w are drawn from.
-      key_mask: bool [S], True = a real token, or None.
       scale: factor of the scores; None means 1/√H. For "relu" it matters against the
         constant alone.
-      is_causal: whether query t attends only to keys s ≤ t, aligned at the top left;
-        also for T ≠ S.
       num_features: number of random directions, m.
       kernel: "softmax" or "relu".
       orthogonal: whether directions are drawn by `orthogonal_features`, else
         independently.
       chunk_size: tokens in a chunk of the causal form; see `causal_product`.
 
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
     Raises:
       ValueError: on wrong shapes, an unknown `kernel`, or a size below 1.
-      TypeError: on wrong dtypes.
 
     Reference: Choromanski et al., 2020, arXiv:2009.14794, lemma 1 and section 2.4;
     generalised attention: section 2.2.
@@ -178,10 +170,10 @@ def performer(
     True
     """
     _checks.check_inputs(query, key, value, key_mask=key_mask)
-    num_features = _checks.check_int("num_features", num_features, 1)
-    chunk_size = _checks.check_int("chunk_size", chunk_size, 1)
-    if kernel not in get_args(Kernel):
-        raise ValueError(f"`kernel` must be 'softmax' or 'relu', but is {kernel!r}.")
+    num_features, chunk_size = _checks.check_sizes(
+        num_features=num_features, chunk_size=chunk_size
+    )
+    _checks.check_choice("kernel", kernel, get_args(Kernel))
     dtype = score_dtype(query.dtype)
     head_dim = query.shape[1]
     if orthogonal:
@@ -249,23 +241,11 @@ def performer_relu(
     and but for the constant, is |q| |k| (sin θ + (π − θ) cos θ) / 2π at an angle θ.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       rng: random key, which the directions w are drawn from.
-      key_mask: bool [S], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t; also for T ≠ S.
       num_features: number of random directions, m.
       orthogonal: whether directions are drawn by `orthogonal_features`.
       chunk_size: tokens in a chunk of the causal form.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes or a size below 1.
-      TypeError: on wrong dtypes.
 
     Reference: Choromanski et al., 2020, arXiv:2009.14794, section 2.2 and the
     experiments named "Performer-ReLU".
@@ -298,12 +278,6 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.where(square == 0, 1, square))
 
 
-def _check_sigma(sigma: float) -> float:
-    if not sigma > 0:
-        raise ValueError(f"`sigma` must be above 0, but is {sigma}.")
-    return float(sigma)
-
-
 def _trigonometric(
     query: jax.Array, key: jax.Array, rng: jax.Array, num_features: int, sigma: float
 ) -> tuple[jax.Array, jax.Array]:
@@ -311,7 +285,7 @@ def _trigonometric(
     num_features = _checks.check_int("num_features", num_features, 1)
     dtype = score_dtype(query.dtype)
     standard = jax.random.normal(rng, (num_features, query.shape[1]), dtype)
-    directions = standard / _check_sigma(sigma)
+    directions = standard / _checks.check_positive("sigma", sigma)
 
     def features(x: jax.Array) -> jax.Array:
         angle = _project(_unit(x), directions)
@@ -362,11 +336,8 @@ def rfa(
     (and n times 10⁻⁶). Weights then need not sum to one.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       rng: random key, which the directions w are drawn from.
-      key_mask: bool [S], True = a real token, or None.
       is_causal: whether query t attends only to keys s ≤ t, aligned at the top left;
         also for T ≠ S. Without a gate: see `rfa_gate`.
       num_features: number of random directions, m; there are 2m features.
@@ -374,12 +345,8 @@ def rfa(
         Logits are within ±1/σ².
       chunk_size: tokens in a chunk of the causal form; see `causal_product`.
 
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
     Raises:
       ValueError: on wrong shapes, a size below 1 or a `sigma` that is not above 0.
-      TypeError: on wrong dtypes.
 
     Reference: Peng et al., 2021, arXiv:2103.02143, sections 2.2 and 3.1.
 
@@ -423,19 +390,11 @@ def rfa_exact(
     o_t = Σ_s softmax_s(q̂_t·k̂_s / σ²) v_s, with q̂ = q/|q| and k̂ = k/|k|.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       sigma: width σ of the kernel.
-
-    Returns:
-      [T, V], in the dtype of the inputs.
 
     Raises:
       ValueError: on wrong shapes, or a `sigma` that is not above 0.
-      TypeError: on wrong dtypes.
 
     Reference: Peng et al., 2021, arXiv:2103.02143, section 3.1.
 
@@ -449,7 +408,7 @@ def rfa_exact(
         _unit(_checks.zero_masked(key, key_mask)),
         _checks.zero_masked(value, key_mask).astype(score_dtype(value.dtype)),
         key_mask=key_mask,
-        scale=_check_sigma(sigma) ** -2,
+        scale=_checks.check_positive("sigma", sigma) ** -2,
         is_causal=is_causal,
     )
     return out.astype(value.dtype)
@@ -460,17 +419,9 @@ def rfa_gate_init(
 ) -> dict[str, jax.Array]:
     """Parameters of the gate of `rfa_gate` for one head.
 
-    Args:
-      rng: random key.
-      head_dim: H.
-      dtype: of the parameters.
-
     Returns:
       {"gate": [H], "gate_bias": []}: normal with variance 1/H, and zero, so that gates
       begin near one half.
-
-    Raises:
-      ValueError: if H is below 1.
 
     >>> rfa_gate_init(jax.random.key(0), 4)["gate"].shape
     (4,)
@@ -508,23 +459,16 @@ def rfa_gate(
     exp(−2/σ²) or 10⁻⁶, as in `rfa`.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"gate": [H], "gate_bias": []}, as made by `rfa_gate_init`.
       rng: random key, which the directions w are drawn from.
-      key_mask: bool [T], True = a real token, or None.
       num_features: number of random directions, m; there are 2m features.
       sigma: width σ of the kernel, as for `rfa`.
       chunk_size: tokens in a chunk; see `causal_product`.
 
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
     Raises:
       ValueError: on wrong shapes or parameters, T ≠ S, a size below 1 or a `sigma` that
         is not above 0.
-      TypeError: on wrong dtypes.
 
     Reference: Peng et al., 2021, arXiv:2103.02143, section 3.2.
 
@@ -533,11 +477,10 @@ def rfa_gate(
     >>> rfa_gate(x, x, value, params=params, rng=jax.random.key(0)).round(3).tolist()
     [[0.0], [4.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_params("rfa_gate", params, {"gate": (key.shape[1],), "gate_bias": ()})
-    _checks.check_same_length(
-        "rfa_gate", query.shape[0], key.shape[0], "its gate runs along one sequence"
-    )
+    one = "rfa_gate", "its gate runs along one sequence"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
+    layout = {"gate": "H", "gate_bias": ""}
+    _checks.check_params("rfa_gate", params, layout, H=key.shape[1])
     dtype = score_dtype(key.dtype)
     key = _checks.zero_masked(key, key_mask)
     query_features, key_features = _trigonometric(query, key, rng, num_features, sigma)

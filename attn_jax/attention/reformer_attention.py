@@ -5,8 +5,8 @@ given bucket numbers, sorted by them, and cut into chunks; a chunk attends to it
 to the one before it, and only within one bucket. `bucketed` does this for any bucket
 numbers; `reformer` takes them from random rotations, several times over.
 
-Letters: T tokens, H size of query and key, V size of a value, R rounds of hashing,
-n buckets, c size of a chunk.
+Letters besides those of `attn_jax.attention`: R rounds of hashing, n buckets, c size of
+a chunk.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT, dot_product, score_dtype
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
+from attn_jax.attention.softmax import dot_product
 
 __all__ = ["bucketed", "lsh_buckets", "reformer", "reformer_exact"]
 
@@ -86,16 +87,12 @@ def bucketed(
     Equal to `dot_product` if there is one bucket and c ≥ T.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       buckets: int [R, T], numbers in [0, n); those of padding are not read. Others
         raise where they are known, and give NaN for their token where they are traced.
       num_buckets: n.
       key_mask: bool [T], True = a real token, or None. Others neither see nor are
         seen, and count in no chunk.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
       chunk_size: c.
       own: whether a query sees its own position. If not, it does so only where it sees
         nothing else.
@@ -105,7 +102,6 @@ def bucketed(
 
     Raises:
       ValueError: on wrong shapes, T ≠ S, an option below 1, or a bucket out of range.
-      TypeError: on wrong dtypes.
 
     Reference: Kitaev et al., 2020, arXiv:2001.04451, section 2.
 
@@ -115,13 +111,12 @@ def bucketed(
     >>> bucketed(x, x, value, same, num_buckets=2).tolist()
     [[3.0], [3.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    num_buckets = _checks.check_int("num_buckets", num_buckets, 1)
-    chunk_size = _checks.check_int("chunk_size", chunk_size, 1)
-    length = query.shape[0]
-    _checks.check_same_length(
-        "bucketed", length, key.shape[0], "queries and keys are one sorted sequence"
+    one = "bucketed", "queries and keys are one sorted sequence"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
+    num_buckets, chunk_size = _checks.check_sizes(
+        num_buckets=num_buckets, chunk_size=chunk_size
     )
+    length = query.shape[0]
     _checks.check_shape("buckets", buckets, ("R", "T"), {"T": length})
     wanted = _checks.as_int32("buckets", buckets)
     if key_mask is not None:
@@ -129,7 +124,6 @@ def bucketed(
     buckets = _checks.check_ids("buckets", wanted, num_buckets)
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
-    dtype = score_dtype(query.dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (
         jnp.asarray(_checks.zero_masked(x, key_mask)) for x in (query, key, value)
@@ -177,12 +171,7 @@ def bucketed(
     if not own:
         visible &= ahead != 0
 
-    logits = jnp.einsum(
-        "rnth,rnsh->rnts",
-        query[token],
-        look_back(key[token]),
-        preferred_element_type=dtype,
-    )
+    logits = _scores.einsum("rnth,rnsh->rnts", query[token], look_back(key[token]))
     logits = jnp.where(visible, logits * scale, MASKED_LOGIT)
 
     def by_token(x: jax.Array) -> jax.Array:
@@ -193,17 +182,14 @@ def bucketed(
     top = by_token(jax.lax.stop_gradient(logits).max(axis=-1)).max(axis=0)
     weights = jnp.exp(logits - top[token][..., None])
     weights = jnp.where(visible, weights, 0)
-    mixed = jnp.einsum(
-        "rnts,rnsv->rntv",
-        weights.astype(value.dtype),
-        look_back(value[token]),
-        preferred_element_type=dtype,
+    mixed = _scores.einsum(
+        "rnts,rnsv->rntv", weights.astype(value.dtype), look_back(value[token])
     )
     total = by_token(weights.sum(axis=-1)).sum(axis=0)
     out = _checks.safe_divide(by_token(mixed).sum(axis=0), total[:, None])
     if not own:
         # Alone in its bucket: its own value, whatever the score.
-        out = jnp.where((total == 0)[:, None], value.astype(dtype), out)
+        out = jnp.where((total == 0)[:, None], value.astype(out.dtype), out)
     out = jnp.where(lost.any(axis=0)[:, None], jnp.nan, out)
     return _checks.zero_masked(out, key_mask).astype(value.dtype)
 
@@ -239,13 +225,9 @@ def lsh_buckets(
     >>> bool(b[0] == b[1]), bool(b[0] == b[2])
     (True, False)
     """
-    num_buckets = _checks.check_int("num_buckets", num_buckets, 2)
+    # Buckets come in pairs of opposite directions.
+    num_buckets = _checks.check_int("num_buckets", num_buckets, 2, multiple_of=2)
     num_rounds = _checks.check_int("num_rounds", num_rounds, 1)
-    if num_buckets % 2:
-        raise ValueError(
-            f"`num_buckets` must be even, since buckets come in pairs of opposite "
-            f"directions, but is {num_buckets}."
-        )
     dtype = score_dtype(x.dtype)
     rngs = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(num_rounds))
     shape = (x.shape[1], num_buckets // 2)
@@ -261,7 +243,14 @@ def lsh_buckets(
     return jnp.argmax(both, axis=-1).astype(jnp.int32)
 
 
-def _shared(
+def unit_rows(x: jax.Array) -> jax.Array:
+    """Rows of length one; rows of zeros stay so, without a gradient."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    zero = square == 0
+    return jnp.where(zero, 0, x / jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def shared_vector(
     query: jax.Array, key: jax.Array, key_mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """The shared vector x = (q + k)/2 and x/|x|, in the dtype of scores."""
@@ -269,11 +258,7 @@ def _shared(
     query, key = (
         _checks.zero_masked(x, key_mask).astype(dtype) / 2 for x in (query, key)
     )
-    x = query + key
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    zero = square == 0
-    norm = jnp.sqrt(jnp.where(zero, 1, square))
-    return x, jnp.where(zero, 0, x / norm)
+    return query + key, unit_rows(query + key)
 
 
 def reformer_exact(
@@ -286,7 +271,7 @@ def reformer_exact(
     is_causal: bool = False,
 ) -> jax.Array:
     """What `reformer` comes near to: shared-QK attention over all other tokens."""
-    x, unit = _shared(query, key, key_mask)
+    x, unit = shared_vector(query, key, key_mask)
     length = query.shape[0]
     others = ~jnp.eye(length, dtype=bool)
     value = _checks.zero_masked(value, key_mask)
@@ -296,14 +281,13 @@ def reformer_exact(
         seen &= jnp.tri(length, dtype=bool)
     # A token that sees no other sees itself.
     seen |= ~seen.any(axis=1, keepdims=True) & ~others
-    out = dot_product(
+    return dot_product(
         x.astype(query.dtype),
         unit.astype(query.dtype),
         value,
         mask=seen & real[:, None],
         scale=1.0 if scale is None else scale,
     )
-    return out
 
 
 def reformer(
@@ -340,25 +324,18 @@ def reformer(
     bucket in some round and c ≥ T.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       rng: random key of the rotations.
       key_mask: bool [T], True = a real token, or None. Padding is in a bucket of its
         own that nothing sees, and gives zeros.
       scale: factor of the scores; None means 1, as the authors' program has it: keys
         have length one, and queries their own.
-      is_causal: whether query t attends only to keys s ≤ t.
       num_buckets: n, even. A bucket should hold about half a chunk: n ≈ 2T/c.
       num_rounds: R.
       chunk_size: c.
 
-    Returns:
-      [T, V], in the dtype of the inputs.
-
     Raises:
       ValueError: on wrong shapes, T ≠ S, an odd n, or an option below 1.
-      TypeError: on wrong dtypes.
 
     Reference: Kitaev et al., 2020, arXiv:2001.04451, section 2.
 
@@ -367,14 +344,9 @@ def reformer(
     >>> reformer(x, x, value, rng=jax.random.key(0)).tolist()  # no pair but the twins
     [[3.0], [4.0], [1.0], [2.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
-    _checks.check_same_length(
-        "reformer",
-        query.shape[0],
-        key.shape[0],
-        "query and key of a token are one vector",
-    )
-    x, unit = _shared(query, key, key_mask)
+    one = "reformer", "query and key of a token are one vector"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
+    x, unit = shared_vector(query, key, key_mask)
     buckets = lsh_buckets(x, rng, num_buckets=num_buckets, num_rounds=num_rounds)
     return bucketed(
         x.astype(query.dtype),

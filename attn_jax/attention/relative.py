@@ -4,8 +4,6 @@ A term that depends on the offset s − t alone is first made once per query and
 [T, offsets], and then shifted so that each pair of query and key meets its own offset.
 Nothing of size T·S·H is built, and neither is anything gathered or scattered: the
 shift is a reshape, so its gradient is one too.
-
-Letters: T queries, S keys, H size of query and key, V size of a value.
 """
 
 from __future__ import annotations
@@ -16,13 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import (
-    _finish_weights,
-    causal_pairs,
-    score_dtype,
-    seen_ends,
-)
+from attn_jax import masks
+from attn_jax.attention import _checks, _scores
 
 __all__ = [
     "relative_shift",
@@ -95,16 +88,6 @@ def _collect(by_offset: jax.Array, num_keys: int, clip: int) -> jax.Array:
     return jnp.pad(near, ((0, 0), (clip - left, clip - right)))
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """The product left @ rightᵀ, accumulated in the dtype of scores."""
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=score_dtype(left.dtype),
-    )
-
-
 def shaw_init(
     rng: jax.Array,
     head_dim: int,
@@ -116,33 +99,25 @@ def shaw_init(
     """Tables of relative positions for one head, drawn with a variance of 1/size.
 
     Args:
-      rng: random key.
-      head_dim: H.
       clip: the largest offset that has a row of its own.
-      value_dim: V; None means H.
-      dtype: dtype of the tables.
 
     Returns:
       {"key": [2·clip + 1, H], "value": [2·clip + 1, V]}; row clip + o is offset o.
 
     Raises:
       ValueError: if a size is not positive or `clip` is negative.
-      TypeError: if a size is no int.
 
     >>> shaw_init(jax.random.key(0), 4, clip=2)["key"].shape
     (5, 4)
     """
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
-    clip = _checks.check_int("clip", clip, 0)
-    if value_dim is None:
-        value_dim = head_dim
-    value_dim = _checks.check_int("value_dim", value_dim, 1)
-    rows = 2 * clip + 1
-    rng_key, rng_value = jax.random.split(rng)
+    value_dim = head_dim if value_dim is None else value_dim
+    sizes = _checks.check_sizes(head_dim=head_dim, value_dim=value_dim)
+    rows = 2 * _checks.check_int("clip", clip, 0) + 1
     return {
-        "key": head_dim**-0.5 * jax.random.normal(rng_key, (rows, head_dim), dtype),
-        "value": value_dim**-0.5
-        * jax.random.normal(rng_value, (rows, value_dim), dtype),
+        name: size**-0.5 * jax.random.normal(one, (rows, size), dtype)
+        for name, size, one in zip(
+            ("key", "value"), sizes, jax.random.split(rng), strict=True
+        )
     }
 
 
@@ -168,22 +143,8 @@ def shaw(
     vector, so it takes sequences of any length.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
-      bias: [T or 1, S or 1] or None; −∞ masks.
-      mask: bool [T or 1, S or 1], True = attend, or None.
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       params: {"key": [2·clip + 1, H], "value": [2·clip + 1, V]}, by `shaw_init`.
-      key_mask: bool [S], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes or parameters.
-      TypeError: on wrong dtypes.
 
     Reference: Shaw et al., 2018, arXiv:1803.02155, equations 3 to 5.
 
@@ -192,28 +153,23 @@ def shaw(
     >>> shaw(x, x, 0.0 * x, params=params, scale=0.0).tolist()
     [[0.0, 0.5], [0.5, 0.5]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
-    shapes = {"key": (None, key.shape[1]), "value": (None, value.shape[1])}
-    _checks.check_params("shaw", params, shapes)
-    rows = [params[name].shape[0] for name in ("key", "value")]
-    if rows[0] != rows[1] or rows[0] % 2 == 0:
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    layout, dims = {"key": "rH", "value": "rV"}, (key.shape[1], value.shape[1])
+    sizes = _checks.check_params("shaw", params, layout, H=dims[0], V=dims[1])
+    if sizes["r"] % 2 == 0:
         raise ValueError(
-            "`params['key']` and `params['value']` must both have 2·clip + 1 rows, "
-            f"but have {rows[0]} and {rows[1]}; "
-            "`shaw_init(rng, head_dim, clip=...)` makes them."
+            "`params['key']` and `params['value']` must both have 2·clip + 1 rows, but "
+            f"have {sizes['r']}; `shaw_init(rng, head_dim, clip=...)` makes them."
         )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    dtype, num_keys, clip = query.dtype, key.shape[0], rows[0] // 2
+    dtype, num_keys, clip = query.dtype, key.shape[0], sizes["r"] // 2
     if 0 in (query.shape[0], num_keys):
         return jnp.zeros((query.shape[0], value.shape[1]), dtype)
-    queries, keys = seen_ends(query.shape[0], num_keys, mask, key_mask, is_causal)
-    query = _checks.zero_masked(query, queries)
-    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
-    by_clipped = _product(query, params["key"].astype(dtype))
-    logits = _product(query, key) + relative_shift(_spread(by_clipped, num_keys))
-    weights = _finish_weights(
-        logits * scale, bias, mask, key_mask, is_causal, "softmax"
-    )
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
+    query, key, value = _scores.zero_unseen(query, key, value, pairs=pairs)
+    by_clipped = _scores.product(query, params["key"].astype(dtype))
+    logits = _scores.product(query, key) + relative_shift(_spread(by_clipped, num_keys))
+    weights = _scores.weights_of(logits * scale, bias, *pairs)
     of_clipped = _collect(_shift_back(weights), num_keys, clip)
     # One product, so that both sums are rounded once.
     mixed = jnp.concatenate([weights, of_clipped], axis=1).astype(dtype)
@@ -226,17 +182,8 @@ def transformer_xl_init(
 ) -> dict[str, jax.Array]:
     """Parameters of `transformer_xl` for one head, drawn with a variance of 1/H.
 
-    Args:
-      rng: random key.
-      head_dim: H.
-      dtype: dtype of the parameters.
-
     Returns:
       {"content_bias": [H], "position_bias": [H], "position": [H, H]}: u, v and W_r.
-
-    Raises:
-      ValueError: if `head_dim` is not positive.
-      TypeError: if it is no int.
 
     >>> transformer_xl_init(jax.random.key(0), 4)["position"].shape
     (4, 4)
@@ -296,21 +243,14 @@ def transformer_xl(
       query: [T, H].
       key: [S, H], of which the first M are the memory.
       value: [S, V], likewise.
-      bias: [T or 1, S or 1] or None; −∞ masks.
       mask: bool [T or 1, S or 1], True = attend, or None; it holds for the memory too.
       params: {"content_bias": [H], "position_bias": [H], "position": [H, H]}: u, v,
         W_r.
-      key_mask: bool [S], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
       is_causal: whether query t attends only to keys s ≤ t + M.
       memory_length: M.
 
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
     Raises:
       ValueError: on wrong shapes or parameters, or a `memory_length` beyond 0 … S.
-      TypeError: on wrong dtypes or a `memory_length` that is no int.
 
     Reference: Dai et al., 2019, arXiv:1901.02860, sections 3.2 and 3.3.
 
@@ -323,11 +263,11 @@ def transformer_xl(
     >>> bool(jnp.allclose(whole[3:], later, atol=1e-5))
     True
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
     num_queries, dim = query.shape
     num_keys = key.shape[0]
-    shapes = {"content_bias": (dim,), "position_bias": (dim,), "position": (dim, dim)}
-    _checks.check_params("transformer_xl", params, shapes)
+    layout = {"content_bias": "H", "position_bias": "H", "position": "HH"}
+    _checks.check_params("transformer_xl", params, layout, H=dim)
     memory = _checks.check_int("memory_length", memory_length, 0)
     if memory > num_keys:
         raise ValueError(
@@ -336,19 +276,17 @@ def transformer_xl(
         )
     scale = dim**-0.5 if scale is None else scale
     dtype = query.dtype
-    content_bias, position_bias, position = (params[n].astype(dtype) for n in shapes)
+    content_bias, position_bias, position = (params[n].astype(dtype) for n in layout)
     if 0 in (num_queries, num_keys):
         return jnp.zeros((num_queries, value.shape[1]), dtype)
     if is_causal:
-        seen = causal_pairs(num_queries + memory, num_keys)[memory:]
+        seen = masks.causal(num_queries + memory, num_keys)[memory:]
         mask = seen if mask is None else mask & seen
-    rows, keys = seen_ends(num_queries, num_keys, mask, key_mask)
-    query = _checks.zero_masked(query, rows)
-    key, value = (_checks.zero_masked(x, keys) for x in (key, value))
+    pairs: _scores.Pairs = (mask, key_mask, False)
+    query, key, value = _scores.zero_unseen(query, key, value, pairs=pairs)
     distances = memory - np.arange(1 - num_queries, num_keys)
     codes = jnp.asarray(_sinusoids(distances, dim), dtype)
-    content = _product(query + content_bias[None, :], key)
-    by_offset = _product(query + position_bias[None, :], codes @ position.T)
+    content = _scores.product(query + content_bias[None, :], key)
+    by_offset = _scores.product(query + position_bias[None, :], codes @ position.T)
     logits = (content + relative_shift(by_offset)) * scale
-    weights = _finish_weights(logits, bias, mask, key_mask, False, "softmax")
-    return weights.astype(dtype) @ value
+    return _scores.attend(logits, value, bias, pairs)

@@ -4,8 +4,7 @@ The common idea of the learned patterns is to let content choose the pairs. Here
 centroids each take their top queries and top keys, a C-th of the tokens, so that every
 cluster is of the same size and attention inside it is one dense product.
 
-Letters: T tokens, H size of query and key, V size of a value, C clusters, w size of a
-cluster.
+Letters besides those of `attn_jax.attention`: C clusters, w size of a cluster.
 """
 
 from __future__ import annotations
@@ -16,14 +15,18 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from attn_jax.attention import _checks
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
+from attn_jax.attention.clustered_attention import clusterformer_init
 from attn_jax.attention.reformer_attention import bucketed
-from attn_jax.attention.softmax import MASKED_LOGIT, dot_product, score_dtype
+from attn_jax.attention.softmax import dot_product
 
 __all__ = ["routing", "routing_exact", "routing_init", "routing_update"]
 
 # Added to the variance under the root, as layers do that normalise.
 _EPSILON = 1e-6
+
+_WHY = "`key_mask` marks queries and keys alike"
 
 
 def routing_init(
@@ -37,29 +40,19 @@ def routing_init(
     """Centroids of `routing` for one head: random directions of length one.
 
     Args:
-      rng: random key.
-      head_dim: H.
       num_clusters: C; None means √max_length rounded, which makes the cost least.
       max_length: length of the longest sequences; used only if `num_clusters` is None.
-      dtype: dtype of the parameters.
 
     Returns:
       {"centroid": [C, H]}.
 
-    Raises:
-      ValueError: if a size is below 1.
-      TypeError: if a size is no int.
-
     >>> routing_init(jax.random.key(0), 4, max_length=100)["centroid"].shape
     (10, 4)
     """
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
     max_length = _checks.check_int("max_length", max_length, 1)
     if num_clusters is None:
         num_clusters = round(math.sqrt(max_length))
-    num_clusters = _checks.check_int("num_clusters", num_clusters, 1)
-    drawn = jax.random.normal(rng, (num_clusters, head_dim), dtype)
-    return {"centroid": drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)}
+    return clusterformer_init(rng, head_dim, num_clusters=num_clusters, dtype=dtype)
 
 
 def _normalize(x: jax.Array, key_mask: jax.Array | None) -> jax.Array:
@@ -129,23 +122,15 @@ def routing(
     Equal to `dot_product` on q̂ and k̂ with C = 1 (and, where causal, a chunk of T).
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"centroid": [C, H]}, rows of length one.
       key_mask: bool [T], True = a real token, or None. Padding is never taken nor
         counted, and gives zeros.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
       chunk_size: of how many tokens of its centroid a query sees at least the last, if
         there are so many; used only where causal.
 
-    Returns:
-      [T, V], in the dtype of the inputs.
-
     Raises:
       ValueError: on wrong shapes, T ≠ S, wrong parameters, or a chunk size below 1.
-      TypeError: on wrong dtypes.
 
     Reference: Roy et al., 2020, arXiv:2003.05997, section 4.
 
@@ -154,12 +139,10 @@ def routing(
     >>> routing(x, x, value, params={"centroid": x[:2] / jnp.sqrt(2.0)}).tolist()
     [[2.0], [3.0], [2.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
+    one = "routing", _WHY
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
     length = query.shape[0]
-    _checks.check_same_length(
-        "routing", length, key.shape[0], "`key_mask` marks queries and keys alike"
-    )
-    _checks.check_params("routing", params, {"centroid": (None, query.shape[1])})
+    _checks.check_params("routing", params, {"centroid": "CH"}, H=query.shape[1])
     chunk_size = _checks.check_int("chunk_size", chunk_size, 1)
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
@@ -201,22 +184,16 @@ def routing(
 
     of_query, query_counts = take(queries)
     of_key, key_counts = take(keys)
-    logits = jnp.einsum(
+    logits = _scores.einsum(
         "cth,csh->cts",
         queries.astype(query.dtype)[of_query],
         keys.astype(key.dtype)[of_key],
-        preferred_element_type=dtype,
     )
     # A cluster has as many keys as queries: no row is without keys but unused ones.
     logits = jnp.where(key_counts[:, None, :], logits * scale, MASKED_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1)
     weights = jnp.where(key_counts[:, None, :] & query_counts[:, :, None], weights, 0)
-    mixed = jnp.einsum(
-        "cts,csv->ctv",
-        weights.astype(value.dtype),
-        value[of_key],
-        preferred_element_type=dtype,
-    )
+    mixed = _scores.einsum("cts,csv->ctv", weights.astype(value.dtype), value[of_key])
     total = jnp.zeros(value.shape, dtype).at[of_query].add(mixed)
     times = jnp.zeros((length,), dtype).at[of_query].add(query_counts.astype(dtype))
     return (total / jnp.maximum(times, 1)[:, None]).astype(value.dtype)
@@ -258,15 +235,9 @@ def routing_update(
     >>> [[round(m, 3) for m in row] for row in new.tolist()]
     [[0.707, -0.707], [0.0, 1.0]]
     """
-    _checks.check_inputs(query, key, key, key_mask=key_mask)
-    if key_mask is not None:
-        _checks.check_same_length(
-            "routing_update",
-            query.shape[0],
-            key.shape[0],
-            "`key_mask` marks queries and keys alike",
-        )
-    _checks.check_params("routing", params, {"centroid": (None, query.shape[1])})
+    one = None if key_mask is None else ("routing_update", _WHY)
+    _checks.check_inputs(query, key, key, key_mask=key_mask, one_sequence=one)
+    _checks.check_params("routing", params, {"centroid": "CH"}, H=query.shape[1])
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"`decay` must be in [0, 1], but is {decay}.")
     dtype = score_dtype(query.dtype)

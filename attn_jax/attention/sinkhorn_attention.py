@@ -5,8 +5,7 @@ network looks at blocks of keys and says which block every block of queries shou
 Sinkhorn's iteration makes that a soft permutation, and each query attends to its own
 block and to the one that was brought.
 
-Letters: T tokens, H size of query and key, V size of a value, b size of a block,
-B = ⌈T/b⌉ blocks.
+Letters besides those of `attn_jax.attention`: b size of a block, B = ⌈T/b⌉ blocks.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import MASKED_LOGIT, score_dtype
+from attn_jax.attention import _checks, _scores, _tiles
+from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 
 __all__ = ["sinkhorn", "sinkhorn_init", "sinkhorn_normalize"]
 
@@ -37,26 +36,19 @@ def sinkhorn_init(
     """Parameters of the sorting network for one head, drawn with LeCun's variance.
 
     Args:
-      rng: random key.
-      head_dim: H.
       max_length: the longest sequence.
       block_size: b, the same as `sinkhorn` is called with.
-      dtype: dtype of the parameters.
 
     Returns:
       {"hidden": [H, H], "out": [H, ⌈max_length / b⌉]}.
-
-    Raises:
-      ValueError: if a size is below 1.
-      TypeError: if a size is no int.
 
     >>> params = sinkhorn_init(jax.random.key(0), 4, max_length=20, block_size=8)
     >>> {name: leaf.shape for name, leaf in sorted(params.items())}
     {'hidden': (4, 4), 'out': (4, 3)}
     """
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
-    max_length = _checks.check_int("max_length", max_length, 1)
-    block_size = _checks.check_int("block_size", block_size, 1)
+    head_dim, max_length, block_size = _checks.check_sizes(
+        head_dim=head_dim, max_length=max_length, block_size=block_size
+    )
     rng_hidden, rng_out = jax.random.split(rng)
     std = head_dim**-0.5
     hidden = std * jax.random.normal(rng_hidden, (head_dim, head_dim), dtype)
@@ -176,27 +168,19 @@ def sinkhorn(
     and all keys count twice.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"hidden": [H, H], "out": [H, at least B]} from `sinkhorn_init`.
       rng: random key of the Gumbel noise that the paper adds in training; None for no
         noise. Layers give one in training calls alone, so a deterministic forward pass
         has no noise.
       key_mask: bool [T], True = a real token, or None. Padding gives zeros.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
       block_size: b.
       iterations: of Sinkhorn's normalisation.
       temperature: τ; small ones make the permutation hard.
 
-    Returns:
-      [T, V], in the dtype of the inputs.
-
     Raises:
       ValueError: on wrong shapes, T ≠ S, wrong parameters, a sequence that is longer
         than they allow, or an option out of range.
-      TypeError: on wrong dtypes.
 
     Reference: Tay et al., 2020, arXiv:2002.11296, section 3. The paper
     sums where this takes means, which makes the sort independent of the block size.
@@ -208,21 +192,17 @@ def sinkhorn(
     >>> out.round(4).tolist()  # own, and the next block's, which the sort has brought
     [[1.0], [3.0], [2.0]]
     """
-    _checks.check_inputs(query, key, value, key_mask=key_mask)
+    one = "sinkhorn", "a block has queries and keys"
+    _checks.check_inputs(query, key, value, key_mask=key_mask, one_sequence=one)
     block_size = _checks.check_int("block_size", block_size, 1)
     length, head_dim = query.shape
-    _checks.check_same_length(
-        "sinkhorn", length, key.shape[0], "a block has queries and keys"
-    )
-    _checks.check_params(
-        "sinkhorn", params, {"hidden": (head_dim, head_dim), "out": (head_dim, None)}
-    )
-    if not temperature > 0.0:
-        raise ValueError(f"`temperature` must be positive, but is {temperature}.")
+    layout = {"hidden": "HH", "out": "HB"}
+    most = _checks.check_params("sinkhorn", params, layout, H=head_dim)["B"]
+    _checks.check_positive("temperature", temperature)
     blocks = -(-length // block_size)
-    if blocks > params["out"].shape[1]:
+    if blocks > most:
         raise ValueError(
-            f"`params` sort at most {params['out'].shape[1]} blocks, but T={length} "
+            f"`params` sort at most {most} blocks, but T={length} "
             f"with block_size={block_size} has {blocks}; make them with "
             f"`sinkhorn_init(rng, head_dim, max_length={length}, "
             f"block_size={block_size})` or a larger `max_length`."
@@ -232,16 +212,12 @@ def sinkhorn(
     dtype = score_dtype(query.dtype)
     scale = head_dim**-0.5 if scale is None else scale
 
-    def cut(x: jax.Array) -> jax.Array:
-        """[B, b, ...] of [T, ...], with zeros at the end."""
-        missing = blocks * block_size - length
-        x = jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
-        return x.reshape(blocks, block_size, *x.shape[1:])
-
     query, keys, values = (
-        cut(_checks.zero_masked(x, key_mask)) for x in (query, key, value)
+        _tiles.cut(_checks.zero_masked(x, key_mask), block_size)
+        for x in (query, key, value)
     )
-    real = cut(jnp.ones(length, bool) if key_mask is None else key_mask)
+    real = jnp.ones(length, bool) if key_mask is None else key_mask
+    real = _tiles.cut(real, block_size)
 
     pooled = _pooled(keys.astype(dtype), real, is_causal)
     hidden = jax.nn.relu(pooled @ params["hidden"].astype(dtype))
@@ -257,14 +233,14 @@ def sinkhorn(
     ).astype(query.dtype)
 
     # How much of what is brought to each place is real, [B, b].
-    share = jnp.matmul(sort, real.astype(sort.dtype), preferred_element_type=dtype)
+    share = _scores.matmul(sort, real.astype(sort.dtype))
     brought = share > _LEAST_SHARE
     divisor = jnp.where(brought, share, 1)[:, :, None]
 
     def bring(x: jax.Array) -> jax.Array:
         """Blocks [B, b, ·] mixed by the sort."""
         flat = x.reshape(blocks, -1)
-        mixed = jnp.matmul(sort, flat, preferred_element_type=dtype)
+        mixed = _scores.matmul(sort, flat)
         return (mixed.reshape(x.shape) / divisor).astype(x.dtype)
 
     own = jnp.broadcast_to(real[:, None, :], (blocks, block_size, block_size))
@@ -273,22 +249,18 @@ def sinkhorn(
     both = jnp.concatenate(
         [own, jnp.broadcast_to(brought[:, None, :], own.shape)], axis=2
     )
-    logits = jnp.einsum(
-        "ith,ish->its",
-        query,
-        jnp.concatenate([keys, bring(keys)], axis=1),
-        preferred_element_type=dtype,
+    logits = _scores.einsum(
+        "ith,ish->its", query, jnp.concatenate([keys, bring(keys)], axis=1)
     )
     logits = jnp.where(both, logits * scale, MASKED_LOGIT)
     top = jax.lax.stop_gradient(logits).max(axis=2, keepdims=True)
     weights = jnp.where(both, jnp.exp(logits - top), 0)
     counts = jnp.concatenate([jnp.ones_like(share), share], axis=1)
     weights *= counts[:, None, :]
-    mixed = jnp.einsum(
+    mixed = _scores.einsum(
         "its,isv->itv",
         weights.astype(value.dtype),
         jnp.concatenate([values, bring(values)], axis=1),
-        preferred_element_type=dtype,
     )
     out = _checks.safe_divide(mixed, weights.sum(axis=2, keepdims=True))
     out = out.reshape(-1, value.shape[1])[:length].astype(value.dtype)

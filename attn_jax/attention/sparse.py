@@ -4,21 +4,19 @@ One softmax runs over the union of what the pattern names: keys nearby, keys at 
 distances, a few keys that all see, random ones. Each function equals `dot_product`
 under the mask of its pattern, but scores outside of the pattern's tiles are never made.
 Query and key stand in one sequence, so T = S.
-
-Letters: T queries and keys, H size of query and key, V size of a value.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention import _checks, _tiles
-from attn_jax.attention.softmax import score_dtype
+from attn_jax.attention import _checks, _scores, _tiles
 
 __all__ = [
     "bigbird",
@@ -30,19 +28,6 @@ __all__ = [
 ]
 
 _WHY = "its pattern is about positions of one sequence"
-
-
-def _check(
-    name: str,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    key_mask: jax.Array | None,
-) -> None:
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
-    _checks.check_same_length(name, query.shape[0], key.shape[0], _WHY)
 
 
 def sparse_strided(
@@ -70,23 +55,8 @@ def sparse_strided(
     fixed stride. Choose stride near √T, as the paper does, for O(T·√T·H).
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      bias: [T or 1, T or 1] or None; −∞ masks. What lies outside of the pattern's tiles
-        is not read.
-      mask: bool [T or 1, T or 1], True = attend, or None; it narrows the pattern.
-      key_mask: bool [T], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t, as in the paper.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       stride: distance of the keys far away, and how far a query sees all keys.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option that is out of its range.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Child et al., 2019, arXiv:1904.10509, section 4.3 (strided attention).
 
@@ -95,31 +65,17 @@ def sparse_strided(
     >>> round(float(out[5, 0]), 3)  # the mean of 1, 3, 4 and 5
     3.25
     """
-    _check("sparse_strided", query, key, value, bias, mask, key_mask)
+    one = "sparse_strided", _WHY
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, one_sequence=one)
     stride = _checks.check_int("stride", stride, 1)
     length = query.shape[0]
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
 
-    def attend(
-        rows: np.ndarray,
-        columns: np.ndarray,
-        sees: Callable[[jax.Array, jax.Array], jax.Array],
-    ) -> _tiles.Part:
-        return _tiles.attend(
-            query,
-            key,
-            value,
-            rows,
-            columns,
-            sees,
-            bias=bias,
-            mask=mask,
-            key_mask=key_mask,
-            scale=scale,
-            is_causal=is_causal,
-        )
-
+    pairs = {"bias": bias, "mask": mask, "key_mask": key_mask}
+    attend = functools.partial(
+        _tiles.attend, query, key, value, **pairs, scale=scale, is_causal=is_causal
+    )
     rows, columns = _tiles.window_tiles(length, stride, 0 if is_causal else stride)
     part = attend(rows, columns, lambda t, s: abs(t - s) <= stride)
     if length > 2 * stride:
@@ -155,25 +111,10 @@ def sparse_fixed(
     block. Choose b near √T, as the paper does, for O(c·T·√T·H).
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      bias: [T or 1, T or 1] or None; −∞ masks. What lies outside of the pattern's tiles
-        is not read.
-      mask: bool [T or 1, T or 1], True = attend, or None; it narrows the pattern.
-      key_mask: bool [T], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t, as in the paper.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       block_size: number of positions in a block, the paper's stride.
       num_summary: how many positions at a block's end all queries see. The default
         keeps the ratio of c = 8 to blocks of 128 of the paper.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option that is out of its range.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Child et al., 2019, arXiv:1904.10509, section 4.3 (fixed attention).
 
@@ -182,7 +123,8 @@ def sparse_fixed(
     >>> round(float(out[4, 0]), 3)  # the mean of 1, 3, 4 and 5
     3.25
     """
-    _check("sparse_fixed", query, key, value, bias, mask, key_mask)
+    one = "sparse_fixed", _WHY
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, one_sequence=one)
     block_size = _checks.check_int("block_size", block_size, 1)
     num_summary = _checks.check_int("num_summary", num_summary, 0)
     if num_summary > block_size:
@@ -192,25 +134,10 @@ def sparse_fixed(
         )
     length = query.shape[0]
 
-    def attend(
-        rows: np.ndarray,
-        columns: np.ndarray,
-        sees: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    ) -> _tiles.Part:
-        return _tiles.attend(
-            query,
-            key,
-            value,
-            rows,
-            columns,
-            sees,
-            bias=bias,
-            mask=mask,
-            key_mask=key_mask,
-            scale=scale,
-            is_causal=is_causal,
-        )
-
+    pairs = {"bias": bias, "mask": mask, "key_mask": key_mask}
+    attend = functools.partial(
+        _tiles.attend, query, key, value, **pairs, scale=scale, is_causal=is_causal
+    )
     blocks = _tiles.blocks_of(length, max(1, min(block_size, length)))
     part = attend(blocks, blocks)
     if len(blocks) > 1 and num_summary:
@@ -225,16 +152,13 @@ def _with_globals(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
     *,
-    key_mask: jax.Array | None,
-    scale: float | jax.Array | None,
-    is_causal: bool,
     window: int,
     dilation: int,
     num_global: int,
+    is_causal: bool,
     extra: Callable[[np.ndarray, np.ndarray, bool], jax.Array] | None = None,
+    **options: Any,
 ) -> jax.Array:
     """A sliding window, and `num_global` tokens in front that see and are seen by all.
 
@@ -250,20 +174,10 @@ def _with_globals(
         columns: np.ndarray,
         sees: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> _tiles.Part:
-        return _tiles.attend(
-            query,
-            key,
-            value,
-            rows,
-            columns,
-            sees,
-            bias=bias,
-            mask=mask,
-            key_mask=key_mask,
-            scale=scale,
-            is_causal=is_causal,
-            extra=None if extra is None else extra(rows, columns, sees is None),
-        )
+        more = None if extra is None else extra(rows, columns, sees is None)
+        where = (rows, columns, sees)
+        causal = {"is_causal": is_causal, "extra": more}
+        return _tiles.attend(query, key, value, *where, **causal, **options)
 
     def sees(t: jax.Array, s: jax.Array) -> jax.Array:
         near = (abs(t - s) <= window * dilation) & ((t - s) % dilation == 0)
@@ -308,26 +222,12 @@ def longformer(
     of its own; here, with one query, key and value a token, both share theirs.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      bias: [T or 1, T or 1] or None; −∞ masks. What lies outside of the pattern's tiles
-        is not read.
-      mask: bool [T or 1, T or 1], True = attend, or None; it narrows the pattern.
-      key_mask: bool [T], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       is_causal: whether query t attends only to keys s ≤ t; this holds for global
         tokens too. The paper's autoregressive form has no global tokens.
       window: how many keys on each side a query sees (the paper's w is both sides).
       dilation: distance between these keys.
       num_global: number of global tokens; 1 for a class token.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option that is out of its range.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Beltagy et al., 2020, arXiv:2004.05150, section 3.1.
 
@@ -335,13 +235,14 @@ def longformer(
     >>> longformer(x, x, value, window=1)[3].tolist()  # the mean of 0, 2, 3 and 4
     [2.25]
     """
-    _check("longformer", query, key, value, bias, mask, key_mask)
+    one = "longformer", _WHY
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, one_sequence=one)
     return _with_globals(
         query,
         key,
         value,
-        bias,
-        mask,
+        bias=bias,
+        mask=mask,
         key_mask=key_mask,
         scale=scale,
         is_causal=is_causal,
@@ -416,26 +317,12 @@ def bigbird(
     Costs O(T·n·H), n = `block_size` times the number of blocks seen.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      bias: [T or 1, T or 1] or None; −∞ masks. What lies outside of the pattern's tiles
-        is not read.
-      mask: bool [T or 1, T or 1], True = attend, or None; it narrows the pattern.
-      key_mask: bool [T], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       rng: random key of the random blocks; the same key gives the same pattern.
       block_size: number of positions in a block.
       num_window_blocks: how many blocks around its own, with it, a query sees; odd.
       num_global_blocks: how many blocks in front see all and are seen by all.
       num_random_blocks: how many more blocks are drawn for each block of queries.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option that is out of its range.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Zaheer et al., 2020, arXiv:2007.14062, section 2 and appendix D.
 
@@ -444,7 +331,8 @@ def bigbird(
     >>> bigbird(x, x, value, rng=jax.random.key(0), **options)[4].tolist()  # 0 and 4
     [2.0]
     """
-    _check("bigbird", query, key, value, bias, mask, key_mask)
+    one = "bigbird", _WHY
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, one_sequence=one)
     block_size = _checks.check_int("block_size", block_size, 1)
     num_window_blocks = _checks.check_int("num_window_blocks", num_window_blocks, 1)
     num_global_blocks = _checks.check_int("num_global_blocks", num_global_blocks, 0)
@@ -456,22 +344,8 @@ def bigbird(
         )
     length = query.shape[0]
 
-    def attend(
-        rows: np.ndarray, columns: _tiles.Index, distinct: bool = False
-    ) -> _tiles.Part:
-        return _tiles.attend(
-            query,
-            key,
-            value,
-            rows,
-            columns,
-            bias=bias,
-            mask=mask,
-            key_mask=key_mask,
-            scale=scale,
-            distinct=distinct,
-        )
-
+    pairs = {"bias": bias, "mask": mask, "key_mask": key_mask}
+    attend = functools.partial(_tiles.attend, query, key, value, **pairs, scale=scale)
     blocks = _tiles.blocks_of(length, block_size)
     count = len(blocks)
     num_global = min(num_global_blocks, count)
@@ -523,18 +397,11 @@ def etc_init(
     """Relative position labels of `etc` for one head, normal with variance 1/H.
 
     Args:
-      rng: random key.
-      head_dim: H.
       clip: largest distance of two long tokens that has a label of its own.
-      dtype: dtype of the parameters.
 
     Returns:
       {"label": [2·clip + 1, H], "global_label": [3, H]}: labels between long tokens,
       for s − t = −clip … clip; then global to global, global to long, long to global.
-
-    Raises:
-      ValueError: if a size is too small.
-      TypeError: if a size is no int.
 
     >>> jax.tree.map(jnp.shape, etc_init(jax.random.key(0), 8, clip=2))
     {'global_label': (3, 8), 'label': (5, 8)}
@@ -576,24 +443,10 @@ def etc(
     form.
 
     Args:
-      query: [T, H].
-      key: [T, H].
-      value: [T, V].
-      bias: [T or 1, T or 1] or None; −∞ masks. What lies outside of the pattern's tiles
-        is not read.
-      mask: bool [T or 1, T or 1], True = attend, or None; it narrows the pattern.
-      key_mask: bool [T], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
+      query, key, value: [T, H], [T, H], [T, V]; others: see `attn_jax.attention`.
       params: {"label": [2·clip + 1, H], "global_label": [3, H]}, from `etc_init`.
       radius: how many long tokens on each side a long token sees.
       num_global: how many tokens in front are global.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
-
-    Raises:
-      ValueError: on wrong shapes, T ≠ S, or an option that is out of its range.
-      TypeError: on wrong dtypes, or an option that is no int.
 
     Reference: Ainslie et al., 2020, arXiv:2004.08483, section 3.1 (relative
     position encodings) and 3.2 (global-local attention).
@@ -603,15 +456,15 @@ def etc(
     >>> etc(x, x, value, params=params, radius=1, num_global=1)[3].tolist()
     [2.25]
     """
-    _check("etc", query, key, value, bias, mask, key_mask)
-    width = query.shape[1]
-    shapes = {"label": (None, width), "global_label": (3, width)}
-    _checks.check_params("etc", params, shapes)
-    clip = params["label"].shape[0] // 2
-    if params["label"].shape[0] % 2 == 0:
+    one = "etc", _WHY
+    _checks.check_inputs(query, key, value, bias, mask, key_mask, one_sequence=one)
+    width, layout = query.shape[1], {"label": "lH", "global_label": "gH"}
+    labels = _checks.check_params("etc", params, layout, H=width, g=3)["l"]
+    clip = labels // 2
+    if labels % 2 == 0:
         raise ValueError(
             "`params['label']` must have an odd number of rows, one for each distance "
-            f"of −clip … clip, but has {params['label'].shape[0]}."
+            f"of −clip … clip, but has {labels}."
         )
     radius = _checks.check_int("radius", radius, 0)
     num_global = _checks.check_int("num_global", num_global, 0)
@@ -619,12 +472,8 @@ def etc(
 
     def against(labels: jax.Array, rows: np.ndarray) -> jax.Array:
         """Scaled scores [blocks, b, labels] of queries against label vectors."""
-        scores = jnp.einsum(
-            "...h,lh->...l",
-            _tiles.take(query, rows),
-            labels.astype(query.dtype),
-            preferred_element_type=score_dtype(query.dtype),
-        )
+        queries = _tiles.take(query, rows)
+        scores = _scores.einsum("...h,lh->...l", queries, labels.astype(query.dtype))
         return scores * jnp.asarray(factor, scores.dtype)
 
     def extra(rows: np.ndarray, columns: np.ndarray, are_global: bool) -> jax.Array:
@@ -643,8 +492,8 @@ def etc(
         query,
         key,
         value,
-        bias,
-        mask,
+        bias=bias,
+        mask=mask,
         key_mask=key_mask,
         scale=scale,
         is_causal=False,

@@ -7,26 +7,21 @@ which has a dot-product part, reads them. In self-attention a synthesizer is a m
 of positions, so the longest sequence L is fixed with the parameters, and a shorter one
 uses their first rows and columns.
 
-Letters: T queries, S keys, H size of query and key, V size of a value, L longest
-sequence, D size of the hidden layer, K rank, A·B ≥ L the sizes of two factors.
+Letters besides those of `attn_jax.attention`: L longest sequence, D size of the hidden
+layer, K rank, A·B ≥ L the sizes of two factors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from attn_jax.attention import _checks
-from attn_jax.attention.softmax import (
-    MASKED_LOGIT,
-    allowed_pairs,
-    normalize_softmax,
-    score_dtype,
-    seen_ends,
-)
+from attn_jax.attention import _checks, _scores
+from attn_jax.attention._scores import score_dtype
 
 __all__ = [
     "synthesizer_dense",
@@ -50,66 +45,12 @@ _FACTORS = {
 }
 
 
-def _check_params(
-    name: str, params: Mapping[str, jax.Array], layout: Mapping[str, str], **sizes: int
-) -> dict[str, int]:
-    """Checks `params` against one letter an axis, and returns the sizes of all."""
-
-    def check() -> None:
-        shapes = {
-            leaf: tuple(sizes.get(letter) for letter in letters)
-            for leaf, letters in layout.items()
-        }
-        _checks.check_params(name, params, shapes)
-
-    check()
-    for leaf, letters in layout.items():
-        for letter, size in zip(letters, params[leaf].shape, strict=True):
-            sizes.setdefault(letter, size)
-    check()
-    return sizes
-
-
-def _check_length(name: str, longest: int, **lengths: int) -> None:
-    for letter, length in lengths.items():
-        if length > longest:
-            raise ValueError(
-                f"`params` are for at most {longest} positions, but {letter}={length}; "
-                f"make larger ones with `{name}_init(..., max_length=...)`."
-            )
-
-
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.matmul(left, right, preferred_element_type=score_dtype(left.dtype))
-
-
-def _attend(
-    logits: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    key_mask: jax.Array | None,
-    is_causal: bool,
-) -> jax.Array:
-    """Softmax of logits [T, S] over the allowed keys, times the seen values."""
-    num_queries, num_keys = logits.shape
-    _, keys = seen_ends(num_queries, num_keys, mask, key_mask, is_causal)
-    allowed = allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
-    if bias is not None:
-        logits = logits + bias.astype(logits.dtype)
-        finite = ~(logits < 0.5 * MASKED_LOGIT)  # -inf masks, NaN stays NaN
-        allowed = finite if allowed is None else allowed & finite
-    weights = normalize_softmax(logits, allowed).astype(value.dtype)
-    return weights @ _checks.zero_masked(value, keys)
-
-
 def _network_init(
     rng: jax.Array, head_dim: int, hidden_dim: int | None, size: int, dtype: jnp.dtype
 ) -> dict[str, jax.Array]:
     """Two layers from H by D to `size`: unit queries give outputs of unit size."""
-    head_dim = _checks.check_int("head_dim", head_dim, 1)
     hidden_dim = head_dim if hidden_dim is None else hidden_dim
-    hidden_dim = _checks.check_int("hidden_dim", hidden_dim, 1)
+    head_dim, hidden_dim = _checks.check_sizes(head_dim=head_dim, hidden_dim=hidden_dim)
     rng_hidden, rng_output = jax.random.split(rng)
     hidden = jax.random.normal(rng_hidden, (head_dim, hidden_dim), dtype)
     output = jax.random.normal(rng_output, (hidden_dim, size), dtype)
@@ -131,8 +72,11 @@ def _network(
     hidden, hidden_bias, output, output_bias = (
         params[leaf + suffix].astype(query.dtype) for leaf in _NETWORK
     )
-    inner = _product(query, hidden) + hidden_bias.astype(score_dtype(query.dtype))[None]
-    logits = _product(jax.nn.relu(inner).astype(query.dtype), output[:, :size])
+    inner = (
+        _scores.matmul(query, hidden)
+        + hidden_bias.astype(score_dtype(query.dtype))[None]
+    )
+    logits = _scores.matmul(jax.nn.relu(inner).astype(query.dtype), output[:, :size])
     return logits + output_bias[None, :size].astype(logits.dtype)
 
 
@@ -158,17 +102,10 @@ def synthesizer_dense_init(
     of about unit size; the biases are zero.
 
     Args:
-      rng: random key.
-      head_dim: H.
-      max_length: L, the longest sequence.
       hidden_dim: D; None means H.
-      dtype: dtype of the parameters.
 
     Returns:
       {"hidden": [H, D], "hidden_bias": [D], "output": [D, L], "output_bias": [L]}.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> params = synthesizer_dense_init(jax.random.key(0), 4, max_length=6)
     >>> params["hidden"].shape, params["output"].shape
@@ -200,19 +137,11 @@ def synthesizer_dense(
       query: [T, H].
       key: [S, H], of which only shape and dtype are checked.
       value: [S, V], with S ≤ L.
-      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
-      mask: bool [T or 1, S or 1], True = attend, or None.
       params: {"hidden": [H, D], "hidden_bias": [D], "output": [D, L], "output_bias":
         [L]}: W₁, b₁, W₂, b₂, as made by `synthesizer_dense_init`.
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
 
     Raises:
       ValueError: on wrong shapes or parameters, or S > L.
-      TypeError: on wrong dtypes.
 
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "dense synthesizer".
 
@@ -223,13 +152,14 @@ def synthesizer_dense(
     >>> synthesizer_dense(query, query, value, params=params).round(4).tolist()
     [[3.0], [2.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
     name, length = "synthesizer_dense", key.shape[0]
-    sizes = _check_params(name, params, _NETWORK, H=query.shape[1])
-    _check_length(name, sizes["L"], S=length)
-    rows, _ = seen_ends(query.shape[0], length, mask, key_mask, is_causal)
-    logits = _network(_checks.zero_masked(query, rows), params, length)
-    return _attend(logits, value, bias, mask, key_mask, is_causal)
+    sizes = _checks.check_params(name, params, _NETWORK, H=query.shape[1])
+    _checks.check_longest(name, sizes["L"], S=length)
+    query, value = _scores.zero_unseen(query, value, pairs=pairs)
+    logits = _network(query, params, length)
+    return _scores.attend(logits, value, bias, pairs)
 
 
 def synthesizer_dense_factorized_init(
@@ -246,20 +176,13 @@ def synthesizer_dense_factorized_init(
     Both are drawn as by `synthesizer_dense_init`.
 
     Args:
-      rng: random key.
-      head_dim: H.
-      max_length: L, the longest sequence.
       factor: A, the size of the first factor; None means ⌈√L⌉. The second gets
         B = ⌈L/A⌉.
       hidden_dim: D; None means H.
-      dtype: dtype of the parameters.
 
     Returns:
       {"hidden_a": [H, D], "hidden_bias_a": [D], "output_a": [D, A], "output_bias_a":
       [A]}, and the same with b in the place of a.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> params = synthesizer_dense_factorized_init(
     ...     jax.random.key(0), 4, max_length=6, factor=2
@@ -306,18 +229,10 @@ def synthesizer_dense_factorized(
       query: [T, H].
       key: [S, H], of which only shape and dtype are checked.
       value: [S, V], with S ≤ A·B.
-      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
-      mask: bool [T or 1, S or 1], True = attend, or None.
       params: the two networks, as made by `synthesizer_dense_factorized_init`.
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
 
     Raises:
       ValueError: on wrong shapes or parameters, or S > A·B.
-      TypeError: on wrong dtypes.
 
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "factorized dense
     synthesizer".
@@ -332,16 +247,16 @@ def synthesizer_dense_factorized(
     >>> out.round(4).tolist()  # logits log 3 times [0 · 0, 1 · 0, 0 · 1, 1 · 1]
     [[1.0, 1.0, 1.0, 3.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
     name, length = "synthesizer_dense_factorized", key.shape[0]
-    sizes = _check_params(name, params, _FACTORS, H=query.shape[1])
-    _check_length(name, sizes["A"] * sizes["B"], S=length)
-    rows, _ = seen_ends(query.shape[0], length, mask, key_mask, is_causal)
-    query = _checks.zero_masked(query, rows)
+    sizes = _checks.check_params(name, params, _FACTORS, H=query.shape[1])
+    _checks.check_longest(name, sizes["A"] * sizes["B"], S=length)
+    query, value = _scores.zero_unseen(query, value, pairs=pairs)
     first, second = (_network(query, params, suffix=x) for x in ("_a", "_b"))
-    pairs = second[:, :, None] * first[:, None, :]
-    logits = pairs.reshape(query.shape[0], sizes["A"] * sizes["B"])[:, :length]
-    return _attend(logits, value, bias, mask, key_mask, is_causal)
+    products = second[:, :, None] * first[:, None, :]
+    logits = products.reshape(query.shape[0], sizes["A"] * sizes["B"])[:, :length]
+    return _scores.attend(logits, value, bias, pairs)
 
 
 def synthesizer_random_init(
@@ -356,17 +271,8 @@ def synthesizer_random_init(
     This is the size of scaled dot products of unit vectors. They are trained; for the
     paper's fixed random synthesizer wrap them in `jax.lax.stop_gradient`.
 
-    Args:
-      rng: random key.
-      head_dim: H, on which the shape does not depend.
-      max_length: L, the longest sequence.
-      dtype: dtype of the parameters.
-
     Returns:
       {"logits": [L, L]}.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> synthesizer_random_init(jax.random.key(0), 4, max_length=6)["logits"].shape
     (6, 6)
@@ -398,18 +304,10 @@ def synthesizer_random(
       query: [T, H], with T ≤ L, of which only shape and dtype are checked.
       key: [S, H], with S ≤ L, likewise.
       value: [S, V].
-      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
-      mask: bool [T or 1, S or 1], True = attend, or None.
       params: {"logits": [L, L]}: R, as made by `synthesizer_random_init`.
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
 
     Raises:
       ValueError: on wrong shapes or parameters, or T or S > L.
-      TypeError: on wrong dtypes.
 
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "random synthesizer".
 
@@ -418,12 +316,14 @@ def synthesizer_random(
     >>> synthesizer_random(x, x, value, params=params).tolist()
     [[2.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
     name, lengths = "synthesizer_random", (query.shape[0], key.shape[0])
-    sizes = _check_params(name, params, {"logits": "LL"})
-    _check_length(name, sizes["L"], T=lengths[0], S=lengths[1])
+    sizes = _checks.check_params(name, params, {"logits": "LL"})
+    _checks.check_longest(name, sizes["L"], T=lengths[0], S=lengths[1])
     logits = _random_logits(params, *lengths, query.dtype)
-    return _attend(logits, value, bias, mask, key_mask, is_causal)
+    _, value = _scores.zero_unseen(query, value, pairs=pairs)
+    return _scores.attend(logits, value, bias, pairs)
 
 
 def synthesizer_random_factorized_init(
@@ -439,17 +339,10 @@ def synthesizer_random_factorized_init(
     Their entries have variance 1/√K, so that the logits have variance 1.
 
     Args:
-      rng: random key.
-      head_dim: H, on which the shapes do not depend.
-      max_length: L, the longest sequence.
       rank: K; the paper takes 8.
-      dtype: dtype of the parameters.
 
     Returns:
       {"query": [L, K], "key": [L, K]}.
-
-    Raises:
-      ValueError: on a size below 1.
 
     >>> params = synthesizer_random_factorized_init(jax.random.key(0), 4, max_length=6)
     >>> params["query"].shape, params["key"].shape
@@ -485,19 +378,11 @@ def synthesizer_random_factorized(
       query: [T, H], with T ≤ L, of which only shape and dtype are checked.
       key: [S, H], with S ≤ L, likewise.
       value: [S, V].
-      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
-      mask: bool [T or 1, S or 1], True = attend, or None.
       params: {"query": [L, K], "key": [L, K]}: R₁ and R₂, as made by
         `synthesizer_random_factorized_init`.
-      key_mask: bool [S], True = a real token, or None.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
 
     Raises:
       ValueError: on wrong shapes or parameters, or T or S > L.
-      TypeError: on wrong dtypes.
 
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "factorized random
     synthesizer".
@@ -507,18 +392,18 @@ def synthesizer_random_factorized(
     >>> synthesizer_random_factorized(x, x, value, params=params).tolist()
     [[2.0], [3.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
-    name, num_queries, num_keys = (
-        "synthesizer_random_factorized",
-        query.shape[0],
-        key.shape[0],
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
+    name, lengths = "synthesizer_random_factorized", (query.shape[0], key.shape[0])
+    sizes = _checks.check_params(name, params, {"query": "LK", "key": "LK"})
+    _checks.check_longest(name, sizes["L"], T=lengths[0], S=lengths[1])
+    rows, columns = (
+        params[leaf][:length].astype(query.dtype)
+        for leaf, length in zip(("query", "key"), lengths, strict=True)
     )
-    sizes = _check_params(name, params, {"query": "LK", "key": "LK"})
-    _check_length(name, sizes["L"], T=num_queries, S=num_keys)
-    rows = params["query"][:num_queries].astype(query.dtype)
-    columns = params["key"][:num_keys].astype(query.dtype)
-    logits = _product(rows, columns.T)
-    return _attend(logits, value, bias, mask, key_mask, is_causal)
+    logits = _scores.matmul(rows, columns.T)
+    _, value = _scores.zero_unseen(query, value, pairs=pairs)
+    return _scores.attend(logits, value, bias, pairs)
 
 
 def synthesizer_mixture_init(
@@ -535,34 +420,20 @@ def synthesizer_mixture_init(
     dense, random and dot-product logits are equal at first.
 
     Args:
-      rng: random key.
-      head_dim: H.
-      max_length: L, the longest sequence.
       hidden_dim: D; None means H.
-      dtype: dtype of the parameters.
 
     Returns:
       {"hidden": [H, D], "hidden_bias": [D], "output": [D, L], "output_bias": [L],
       "logits": [L, L], "mixture": [3]}.
 
-    Raises:
-      ValueError: on a size below 1.
-
     >>> synthesizer_mixture_init(jax.random.key(0), 4)["mixture"].tolist()
     [0.0, 0.0, 0.0]
     """
     rng_dense, rng_random = jax.random.split(rng)
+    options: dict[str, Any] = {"max_length": max_length, "dtype": dtype}
     return {
-        **synthesizer_dense_init(
-            rng_dense,
-            head_dim,
-            max_length=max_length,
-            hidden_dim=hidden_dim,
-            dtype=dtype,
-        ),
-        **synthesizer_random_init(
-            rng_random, head_dim, max_length=max_length, dtype=dtype
-        ),
+        **synthesizer_dense_init(rng_dense, head_dim, hidden_dim=hidden_dim, **options),
+        **synthesizer_random_init(rng_random, head_dim, **options),
         "mixture": jnp.zeros((3,), dtype),
     }
 
@@ -590,20 +461,12 @@ def synthesizer_mixture(
       query: [T, H], with T ≤ L.
       key: [S, H], with S ≤ L.
       value: [S, V].
-      bias: [T or 1, S or 1], added to the logits, or None; −∞ masks.
-      mask: bool [T or 1, S or 1], True = attend, or None.
       params: those of `synthesizer_dense` and `synthesizer_random`, and {"mixture":
         [3]}: a, as made by `synthesizer_mixture_init`.
-      key_mask: bool [S], True = a real token, or None.
       scale: factor of the dot products; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      [T, V], in the dtype of the inputs; zeros for a query that may attend to nothing.
 
     Raises:
       ValueError: on wrong shapes or parameters, or T or S > L.
-      TypeError: on wrong dtypes.
 
     Reference: Tay et al., 2020, arXiv:2005.00743, section 3, "mixture of
     synthesizers".
@@ -615,18 +478,18 @@ def synthesizer_mixture(
     >>> out.round(4).tolist()  # queries of zeros leave a third of the random logits
     [[3.0], [2.0]]
     """
-    _checks.check_inputs(query, key, value, bias, mask, key_mask, shared_axes=True)
+    _checks.check_inputs(query, key, value, bias, mask, key_mask)
+    pairs: _scores.Pairs = (mask, key_mask, is_causal)
     name, lengths = "synthesizer_mixture", (query.shape[0], key.shape[0])
     layout = {**_NETWORK, "logits": "LL", "mixture": "M"}
-    sizes = _check_params(name, params, layout, H=query.shape[1], M=3)
-    _check_length(name, sizes["L"], T=lengths[0], S=lengths[1])
+    sizes = _checks.check_params(name, params, layout, H=query.shape[1], M=3)
+    _checks.check_longest(name, sizes["L"], T=lengths[0], S=lengths[1])
     scale = query.shape[1] ** -0.5 if scale is None else scale
-    rows, keys = seen_ends(*lengths, mask, key_mask, is_causal)
-    query, key = _checks.zero_masked(query, rows), _checks.zero_masked(key, keys)
+    query, key, value = _scores.zero_unseen(query, key, value, pairs=pairs)
     share = jax.nn.softmax(params["mixture"].astype(score_dtype(query.dtype)))
     logits = (
         share[0] * _network(query, params, lengths[1])
         + share[1] * _random_logits(params, *lengths, query.dtype)
-        + share[2] * (_product(query, key.T) * scale)
+        + share[2] * (_scores.matmul(query, key.T) * scale)
     )
-    return _attend(logits, value, bias, mask, key_mask, is_causal)
+    return _scores.attend(logits, value, bias, pairs)

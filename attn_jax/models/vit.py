@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.nn.encoder import Encoder, add_positions, check_images
-from attn_jax.positions import LearnedPositions, sinusoidal_2d
+from attn_jax.nn.positional import LearnedPositions
+from attn_jax.positions import sinusoidal_2d
 from attn_jax.variants import Variant
 
 

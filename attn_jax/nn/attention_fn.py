@@ -55,11 +55,11 @@ from flax.errors import TraceContextError
 from jax.typing import DTypeLike
 
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import dot_product, score_dtype
+from attn_jax.attention._scores import score_dtype
+from attn_jax.attention.softmax import dot_product
+from attn_jax.exact import Implementation, dot_product_attention
 from attn_jax.multihead import (
-    Implementation,
     MapHeads,
-    dot_product_attention,
     multi_head,
     multi_head_init,
     multi_head_update,

@@ -29,23 +29,73 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from attn_jax.attention.softmax import dot_product
 from attn_jax.nn.attention_fn import AttentionFn, ModuleAttentionFn, as_attention_fn
 from attn_jax.positions import (
     _NEAR,
-    LearnedPositions,
     _rotary,
     alibi,
     alibi_slopes,
     floater,
     floater_init,
+    learned_init,
     sinusoidal_1d,
     t5_bias,
 )
 from attn_jax.variants import require
 
-__all__ = ["POSITIONS", "Positions", "make_positions", "num_parameters"]
+__all__ = [
+    "LearnedPositions",
+    "POSITIONS",
+    "Positions",
+    "make_positions",
+    "num_parameters",
+]
+
+
+class LearnedPositions(nnx.Module):
+    """Adds a learned table to the embeddings, y[t] = x[t] + P[t].
+
+    Args:
+      length: largest number of positions it will see.
+      dim: size of the embedding.
+      stddev: standard deviation of the first values.
+      rngs: `nnx.Rngs` with a `params` (or default) stream.
+      param_dtype: dtype of the table; it is cast to the input's when added.
+
+    Reference: Gehring et al., 2017, arXiv:1705.03122, section 3.1.
+
+    >>> add = LearnedPositions(5, 3, rngs=nnx.Rngs(0))
+    >>> add(jnp.zeros((2, 4, 3))).shape
+    (2, 4, 3)
+    """
+
+    def __init__(
+        self,
+        length: int,
+        dim: int,
+        *,
+        stddev: float = 0.02,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        self.table = nnx.Param(
+            learned_init(rngs.params(), length, dim, stddev=stddev, dtype=param_dtype)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Add the first T rows of the table to `x[..., T, dim]`."""
+        table = self.table[...]
+        length, dim = table.shape
+        if x.ndim < 2 or x.shape[-1] != dim or x.shape[-2] > length:
+            raise ValueError(
+                f"`x` must be [..., T, dim] with dim={dim} and T ≤ {length} (that of "
+                f"the table), but has shape {x.shape}."
+            )
+        rows = table[: x.shape[-2]].astype(x.dtype)
+        return x + rows.reshape((1,) * (x.ndim - 2) + rows.shape)
 
 
 class _Prepared(NamedTuple):

@@ -40,8 +40,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from attn_jax.attention import _checks
+from attn_jax.attention._scores import score_dtype
 from attn_jax.attention.local import truncated
-from attn_jax.attention.softmax import score_dtype
 from attn_jax.nn.attention_fn import AttentionFn
 from attn_jax.nn.encoder import Encoder, EncoderBlock
 from attn_jax.positions import frequencies, sinusoidal, turn

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.attention.softmax import score_dtype
+from attn_jax.attention._scores import score_dtype
 from attn_jax.variants import Variant
 
 __all__ = [

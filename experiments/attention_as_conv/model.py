@@ -16,8 +16,8 @@ from flax import nnx
 
 from attn_jax.attention.convolution import convolution_as_attention
 from attn_jax.attention.softmax import dot_product_weights
+from attn_jax.exact import Implementation, dot_product_attention
 from attn_jax.models.vit import patchify
-from attn_jax.multihead import Implementation, dot_product_attention
 from attn_jax.nn.encoder import MlpBlock, check_images
 from attn_jax.positions import gaussian_2d, quadratic_2d, relative_2d
 

@@ -1,12 +1,13 @@
 """Tables and figures of the experiment, from stored results alone.
 
-`python -m experiments attention_as_conv --redraw FOLDER` redraws report.md and the
+`python -m experiments.attention_as_conv.report FOLDER` redraws report.md and the
 figures of a folder that holds results.jsonl.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from experiments.core.report import (
     decimal,
     difference,
     mean,
+    redraws,
     sampling,
     score,
     tabulate,
@@ -564,3 +566,7 @@ REPORT = Report(
     ),
 )
 write_report = REPORT.write
+main = redraws(write_report)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import score_dtype
+from attn_jax.attention._scores import score_dtype
 
 __all__ = [
     "logistic_mixture_init",

@@ -1,12 +1,13 @@
 """Tables and figures of the experiment, from stored results alone.
 
-`python -m experiments attention_vs_rnn --redraw FOLDER` redraws report.md and the
-figures of a folder that holds results.jsonl and, if it was measured, timing.json.
+`python -m experiments.attention_vs_rnn.report FOLDER` redraws report.md and the figures
+of a folder that holds results.jsonl and, if it was measured, timing.json.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from experiments.core.report import (
     Row,
     Section,
     decimal,
+    redraws,
     score,
     table,
     tabulate,
@@ -395,3 +397,7 @@ REPORT = Report(
     notes=(_timing,),
 )
 write_report = REPORT.write
+main = redraws(write_report)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from attn_jax.attention import _checks
-from attn_jax.attention.softmax import score_dtype
+from attn_jax.attention._scores import score_dtype
 from attn_jax.inputs import frames
 
 __all__ = [

@@ -171,7 +171,7 @@ def test_quadratic_is_the_equation(matrix, draw):
                 x,
             ),
             ValueError,
-            r"`params\['alpha'\]` must have shape .* kw=2",
+            r"`params\['alpha'\]` must have shape \[2, 2\]",
         ),
         (
             lambda k, x: convolution.quadratic(x[0], x[0], jnp.ones(3), 1.0),

@@ -354,7 +354,7 @@ def test_a_million_edges_cost_memory_per_edge():
         ({"bias": np.ones(2, int)}, TypeError, "`bias` must be a floating"),
         ({"edge_mask": np.ones(2)}, TypeError, "`edge_mask` must be bool"),
         ({"edge_mask": np.ones(1, bool)}, ValueError, "`edge_mask` .* with E=2"),
-        ({"score": "cosine"}, ValueError, "`score` must be one of .* 'cosine'"),
+        ({"score": "cosine"}, ValueError, "`score` must be .* but is 'cosine'"),
         ({"score": "gat"}, ValueError, "`params` must be a mapping"),
         ({"params": {}}, ValueError, "`params` is of no use"),
         (

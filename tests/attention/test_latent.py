@@ -241,7 +241,7 @@ def test_initial_parameters(init, option, shapes):
     "fn, params, message",
     [
         (isab, {}, "isab_init"),
-        (luna, {"extra": np.ones((3, 5), "f")}, r"must have shape \[\*, 4\]"),
+        (luna, {"extra": np.ones((3, 5), "f")}, r"must have shape \[3, 4\]"),
         (
             perceiver,
             {"latent": np.ones((3, H), "f"), "decoder": np.ones((2, H), "f")},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax.attention._scores import MASKED_LOGIT
 from attn_jax.attention.linear_attention import (
     FEATURE_MAPS,
     causal_product,
@@ -19,7 +20,6 @@ from attn_jax.attention.linear_attention import (
     linear_state,
     linear_step,
 )
-from attn_jax.attention.softmax import MASKED_LOGIT
 
 H, V = 6, 3
 

@@ -385,7 +385,7 @@ def test_the_key_decides_the_draw(fn, draw):
         (performer, {"num_features": 0}, ValueError, "`num_features` must be at leas"),
         (performer, {"chunk_size": 1.5}, TypeError, "`chunk_size` must be an int"),
         (rfa, {"num_features": 8.0}, TypeError, "`num_features` must be an int"),
-        (rfa, {"sigma": 0.0}, ValueError, "`sigma` must be above 0, but is 0"),
+        (rfa, {"sigma": 0.0}, ValueError, "`sigma` must be positive, but is 0"),
         (rfa_gate, {"params": {}}, ValueError, "`rfa_gate_init"),
         (rfa_gate, {"query": np.ones((4, H), "f")}, ValueError, "T=4 and S=6"),
         (rfa_gate, {"is_causal": False}, TypeError, "is_causal"),

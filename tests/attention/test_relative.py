@@ -292,7 +292,7 @@ def test_relative_shift(queries, keys):
         (
             lambda x: relative.shaw(x, x, x, params={"key": x, "value": x}),
             ValueError,
-            "must both have 2·clip . 1 rows, but have 4 and 4",
+            "must both have 2·clip . 1 rows, but have 4",
         ),
         (
             lambda x: relative.shaw(x, x, x, params={"key": x}),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.attention import softmax
+from attn_jax.attention import _scores, softmax
 from attn_jax.multihead import multi_head
 
 T, S, H, V = 5, 7, 4, 3
@@ -121,6 +121,20 @@ def test_dot_product_equals_loops_in_float64(
         ), name
 
 
+def _additive_concat(query, key, value, bias, *, params, **pairs):
+    """Additive attention as Luong et al. write it (arXiv:1508.04025, "concat").
+
+    Its score wᵀ tanh(Wᵀ [q_t; k_s]) has W = [W_q; W_k], on every concatenated pair.
+    """
+    shape = (len(query), len(key))
+    rows = jnp.broadcast_to(query[:, None], (*shape, query.shape[1]))
+    columns = jnp.broadcast_to(key[None], (*shape, key.shape[1]))
+    pair = jnp.concatenate([rows, columns], axis=-1)
+    weight = jnp.concatenate([params["query"], params["key"]], axis=0)
+    logits = jnp.tanh(pair @ weight) @ params["score"]
+    return _scores.weights_of(logits, bias, **pairs) @ value
+
+
 def test_additive_equals_loops_and_its_concatenated_form(
     arrays, masks, by_loops, slope, draw
 ):
@@ -141,10 +155,9 @@ def test_additive_equals_loops_and_its_concatenated_form(
     def run(params, inputs):
         def both(params, inputs):
             given = {**inputs, **masks, "is_causal": True}
-            concat = softmax.additive_concat_params(params)
             return (
                 softmax.additive(**given, params=params),
-                softmax.additive_concat(**given, params=concat),
+                _additive_concat(**given, params=params),
             )
 
         (out, concat), pullback = jax.vjp(both, params, inputs)
@@ -290,7 +303,7 @@ BAD = {
     "unknown normaliser": (
         {"normalize": "softmin"},
         ValueError,
-        r"`normalize` must be one of \['relu', 'sigmoid', 'softmax'\].*softmin",
+        "`normalize` must be 'softmax', 'relu' or 'sigmoid', but is 'softmin'",
     ),
     "dropout without rng": (
         {"dropout_rate": 0.1},
@@ -323,7 +336,7 @@ def test_bad_input_is_named(name, arrays):
                 "key": jnp.zeros((H, 3)),
                 "score": jnp.zeros(3),
             },
-            r"`params\['query'\]` must have shape \(4, 3\).*leads with the number",
+            r"`params\['query'\]` must have shape \[4, \*\].*leads with the number",
         ),
     ],
 )

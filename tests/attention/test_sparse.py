@@ -331,7 +331,7 @@ SHORT = {**LABELS, "label": jnp.ones((3, 2))}
         (bigbird, {"rng": 0, "num_window_blocks": 2}, "must be odd, .* but is 2"),
         (bigbird, {"rng": 0, "num_random_blocks": -1}, "must be at least 0, but is -1"),
         (etc, {"params": LABELS}, "must have an odd number of rows.* but has 4"),
-        (etc, {"params": SHORT}, r"`params\['label'\]` must have shape \[\*, 4\]"),
+        (etc, {"params": SHORT}, r"`params\['label'\]` must have shape \[3, 4\]"),
         (etc, {"params": {}}, "`etc_init"),
     ],
 )

@@ -334,9 +334,9 @@ def test_wrong_input_is_refused(heads, x):
         make("learned", max_length=None)
     with pytest.raises(ValueError, match="length 6, but .* max_length=5"):
         make("learned", max_length=5).embed(x)
-    with pytest.raises(ValueError, match=r"num_buckets must be an even number"):
+    with pytest.raises(ValueError, match="`num_buckets` must be an even number"):
         make("t5", num_buckets=5)
-    with pytest.raises(ValueError, match="solver must be one of heun"):
+    with pytest.raises(ValueError, match="`solver` must be 'heun'"):
         make("floater", solver="rk4")
     with pytest.raises(TypeError, match=r"make_positions\(name.* got str: 'rope'"):
         encoder("rope")
