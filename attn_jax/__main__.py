@@ -88,7 +88,7 @@ def _list(arguments: argparse.Namespace) -> str:
 
 
 def _models(arguments: argparse.Namespace) -> str:
-    from attn_jax.models import sizes_table
+    from attn_jax.tools.cost import sizes_table
 
     rows = sizes_table()
     if arguments.json:
@@ -389,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = arguments.run(arguments)
         if isinstance(text, tuple):
             text, status = text
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         print(f"attn-jax {arguments.command}: {error}", file=sys.stderr)
         return 2
     print(text)

@@ -118,7 +118,7 @@ def graph_nodes(
     x_i = [ one-hot of the type of i ; number of edges that enter i ]
 
     The edges themselves go to attention, as a mask (`attn_jax.masks.from_edges`) or as
-    a list (`attn_jax.graph_attention`).
+    a list (`attn_jax.attention.graph_attention`).
 
     Args:
       node_types: [N] int, such as elements of atoms, each in 0 … num_types − 1; see

@@ -18,11 +18,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from attn_jax import masks
 from attn_jax.attention import _checks
 from attn_jax.attention._scores import score_dtype
-from attn_jax.variants import Variant, require, resolve
+from attn_jax.variant import Variant, require, resolve
 
 __all__ = [
     "multi_head",
     "multi_head_init",
+    "multi_head_state",
+    "multi_head_step",
     "multi_head_update",
     "state_leaves",
 ]
@@ -137,34 +139,6 @@ def check_arrays(
         _checks.check_bool("key_mask", key_mask)
         _checks.check_shape("key_mask", key_mask, ("B", "S"), sizes)
     return sizes
-
-
-def _check_options(variant: Variant, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks options against the function's signature; drops those that ask nothing."""
-    parameters = inspect.signature(variant.fn).parameters
-    operands = ("query", "key", "value", "bias", "mask", "key_mask")
-    reserved = (*operands, "params", "rng", "dropout_rng")
-    if options.get("is_causal"):
-        require(variant, "causal")
-    if options.get("dropout_rate"):
-        require(variant, "dropout")
-    kept = {}
-    for name, given in options.items():
-        if name == "is_causal" and not given and variant.options.get(name):
-            continue  # it is causal, whatever a layer says by default
-        if name in parameters and name not in reserved:
-            kept[name] = given
-        elif name in ("is_causal", "dropout_rate") and not given:
-            continue  # asks for nothing that the function lacks
-        elif name == "scale" and given is None:
-            continue
-        else:
-            known = [name for name in parameters if name not in reserved]
-            raise TypeError(
-                f"attention variant {variant.name!r} takes no option `{name}`; "
-                f"it takes: {', '.join(known) or 'none'}."
-            )
-    return kept
 
 
 def _lift(
@@ -284,7 +258,7 @@ def multi_head(
             causal = masks.causal(num_queries, num_keys)[None, None]
             mask = causal if mask is None else mask & causal
             del options["is_causal"]
-        options = _check_options(variant, options)
+        options = variant.asked(options)
         for name, given in (("bias", bias), ("mask", mask), ("key_mask", mask_of_keys)):
             if given is not None:
                 require(variant, name)
@@ -474,31 +448,10 @@ def multi_head_init(
     True
     """
     variant = resolve(fn)
-    init = variant.init
-    if init is None:
-        takes = inspect.signature(variant.fn).parameters
-        if "params" in takes and "params" not in variant.options:
-            raise ValueError(
-                f"attention variant {variant.name!r} takes `params` but has no `init`; "
-                "put `<function>_init(rng, head_dim)` beside it in the file, or give "
-                "`Variant(init=...)`."
-            )
-        if options:
-            raise TypeError(
-                f"attention variant {variant.name!r} has no parameters, so it takes no "
-                f"options of `init`: {', '.join(options)}."
-            )
-        return None
-    known = list(inspect.signature(init).parameters)[2:]
-    for name in options:
-        if name not in known:
-            raise TypeError(
-                f"the `init` of attention variant {variant.name!r} takes no option "
-                f"`{name}`; it takes: {', '.join(known) or 'none'}."
-            )
-    return jax.vmap(lambda key: init(key, head_dim, **options))(
-        jax.random.split(rng, num_heads)
-    )
+    make = functools.partial(variant.make, head_dim=head_dim, **options)
+    if variant.init is None:
+        return make(rng)
+    return jax.vmap(make)(jax.random.split(rng, num_heads))
 
 
 def multi_head_update(
@@ -602,3 +555,86 @@ def state_leaves(
     x = jax.ShapeDtypeStruct((1, 8, num_heads, head_dim), jnp.float32)
     update = functools.partial(multi_head_update, variant)
     return tuple(sorted(jax.eval_shape(update, params, x, x)))
+
+
+def multi_head_state(
+    fn: str | Callable[..., jax.Array] | Variant,
+    batch: int,
+    num_heads: int,
+    *,
+    length: int,
+    head_dim: int,
+    value_dim: int | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Any:
+    """The state of `multi_head_step` before any token: leaves lead with [B, N].
+
+    Args:
+      fn: variant with a `step`, function or name, as for `multi_head`.
+      batch: B.
+      num_heads: N.
+      length: tokens there must be room for.
+      head_dim: H.
+      value_dim: V; None means H.
+      dtype: of queries, keys and values.
+
+    Raises:
+      ValueError: if the variant has no `step`.
+
+    >>> multi_head_state("linear", 2, 4, length=9, head_dim=8).memory.shape
+    (2, 4, 8, 8)
+    """
+    value_dim = head_dim if value_dim is None else value_dim
+    sizes = {"length": length, "head_dim": head_dim, "value_dim": value_dim}
+    one = resolve(fn).start(**sizes, dtype=dtype)
+    shared = (batch, num_heads)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shared, *jnp.shape(x))), one)
+
+
+def multi_head_step(
+    fn: str | Callable[..., jax.Array] | Variant,
+) -> Callable[..., tuple[Any, jax.Array]]:
+    """Lifts a variant's `step` from one head of one example to whole arrays.
+
+    Args:
+      fn: variant with a `step`, function or name, as for `multi_head`.
+
+    Returns:
+      `f(state, position, query[B, N, H], key[B, N, H], value[B, N, V], *, params=None,
+      rng=None) -> (state, out[B, N, V])`, with the position int32 [], params and rng as
+      for `multi_head`, whose row at that position it gives.
+
+    Raises:
+      ValueError: if the variant has no `step`.
+
+    >>> state, x = multi_head_state("linear", 2, 4, length=9, head_dim=8), jnp.ones(8)
+    >>> x = jnp.broadcast_to(x, (2, 4, 8))
+    >>> multi_head_step("linear")(state, jnp.int32(0), x, x, x)[1].shape
+    (2, 4, 8)
+    """
+    variant = resolve(fn)
+    require(variant, "step")
+
+    def mapped(
+        state: Any,
+        position: jax.Array,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        params: Any = None,
+        rng: jax.Array | None = None,
+    ) -> tuple[Any, jax.Array]:
+        draws = variant.stochastic and rng is not None
+        rngs = jax.random.split(rng, query.shape[1]) if draws else None
+
+        def one(state: Any, tokens: Any, params: Any, rng: Any) -> Any:
+            return variant.advance(
+                state, position=position, **tokens, params=params, rng=rng
+            )
+
+        heads = jax.vmap(one, in_axes=(0, 0, 0, 0))
+        tokens = {"query": query, "key": key, "value": value}
+        return jax.vmap(heads, in_axes=(0, 0, None, None))(state, tokens, params, rngs)
+
+    return mapped

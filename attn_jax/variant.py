@@ -1,16 +1,42 @@
-"""The record of an attention variant, and the names of what it may claim."""
+"""What a variant is, how options bind to it, and how a name or a file becomes one.
+
+A variant is one pure function on one head of one example, and a record of what no
+signature can say. `Variant.bind` is the one place where options are checked. Adding a
+built-in variant is one function in its family's file and one row in `attn_jax/zoo.py`;
+one of your own needs neither: name it as `path/file.py:function`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import hashlib
+import importlib.util
 import inspect
+import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-__all__ = ["ARGUMENTS", "CAPABILITIES", "Bound", "Variant", "read_flags"]
+__all__ = [
+    "ARGUMENTS",
+    "CAPABILITIES",
+    "VARIANTS",
+    "Bound",
+    "Variant",
+    "companions",
+    "load",
+    "read_flags",
+    "require",
+    "resolve",
+    "variants_with",
+]
+
+VARIANTS: dict[str, Variant] = {}
+"""All built-in variants by name: the rows of `attn_jax.zoo`."""
 
 CAPABILITIES: tuple[str, ...] = (
     "bias",
@@ -31,6 +57,19 @@ ARGUMENTS: dict[str, str] = {
     "dropout": "dropout_rate",
 }
 """The argument of a function that shows a capability, where one does."""
+
+
+# What to say when a capability is asked for that a variant lacks.
+_WHAT = {
+    "bias": "`bias`",
+    "mask": "an arbitrary [T, S] `mask`",
+    "key_mask": "`key_mask`",
+    "causal": "`is_causal=True`",
+    "cross": "T ≠ S (as many queries as keys are needed)",
+    "value_dim": "V ≠ H (values of another size than queries)",
+    "dropout": "dropout on the attention weights",
+    "step": "one token at a time: it has no `step`",
+}
 
 
 def read_flags(fn: Callable[..., Any]) -> dict[str, bool]:
@@ -69,14 +108,28 @@ def read_flags(fn: Callable[..., Any]) -> dict[str, bool]:
     return flags
 
 
-def _init_options(init: Callable[..., Any]) -> tuple[str, ...]:
-    """What an `init` takes beside `rng` and `head_dim`."""
-    return tuple(inspect.signature(init).parameters)[2:]
+def _names(fn: Callable[..., Any] | None) -> list[str]:
+    """Names of a function's arguments."""
+    return [] if fn is None else list(inspect.signature(fn).parameters)
 
 
 # What only the caller has, so no option; but `functools.partial` may bind it as well.
 _OPERANDS = ("query", "key", "value")
 _CARRIED = ("bias", "mask", "key_mask", "params", "rng", "dropout_rng", "dropout_rate")
+
+# What stands beside a function, under its name and an underscore: `linformer_init`.
+_COMPANIONS = ("init", "update", "step", "init_state")
+
+
+def companions(name: str, module: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """What a module has for a function of that name, by the fields of `Variant`.
+
+    >>> from attn_jax.attention import routing_attention
+    >>> sorted(companions("routing", vars(routing_attention)))
+    ['init', 'update']
+    """
+    found = {part: module.get(f"{name}_{part}") for part in _COMPANIONS}
+    return {part: fn for part, fn in found.items() if fn is not None}
 
 
 class Bound(functools.partial):
@@ -134,6 +187,12 @@ def _keywords(fn: Callable[..., Any] | None) -> dict[str, Any]:
     return dict(fn.keywords) if isinstance(fn, functools.partial) else {}
 
 
+def _taken(fn: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the given a function takes by name, less what is None."""
+    takes = _names(fn)
+    return {k: x for k, x in given.items() if k in takes and x is not None}
+
+
 _READ: Any = None  # a flag that is not said: the function's signature says it
 
 
@@ -183,6 +242,13 @@ class Variant:
         end, with `key_mask` where some are padding (then T = S). The leaves of `params`
         that it returns are state, not parameters: layers keep them apart, apply it in
         training calls, and nothing decays them. None if nothing is learnt so.
+      step: `step(state, query[H], key[H], value[V], ...) -> (state, out[V])`: one token
+        of one head, equal to a row of `fn` where it is causal. It takes by name what
+        else it needs: `position` (int32 [], tokens before), `params`, `rng`, and
+        options of `fn`. None if there is none.
+      init_state: `init_state(...) -> state` before any token; takes by name what it
+        needs of `length` (how many tokens there must be room for), `head_dim`,
+        `value_dim`, `dtype`, and options of `fn`.
       trial: options of `fn` or `init` that make short sequences show all that it does,
         such as a small block; `attn_jax.testing` tries it with them, and measures its
         cost without.
@@ -198,8 +264,8 @@ class Variant:
     mask: bool = _READ
     key_mask: bool = _READ
     causal: bool = _READ
-    cross: bool = False
-    value_dim: bool = False
+    cross: bool = True
+    value_dim: bool = True
     dropout: bool = _READ
     exact: bool = False
     time: str = "unknown"
@@ -212,6 +278,8 @@ class Variant:
     equivariant: bool = False
     approximates: Callable[..., jax.Array] | None = None
     update: Callable[..., Mapping[str, Any]] | None = None
+    step: Callable[..., tuple[Any, jax.Array]] | None = None
+    init_state: Callable[..., Any] | None = None
     knob: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
     trial: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -261,29 +329,24 @@ class Variant:
         >>> near.name, near.mask, near.bind(right=0).options
         ('truncated(left=3, right=2)', True, {'left': 3, 'right': 0})
         """
-        of_fn = list(inspect.signature(self.fn).parameters)
-        of_init = [] if self.init is None else list(_init_options(self.init))
-        for name in options:
-            if name in _OPERANDS or name not in (*of_fn, *of_init):
-                known = [n for n in of_fn if n not in (*_OPERANDS, *_CARRIED)]
-                known += [n for n in of_init if n not in known]
-                raise TypeError(
-                    f"attention variant {self.name!r} takes no option `{name}`; "
-                    f"it takes: {', '.join(known) or 'none'}."
-                )
+        if "is_causal" in options and "is_causal" not in _names(self.fn):
+            if options.pop("is_causal"):
+                require(self, "causal")
+        if not options:
+            return self
+        self._known(options, self._takes("fn") + self._takes("init"))
         if options.get("dropout_rate"):
             raise TypeError(
                 "`dropout_rate` is no option to bind: give it to the Flax layer, which "
                 "also says when dropout is on, or at the call of `multi_head`."
             )
         changes: dict[str, Any] = {
-            "fn": _bound(self.fn, {k: x for k, x in options.items() if k in of_fn}),
             "trial": {k: x for k, x in self.trial.items() if k not in options},
         }
-        to_init = {k: x for k, x in options.items() if k in of_init}
-        if to_init:
-            assert self.init is not None
-            changes["init"] = _bound(self.init, to_init)
+        for part in ("fn", "init", "step", "init_state", "approximates"):
+            taken = {k: x for k, x in options.items() if k in self._takes(part)}
+            if taken:
+                changes[part] = _bound(getattr(self, part), taken)
         for flag in ("bias", "mask", "key_mask"):
             if flag in options:
                 changes |= {flag: False, "exact": False, "equivariant": False}
@@ -295,17 +358,350 @@ class Variant:
             changes["dropout"] = False
         if "params" in options:
             changes |= {"init": None, "update": None}
-        if self.approximates is not None:
-            takes = inspect.signature(self.approximates).parameters
-            shared = {k: x for k, x in options.items() if k in takes}
-            if shared:
-                changes["approximates"] = _bound(self.approximates, shared)
         stem = self.name.removesuffix(f"({_told(self.options)})")
         bound = dataclasses.replace(self, **changes)
-        if not bound.options:
-            return self
         return dataclasses.replace(bound, name=f"{stem}({_told(bound.options)})")
+
+    def fit(self, **options: Any) -> Variant:
+        """The variant with those of the options bound that it takes and has not bound.
+
+        For what is known of all variants alike, such as `max_length`, the longest
+        sequence: it is bound where an `init` takes it, and says nothing to others.
+
+        >>> from attn_jax import VARIANTS
+        >>> VARIANTS["linformer"].fit(max_length=9, block_size=2).options
+        {'max_length': 9}
+        """
+        bound = self.options
+        taken = [k for k in options if self.takes(k) and k not in bound]
+        return self.bind(**{k: options[k] for k in taken})
+
+    def takes(self, option: str) -> bool:
+        """Whether its function or its `init` takes an option of that name."""
+        return option in (*self._takes("fn"), *self._takes("init"))
+
+    def asked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of one call of its function, less those that ask for nothing.
+
+        Raises:
+          ValueError: if it cannot be causal or drop weights and is asked to.
+          TypeError: if its function takes no such option.
+        """
+        for name, capability in (("is_causal", "causal"), ("dropout_rate", "dropout")):
+            if options.get(name):
+                require(self, capability)
+        takes, kept = self._takes("fn"), dict(options)
+        for name in ("is_causal", "dropout_rate"):
+            # Where it is causal by a bound option, it is so whatever a layer says.
+            if name not in takes or (name == "is_causal" and self.options.get(name)):
+                if not kept.get(name):
+                    kept.pop(name, None)
+        if "scale" not in takes and kept.get("scale") is None:
+            kept.pop("scale", None)
+        self._known(kept, takes)
+        return kept
+
+    def make(self, rng: jax.Array, head_dim: int, **options: Any) -> Any:
+        """Parameters of one head by `init`, with options of it; None without any.
+
+        Raises:
+          ValueError: if its function takes `params` and nothing makes them.
+          TypeError: if its `init` takes no such option.
+        """
+        if self.init is None and "params" in {*_names(self.fn)} - self.options.keys():
+            raise ValueError(
+                f"attention variant {self.name!r} takes `params` but has no `init`; "
+                "put `<function>_init(rng, head_dim)` beside it in the file, or give "
+                "`Variant(init=...)`."
+            )
+        self._known(options, self._takes("init"), "`init`")
+        return None if self.init is None else self.init(rng, head_dim, **options)
+
+    def start(self, **given: Any) -> Any:
+        """The state of one head before any token.
+
+        Args:
+          **given: `length`, `head_dim`, `value_dim` and `dtype`.
+        """
+        require(self, "step")
+        assert self.init_state is not None
+        return self.init_state(**_taken(self.init_state, given))
+
+    def advance(self, state: Any, **given: Any) -> tuple[Any, jax.Array]:
+        """One token of one head by `step`.
+
+        Args:
+          state: of `start`, or of the token before.
+          **given: `query` [H], `key` [H], `value` [V], `position`; `params` and `rng`
+            of the head, or None.
+
+        Returns:
+          The new state, and the output [V].
+        """
+        require(self, "step")
+        assert self.step is not None
+        return self.step(state, **_taken(self.step, given))
+
+    def _takes(self, part: str) -> list[str]:
+        """The options that one of its functions takes, with what is carried."""
+        if part == "init":
+            return _names(self.init)[2:]
+        return [n for n in _names(getattr(self, part)) if n not in _OPERANDS]
+
+    def _known(
+        self, options: Mapping[str, Any], known: list[str], part: str = ""
+    ) -> None:
+        """Raises for an option that is not among the known ones."""
+        for name in options:
+            if name not in known:
+                told = dict.fromkeys(n for n in known if n not in _CARRIED)
+                raise TypeError(
+                    f"attention variant {self.name!r} takes no option `{name}`"
+                    f"{part and f' of {part}'}; it takes: {', '.join(told) or 'none'}."
+                )
 
     def capabilities(self) -> dict[str, bool]:
         """What the variant can do, by the names in `CAPABILITIES`."""
         return {name: getattr(self, name) for name in CAPABILITIES}
+
+
+def variants_with(capability: str) -> list[str]:
+    """Names of the built-in variants that have a capability.
+
+    Args:
+      capability: one of `CAPABILITIES`, or "step".
+
+    Returns:
+      Sorted names.
+
+    Raises:
+      ValueError: if there is no such capability.
+
+    >>> "dot_product" in variants_with("mask")
+    True
+    """
+    known = [*CAPABILITIES, "step"]
+    if capability not in known:
+        raise ValueError(f"`capability` must be one of {known}, but is {capability!r}.")
+    return sorted(name for name, v in VARIANTS.items() if getattr(v, capability))
+
+
+def require(variant: Variant, capability: str) -> None:
+    """Raises if a variant lacks a capability, and names those that have it.
+
+    Args:
+      variant: the variant that is asked.
+      capability: one of `CAPABILITIES`, or "step".
+
+    Raises:
+      ValueError: if the variant cannot do it.
+
+    >>> require(VARIANTS["dot_product"], "mask")
+    """
+    able = variants_with(capability)
+    if getattr(variant, capability):
+        return
+    if any(variant.base is row.base for row in VARIANTS.values()):
+        advice = ""
+    elif capability == "dropout" and "dropout_rate" in _names(variant.fn):
+        advice = (
+            " Your function needs `rng` also without dropout, so it does not say what "
+            "draws what: it gains dropout by a key of its own, `dropout_rng=None`."
+        )
+    elif capability in ARGUMENTS:
+        advice = f" Your function gains it by an argument `{ARGUMENTS[capability]}`."
+    elif capability == "step":
+        advice = " Put `<function>_step` and `<function>_init_state` beside yours."
+    else:
+        advice = f" Set `{capability}=True` in its `Variant` if it can."
+    raise ValueError(
+        f"attention variant {variant.name!r} cannot honour {_WHAT[capability]}; "
+        f"variants that can: {', '.join(able)}.{advice}"
+    )
+
+
+def _signature(fn: Callable[..., Any], name: str) -> inspect.Signature:
+    """Reads a function's signature and checks that it keeps the contract."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"attention function {name!r} has no readable signature; wrap it in a "
+            "`def fn(query, key, value, ...)` of your own."
+        ) from None
+    parameters = signature.parameters
+    for parameter in parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(
+                f"attention function {name!r} takes `{parameter}`, so what it can "
+                "honour cannot be read from its signature; name its arguments."
+            )
+    if list(parameters)[:3] != ["query", "key", "value"]:
+        raise ValueError(
+            f"attention function {name!r} must begin with the arguments (query, key, "
+            f"value), but its signature is {signature}."
+        )
+    return signature
+
+
+def _from_callable(fn: Callable[..., Any]) -> Variant:
+    """The record of a function: its row in the table, or one from its signature.
+
+    Options that `functools.partial` binds to it are bound to the record. Of the rows of
+    one function, the one counts that has most of them.
+    """
+    base, args, bound = fn, (), {}
+    if isinstance(fn, functools.partial):
+        base, args, bound = fn.func, fn.args, fn.keywords
+    rows = [
+        row
+        for row in VARIANTS.values()
+        if row.base is base
+        and all(_same(x, bound.get(k, _READ)) for k, x in _keywords(row.fn).items())
+    ]
+    if rows and not args:
+        row = max(rows, key=lambda row: len(row.options))
+        return row.bind(**{k: x for k, x in bound.items() if k not in row.options})
+    if rows:
+        raise ValueError(
+            f"{fn!r} binds {len(args)} of the arguments of {rows[0].name!r} by their "
+            "place; bind options by name, as in functools.partial(fn, scale=1.0), and "
+            "leave query, key and value to the call."
+        )
+    if isinstance(fn, functools.partial) and not args:
+        return _from_callable(base).bind(**bound)
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    _signature(fn, name)
+    document = (inspect.getdoc(fn) or "").split("\n")[0]
+    return Variant(name=name, fn=fn, summary=document or "a function of yours")
+
+
+@functools.lru_cache(maxsize=64)
+def _load_module(path: pathlib.Path, content_hash: str) -> Any:
+    """Imports a file as a module; the same content gives the same module."""
+    name = f"attn_jax_user_{path.stem}_{content_hash[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file; name it `file.py:function`.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.parent)
+    sys.path.insert(0, folder)  # as `python file.py` has it, for the file's neighbours
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(
+            f"{path} fails on import with {type(error).__name__}: {error}. "
+            f"`python {path}` shows where."
+        ) from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    return module
+
+
+def load(spec: str) -> Any:
+    """What `path/file.py:name` names.
+
+    Args:
+      spec: a file's path, a colon, and the name of something in it.
+
+    Returns:
+      It.
+
+    Raises:
+      ValueError: if there is no such file or name, or if the file fails on import.
+    """
+    return _load(spec)[0]
+
+
+def _load(spec: str) -> tuple[Any, Any]:
+    """What `path/file.py:name` names, and the module it stands in."""
+    file, _, attribute = spec.rpartition(":")
+    path = pathlib.Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(
+            f"no such file: {file!r} (looked for {path}), from attention {spec!r}."
+        )
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
+    module = _load_module(path, digest)
+    found = getattr(module, attribute, None)
+    if not (callable(found) or isinstance(found, Variant)):
+        public = sorted(
+            name
+            for name, found in vars(module).items()
+            if inspect.isfunction(found) and not name.startswith("_")
+        )
+        raise ValueError(
+            f"no function {attribute!r} in {file}; it has: {', '.join(public) or '-'}."
+        )
+    return found, module
+
+
+def _from_file(spec: str) -> Variant:
+    """Resolves `path/file.py:function`."""
+    fn, module = _load(spec)
+    if isinstance(fn, Variant):
+        return fn
+    beside = companions(spec.rpartition(":")[2], vars(module))
+    return dataclasses.replace(_from_callable(fn), name=spec, **beside)
+
+
+def resolve(spec: str | Callable[..., Any] | Variant) -> Variant:
+    """Turns a name, a `path/file.py:function`, a function or a record into a record.
+
+    The capabilities of a function of your own are read from its signature: it can
+    honour what it takes by name. A built-in one has its row, also where
+    `functools.partial` binds options to it (see `Variant.bind`). What else a `Variant`
+    has, a file has beside its function: `<function>_init(rng, head_dim)` makes its
+    parameters, `<function>_update` moves those that are untrained state,
+    `<function>_step` and `<function>_init_state` generate. A file may also hold a
+    `Variant`.
+
+    A file may import its neighbours at its top (their folder is on `sys.path` while it
+    is imported, and no longer). Only the named file itself is watched: its content,
+    not that of its neighbours, is what experiments hash, and what makes `resolve` read
+    it again. A neighbour is imported once a process, under its plain name, so keep
+    what changes the numbers in the named file.
+
+    Args:
+      spec: name in `VARIANTS`, `path/file.py:function`, function, or `Variant`.
+
+    Returns:
+      The record.
+
+    Raises:
+      ValueError: if there is no such variant, file or function, if the file fails on
+        import, or if the function does not keep the contract.
+      TypeError: if `spec` is of another kind.
+
+    >>> resolve("dot_product").exact
+    True
+    >>> resolve(lambda query, key, value, bias=None: value).bias
+    True
+    >>> resolve(functools.partial(VARIANTS["linear"].fn, chunk_size=8)).equivariant
+    True
+    """
+    if isinstance(spec, Variant):
+        return spec
+    if isinstance(spec, str):
+        if spec in VARIANTS:
+            return VARIANTS[spec]
+        if ":" in spec:
+            return _from_file(spec)
+        close = difflib.get_close_matches(spec, VARIANTS, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            f"unknown attention variant {spec!r}.{hint} Known: "
+            f"{', '.join(sorted(VARIANTS))}; a function of your own is named "
+            "`path/file.py:function`."
+        )
+    if callable(spec):
+        return _from_callable(spec)
+    raise TypeError(
+        "`spec` must be a variant's name, 'path/file.py:function', a function or a "
+        f"Variant, but is {type(spec).__name__}."
+    )

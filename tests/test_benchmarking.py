@@ -189,7 +189,7 @@ def test_what_would_not_fit_is_not_run(capsys, monkeypatch):
         ("claims_causal", ["--causal"], "takes no option `is_causal`"),
         ("broken", [], "RuntimeError: out of order"),
         ("absent", [], "no function 'absent'"),
-        ("scored", ["--option", "shape=1"], "takes an option 'shape'; they take:"),
+        ("scored", ["--option", "shape=1"], "takes an option 'shape'"),
         ("mean", ["--heads", "0"], "`heads` must be at least 1, but is 0"),
         ("mean", ["--figure", "/no/such/folder/f.png"], "no such folder"),
     ],

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from attn_jax import masks
+from attn_jax import masks, zoo
 from attn_jax.attention import _checks
 from attn_jax.attention._scores import score_dtype
 from attn_jax.attention.linear_attention import attend_features
 from attn_jax.testing import assert_conforms
-from attn_jax.variants import Variant
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def test_every_claim_holds(name):
 def test_the_example_of_contributing_is_all_that_a_variant_takes():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     function, row = re.findall(
-        r"```python\n((?:def efficient|    Variant).*?)```", text, re.S
+        r"```python\n((?:def efficient|    _row).*?)```", text, re.S
     )
     names = dict(
         jax=jax,
@@ -38,10 +38,8 @@ def test_the_example_of_contributing_is_all_that_a_variant_takes():
         attend_features=attend_features,
     )
     exec(compile(function, "CONTRIBUTING.md", "exec"), names)
-    names["linear_attention"] = type(
-        "linear", (), {"efficient": staticmethod(names["efficient"])}
-    )
-    (variant,) = eval(f"({row})", {**names, "Variant": Variant})
+    names["attention"] = types.SimpleNamespace(efficient=names["efficient"])
+    (variant,) = eval(f"({row})", {**names, "_row": zoo._row})
     assert_conforms(variant)
     # And it is what it says: a softmax over channels, with a float64 sum by hand.
     q, k, v = (jax.random.normal(jax.random.key(i), (5, 4)) for i in range(3))

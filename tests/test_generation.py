@@ -11,16 +11,23 @@ import pytest
 from flax import nnx
 
 from attn_jax import (
-    cache_state,
-    cache_step,
     dot_product,
     generate,
     generate_uncached,
-    generation,
     multi_head,
-    reformer,
+    multi_head_state,
+    multi_head_step,
+    resolve,
     sample_symbols,
 )
+from attn_jax.attention import (
+    cache_state,
+    cache_step,
+    reformer,
+    reformer_init_state,
+    reformer_step,
+)
+from attn_jax.generation import _generate
 from attn_jax.nn.decoder import Decoder, decoder_functions
 
 SYMBOLS = 7
@@ -71,10 +78,10 @@ def test_cached_and_uncached_draw_the_same_tokens(params, given):
 
 def test_the_program_is_compiled_once(params):
     prompt = jnp.zeros((2, 2), jnp.int32)
-    before = generation._generate._cache_size()
+    before = _generate._cache_size()
     for seed in range(3):
         generate(params, prompt, 3, jax.random.key(seed), step=_step, init=_init)
-    assert generation._generate._cache_size() == before + 1
+    assert _generate._cache_size() == before + 1
 
 
 def test_sample_symbols():
@@ -162,9 +169,10 @@ def test_a_cache_computes_the_rows_of_softmax_attention(dtype, tolerance):
     q, k, v = (3 * jax.random.normal(key, (2, 11, 3, 4)) for key in keys)
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     whole = multi_head(dot_product)(q, k, v, is_causal=True)
-    cache = cache_state(11, 4, 4, batch=(2, 3), block_size=4, dtype=dtype)
-    assert cache.key.shape == (3, 2, 3, 4, 4)
-    step = jax.jit(cache_step)
+    assert cache_state(11, 4, 4, block_size=4).key.shape == (3, 4, 4)
+    variant = resolve("dot_product").bind(scale=0.5)
+    cache = multi_head_state(variant, 2, 3, length=11, head_dim=4, dtype=dtype)
+    step = jax.jit(multi_head_step(variant))
     for t in range(11):
         cache, out = step(cache, jnp.int32(t), q[:, t], k[:, t], v[:, t])
         assert out.dtype == dtype
@@ -183,7 +191,7 @@ def test_what_is_beyond_the_position_is_not_read():
     poisoned = jax.tree.map(lambda leaf: leaf.at[0, 2].set(1e9), cache)
     poisoned = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), poisoned)
     np.testing.assert_array_equal(cache_step(poisoned, jnp.int32(1), x, x, x)[1], clean)
-    with pytest.raises(ValueError, match="`value` must have the shape"):
+    with pytest.raises(ValueError, match="`value` must have shape"):
         cache_step(cache, jnp.int32(0), x, x, jnp.ones(5))
 
 
@@ -196,11 +204,11 @@ def test_a_hash_cache_computes_the_rows_of_reformer():
     whole = jax.jit(
         lambda q, k, v: reformer(q, k, v, is_causal=True, **options, **sizes)
     )(q, k, v)
-    cache = generation.hash_state(length, 4, 4, **sizes)
+    cache = reformer_init_state(length, 4, 4, **sizes)
 
     @jax.jit
     def step(cache, t, q, k, v):
-        return generation.hash_step(cache, t, q, k, v, **options)
+        return reformer_step(cache, t, q, k, v, **options)
 
     for t in range(length):
         cache, out = step(cache, jnp.int32(t), q[t], k[t], v[t])
@@ -218,7 +226,7 @@ def _decoder(mixer, length):
 def _memory(mixer, steps, length=2048):
     functions, params = _decoder(mixer, length)
     prompt = jnp.zeros((2, 1), jnp.int32)
-    compiled = generation._generate.lower(
+    compiled = _generate.lower(
         params,
         prompt,
         jax.random.key(0),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax import generation, inputs, masks, positions
+from attn_jax import attention, inputs, masks, positions
 from attn_jax.attention import _checks
 from attn_jax.attention.convolution import quadratic
 from attn_jax.attention.graph import graph_attention, unique_edges
@@ -112,9 +112,9 @@ def _step_at(step, state):
     return call
 
 
-CACHE = generation.cache_state(260, 4, 4)
-HASHES = generation.hash_state(260, 4, 4, num_buckets=2, num_rounds=1)
-hash_step = functools.partial(generation.hash_step, rng=jax.random.key(0))
+CACHE = attention.cache_state(260, 4, 4)
+HASHES = attention.reformer_init_state(260, 4, 4, num_buckets=2, num_rounds=1)
+hash_step = functools.partial(attention.reformer_step, rng=jax.random.key(0))
 
 
 class Case(NamedTuple):
@@ -181,7 +181,7 @@ CASES = {
         [0, -1],
         [0, 1],
     ),
-    "cache_step": Case(_step_at(generation.cache_step, CACHE), [100], [261], [1]),
+    "cache_step": Case(_step_at(attention.cache_step, CACHE), [100], [261], [1]),
     "hash_step": Case(_step_at(hash_step, HASHES), [100], [-1], [1]),
     "IdInput": Case(
         lambda i: IdInput((MANY, 9), 4, rngs=nnx.Rngs(0))(i.reshape(1, 2, 2))[0],

@@ -12,7 +12,7 @@ from flax import linen, nnx
 
 from attn_jax.multihead import multi_head
 from attn_jax.nn.attention_fn import as_attention_fn, as_linen_attention_fn
-from attn_jax.variants import VARIANTS, resolve
+from attn_jax.variant import VARIANTS, resolve
 
 BATCH, LENGTH, HEADS, DIM = 2, 11, 2, 16
 HEAD_DIM = DIM // HEADS

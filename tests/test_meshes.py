@@ -20,20 +20,14 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from attn_jax import (
-    clusterformer_update,
-    dot_product_attention,
-    generate,
-    generate_uncached,
-    linear_recurrent,
-    truncated,
-)
-from attn_jax.nn.decoder import MIXERS, Decoder, decoder_functions
+from attn_jax import dot_product_attention, generate, generate_uncached
+from attn_jax.attention import clusterformer_update, linear_recurrent, truncated
+from attn_jax.nn.decoder import Decoder, decoder_functions
 from attn_jax.nn.encoder import Encoder
 from attn_jax.nn.streaming import stream
 from attn_jax.positions import floater, floater_init
 from attn_jax.testing import assert_conforms
-from attn_jax.variants import VARIANTS
+from attn_jax.variant import VARIANTS, resolve, variants_with
 from experiments.graphs.model import Edges, GraphEncoder
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -72,12 +66,13 @@ def test_default_attention_takes_local_parts(length):
     assert [grad.shape for grad in grads] == [x.shape, key.shape, key.shape, bias.shape]
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", [*variants_with("step"), "lstm"])
 def test_decoders_generate_on_local_prompts(mixer):
-    options = {"reformer": dict(num_buckets=2, num_rounds=1, chunk_size=4)}
+    if mixer == "reformer":
+        mixer = resolve(mixer).bind(num_buckets=2, num_rounds=1, chunk_size=4)
     decoder = Decoder(
         7, 7, mixer=mixer, dim=8, depth=1, num_heads=2, max_length=8,
-        options=options.get(mixer), rngs=nnx.Rngs(0),
+        rngs=nnx.Rngs(0),
     )  # fmt: skip
     functions, params = decoder_functions(decoder)
     prompt = jax.ShapeDtypeStruct((4, 3), jnp.int32)
@@ -136,7 +131,7 @@ def test_streams_graphs_and_other_loops_take_local_parts():
 # A program on 2 × 2 devices, in a process of its own: what each variant's forward and
 # backward pass need to bring from one device to another.
 COLLECTIVES = """
-import inspect, json, re
+import functools, json, re
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -144,7 +139,7 @@ import attn_jax
 from attn_jax import as_attention_fn, dot_product_attention, multi_head, multihead
 from attn_jax.testing import Trial
 from attn_jax.testing.trial import joined, split_moving
-from attn_jax.variants import VARIANTS
+from attn_jax.variant import VARIANTS
 
 jax.config.update("jax_disable_most_optimizations", True)
 # Short sequences, for which loops would be chosen all the same.
@@ -171,7 +166,8 @@ def collectives(fn, arrays):
 x = shaped(np.zeros((4, 20, 4, 8), np.float32), "data", None, "model")
 found = {}
 for name, variant in VARIANTS.items():
-    trial = Trial(variant, dict(variant.trial))
+    variant = variant.bind(**variant.trial)
+    trial = Trial(variant)
     arrays = trial.full(trial.inputs(20, 20, 8))
     arrays |= dict(query=x, key=x, value=x)
     if variant.key_mask:
@@ -181,10 +177,8 @@ for name, variant in VARIANTS.items():
             lambda leaf: shaped(np.broadcast_to(leaf, (4, *leaf.shape)), "model"),
             arrays["params"],
         )
-    options = dict(trial._split[0])
-    if variant.causal:
-        options["is_causal"] = True
-    found[name] = collectives(lambda a: multi_head(name)(**a, **options), arrays)
+    attend = functools.partial(multi_head(variant), is_causal=variant.causal)
+    found[name] = collectives(lambda a: attend(**a), arrays)
 
 three = dict(query=x, key=x, value=x)
 found["default"] = collectives(lambda a: dot_product_attention(**a), three)

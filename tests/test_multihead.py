@@ -19,7 +19,7 @@ from attn_jax.attention.blockwise_attention import blockwise
 from attn_jax.attention.softmax import dot_product
 from attn_jax.exact import dot_product_attention
 from attn_jax.multihead import multi_head, multi_head_init
-from attn_jax.variants import VARIANTS, resolve
+from attn_jax.variant import VARIANTS, resolve
 
 B, T, S, N, K, H, V = 2, 5, 7, 4, 2, 8, 3
 

@@ -9,7 +9,7 @@ import pytest
 
 from attn_jax.__main__ import main
 from attn_jax.tools import theorems
-from attn_jax.variants import VARIANTS
+from attn_jax.variant import VARIANTS
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import multi_head
 from attn_jax.nn.attention_fn import as_attention_fn, as_linen_attention_fn
 from attn_jax.testing import assert_conforms, check
-from attn_jax.variants import (
+from attn_jax.variant import (
     ARGUMENTS,
     VARIANTS,
     Variant,
@@ -40,6 +40,12 @@ def scaled(query, key, value, *, params):
 
 def scaled_init(rng, head_dim):
     return {"gain": jnp.ones(())}
+
+def scaled_step(state, query, key, value, *, params):
+    return state, params["gain"] * value
+
+def scaled_init_state():
+    return ()
 
 def greedy(query, key, value, **kwargs):
     return query
@@ -85,9 +91,12 @@ def test_a_function_in_a_file_resolves_with_its_capabilities(file):
 
 
 def test_a_file_may_hold_parameters_or_a_record(file):
-    assert resolve(f"{file}:scaled").init(None, 4)["gain"] == 1.0
+    scaled = resolve(f"{file}:scaled")
+    assert scaled.init(None, 4)["gain"] == 1.0 and scaled.start() == ()
+    out = scaled.advance((), query=1, key=2, value=3, params={"gain": 5})[1]
+    assert out == 15
     file.write_text(
-        SOURCE + "\nfrom attn_jax.variants import Variant\n"
+        SOURCE + "\nfrom attn_jax.variant import Variant\n"
         "record = Variant(name='mine', fn=mean, key_mask=True, time='O(S)')\n"
     )
     assert resolve(f"{file}:record").time == "O(S)"
@@ -109,6 +118,7 @@ def test_callables_of_other_kinds_resolve():
 def _told(variant):
     """What a record says, less its name and functions."""
     functions = ("name", "fn", "init", "trial", "approximates", "arrays", "update")
+    functions += ("step", "init_state")
     return {
         field.name: getattr(variant, field.name)
         for field in dataclasses.fields(variant)
@@ -124,7 +134,7 @@ def test_options_bind_and_the_record_stays(name):
     options |= {"scale": 0.5} if "scale" in takes else {}
     bound = row.bind(**options)
     assert _told(bound) == _told(row) and bound.arrays is row.arrays
-    assert bound.base is row.fn and bound.name.startswith(name)
+    assert bound.base is row.base and bound.name.startswith(name)
     assert (bound.init is None) == (row.init is None)
     assert resolve(functools.partial(row.fn, **options)) == bound
     assert resolve(bound.fn) == bound
@@ -134,7 +144,7 @@ def test_options_bind_and_the_record_stays(name):
         for key, value in options.items():
             again = again.bind(**{key: value})
         assert again == bound and hash(again) == hash(bound)
-        assert bound.name.count("(") >= 1 and bound.name.count(name) == 1
+        assert "(" in bound.name and bound.name.count(name) == 1
     with pytest.raises(
         TypeError, match=f"'{name}' takes no option `no_such`; it takes"
     ):
@@ -298,6 +308,8 @@ def test_require_names_those_that_can():
     mine = resolve(lambda query, key, value: value)
     with pytest.raises(ValueError, match="Your function gains it by .*`is_causal`"):
         require(mine, "causal")
+    with pytest.raises(ValueError, match="Put `<function>_step` and .* beside yours"):
+        mine.start(head_dim=4)
     rigid = dataclasses.replace(mine, cross=False)
     with pytest.raises(ValueError, match="Set `cross=True` in its `Variant`"):
         require(rigid, "cross")
@@ -309,4 +321,5 @@ def test_records_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         VARIANTS["dot_product"].name = "other"
     plain = Variant(name="plain", fn=lambda query, key, value: jnp.zeros(()))
-    assert not any(plain.capabilities().values())
+    able = [name for name, can in plain.capabilities().items() if can]
+    assert able == ["cross", "value_dim"]

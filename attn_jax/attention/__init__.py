@@ -42,6 +42,7 @@ It raises ValueError on a size that is too small, and TypeError on one that is n
 
 from attn_jax.attention.axial_attention import *
 from attn_jax.attention.blockwise_attention import *
+from attn_jax.attention.cache import *
 from attn_jax.attention.clustered_attention import *
 from attn_jax.attention.convolution import *
 from attn_jax.attention.graph import *

@@ -31,7 +31,7 @@ __all__ = [
     "linear",
     "linear_parallel",
     "linear_recurrent",
-    "linear_state",
+    "linear_init_state",
     "linear_step",
 ]
 
@@ -328,26 +328,31 @@ class LinearState(NamedTuple):
     normalizer: jax.Array
 
 
-def linear_state(
-    head_dim: int, value_dim: int, dtype: jax.typing.DTypeLike = jnp.float32
+def linear_init_state(
+    head_dim: int,
+    value_dim: int,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    *,
+    feature_map: FeatureMap = "elu",
 ) -> LinearState:
     """The state of `linear_step` before the first token.
 
     Args:
-      head_dim: number of features M, which is H for the maps in `FEATURE_MAPS`.
+      head_dim: H.
       value_dim: V.
       dtype: dtype of queries, keys and values; the state is float32 or wider.
+      feature_map: as for `linear`.
 
     Returns:
       Zeros: memory [M, V] and normalizer [M].
 
-    >>> linear_state(4, 3).memory.shape
+    >>> linear_init_state(4, 3).memory.shape
     (4, 3)
     """
-    dtype = score_dtype(jnp.dtype(dtype))
-    return LinearState(
-        jnp.zeros((head_dim, value_dim), dtype), jnp.zeros((head_dim,), dtype)
-    )
+    key = jax.ShapeDtypeStruct((1, head_dim), jnp.dtype(dtype))
+    features = jax.eval_shape(lambda x: _features(x, feature_map), key)
+    zeros = jnp.zeros((features.shape[1], value_dim + 1), score_dtype(key.dtype))
+    return LinearState(zeros[:, :-1], zeros[:, -1])
 
 
 def linear_step(
@@ -364,7 +369,8 @@ def linear_step(
     S ← S + φ(k) vᵀ,  z ← z + φ(k),  o = φ(q)ᵀ S / φ(q)·z
 
     Args:
-      state: of all tokens before; `linear_state` makes the first. It keeps its dtype.
+      state: of all tokens before; `linear_init_state` makes the first. It keeps its
+        dtype.
       query: [H].
       key: [H].
       value: [V].
@@ -381,7 +387,7 @@ def linear_step(
     Reference: Katharopoulos et al., 2020, arXiv:2006.16236, equations 16-20.
 
     >>> x = jnp.ones(4)
-    >>> state, out = linear_step(linear_state(4, 1), x, x, jnp.array([3.0]))
+    >>> state, out = linear_step(linear_init_state(4, 1), x, x, jnp.array([3.0]))
     >>> state, out = linear_step(state, x, x, jnp.array([5.0]))
     >>> out.tolist()
     [4.0]
@@ -439,8 +445,8 @@ def linear_recurrent(
             state, query, key, value, key_mask=real, feature_map=feature_map
         )
 
-    num_features = jax.eval_shape(lambda x: _features(x, feature_map), key).shape[1]
-    state = linear_state(num_features, value.shape[1], value.dtype)
+    sizes = key.shape[1], value.shape[1]
+    state = linear_init_state(*sizes, value.dtype, feature_map=feature_map)
     tokens = (query, key, value, key_mask)
     return jax.lax.scan(step, _checks.varying(state, tokens), tokens)[1]
 

@@ -31,7 +31,6 @@ from attn_jax.attention.softmax import dot_product
 __all__ = [
     "orthogonal_features",
     "performer",
-    "performer_relu",
     "rfa",
     "rfa_exact",
     "rfa_gate",
@@ -220,55 +219,6 @@ def performer(
         key_features = jnp.exp(log_scale - top)[:, None] * key_features
         product = query_features @ (key_features.T @ joined)
     return divide_by_ones(product).astype(value.dtype)
-
-
-def performer_relu(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    rng: jax.Array,
-    key_mask: jax.Array | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    num_features: int = 256,
-    orthogonal: bool = True,
-    chunk_size: int = 128,
-) -> jax.Array:
-    """`performer` with the kernel "relu": rectified random projections as features.
-
-    φ_i(x) = max(w_i·x, 0) + 0.001. It approximates no softmax: its kernel, for m → ∞
-    and but for the constant, is |q| |k| (sin θ + (π − θ) cos θ) / 2π at an angle θ.
-
-    Args:
-      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
-      rng: random key, which the directions w are drawn from.
-      num_features: number of random directions, m.
-      orthogonal: whether directions are drawn by `orthogonal_features`.
-      chunk_size: tokens in a chunk of the causal form.
-
-    Reference: Choromanski et al., 2020, arXiv:2009.14794, section 2.2 and the
-    experiments named "Performer-ReLU".
-
-    >>> query, key = jnp.ones((1, 4)), jnp.stack([jnp.ones(4), -jnp.ones(4)])
-    >>> value, rng = jnp.array([[1.0], [3.0]]), jax.random.key(0)
-    >>> out = performer_relu(query, key, value, rng=rng)
-    >>> bool(abs(out[0, 0] - 1) < 0.1)  # opposite directions have nothing in common
-    True
-    """
-    return performer(
-        query,
-        key,
-        value,
-        rng=rng,
-        key_mask=key_mask,
-        scale=scale,
-        is_causal=is_causal,
-        num_features=num_features,
-        kernel="relu",
-        orthogonal=orthogonal,
-        chunk_size=chunk_size,
-    )
 
 
 def _unit(x: jax.Array) -> jax.Array:

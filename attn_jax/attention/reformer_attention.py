@@ -11,14 +11,25 @@ a chunk.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks, _scores
 from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
+from attn_jax.attention.cache import in_room
 from attn_jax.attention.softmax import dot_product
 
-__all__ = ["bucketed", "lsh_buckets", "reformer", "reformer_exact"]
+__all__ = [
+    "HashCache",
+    "bucketed",
+    "lsh_buckets",
+    "reformer",
+    "reformer_exact",
+    "reformer_init_state",
+    "reformer_step",
+]
 
 # Causal chunks are made of tiles; this many rows at least (as `chunk_size` allows) and
 # this many tiles at most.
@@ -360,3 +371,130 @@ def reformer(
         chunk_size=chunk_size,
         own=False,
     )
+
+
+class HashCache(NamedTuple):
+    """What causal `reformer` remembers: all tokens, and how each of them hashed.
+
+    Attributes:
+      key: [L, H], the shared vectors, of length one.
+      value: [L, V].
+      bucket: int32 [R, L], −1 where there is no token yet.
+      tile: int32 [R, L], which tile of its bucket a token is in.
+      counts: int32 [R, n], tokens of each bucket.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    bucket: jax.Array
+    tile: jax.Array
+    counts: jax.Array
+
+
+def reformer_init_state(
+    length: int,
+    head_dim: int,
+    value_dim: int,
+    *,
+    num_buckets: int = 64,
+    num_rounds: int = 4,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> HashCache:
+    """The state of `reformer_step` before the first token.
+
+    Args:
+      length: positions there must be room for, L.
+      head_dim: H.
+      value_dim: V.
+      num_buckets: n.
+      num_rounds: R.
+      dtype: of keys and values.
+
+    >>> reformer_init_state(16, 4, 3, num_buckets=2, num_rounds=1).bucket.shape
+    (1, 16)
+    """
+    return HashCache(
+        jnp.zeros((length, head_dim), dtype),
+        jnp.zeros((length, value_dim), dtype),
+        jnp.full((num_rounds, length), -1, jnp.int32),
+        jnp.zeros((num_rounds, length), jnp.int32),
+        jnp.zeros((num_rounds, num_buckets), jnp.int32),
+    )
+
+
+def reformer_step(
+    cache: HashCache,
+    position: jax.Array,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    rng: jax.Array,
+    scale: float | None = None,
+    chunk_size: int = 64,
+) -> tuple[HashCache, jax.Array]:
+    """One token of causal `reformer`, equal to its row t for the same `rng`.
+
+    The step compares the token's bucket with those of all tokens before, O(t), and so
+    saves no time over a key-value cache; it shows what the parallel form computes.
+
+    Args:
+      cache: of the positions before; `reformer_init_state` makes the first.
+      position: int [], t, below L.
+      query: [H].
+      key: [H].
+      value: [V].
+      rng: random key of the rotations, the same at every step.
+      scale: as for `reformer`.
+      chunk_size: c, as for `reformer`.
+
+    Returns:
+      The new cache, and the output [V] in the dtype of the value.
+
+    Raises:
+      ValueError: if a known position is beyond the room of the cache; a traced one
+        gives NaN.
+      TypeError: if the position is no integer.
+
+    Reference: Kitaev et al., 2020, arXiv:2001.04451, section 2.
+
+    >>> cache = reformer_init_state(2, 4, 1, num_buckets=2, num_rounds=1)
+    >>> x, rng = jnp.ones(4), jax.random.key(0)
+    >>> cache, out = reformer_step(cache, jnp.int32(0), x, x, jnp.array([3.0]), rng=rng)
+    >>> cache, out = reformer_step(cache, jnp.int32(1), x, x, jnp.array([5.0]), rng=rng)
+    >>> out.tolist()  # a token sees itself only where it sees no other
+    [3.0]
+    """
+    length = cache.key.shape[0]
+    rounds, num_buckets = cache.counts.shape
+    tile_size, back = _tiling(chunk_size, chunk_size, True)
+    dtype = score_dtype(query.dtype)
+    scale = 1.0 if scale is None else scale
+    position, (query, key, value) = in_room(position, length, query, key, value)
+    x, unit = (part[0] for part in shared_vector(query[None], key[None], None))
+    bucket = lsh_buckets(x[None], rng, num_buckets=num_buckets, num_rounds=rounds)[:, 0]
+    own = jax.nn.one_hot(bucket, num_buckets, dtype=jnp.int32)
+    tile = (own * cache.counts).sum(axis=-1) // tile_size
+    apart = tile[:, None] - cache.tile
+    visible = (cache.bucket == bucket[:, None]) & (apart >= 0) & (apart <= back)
+    visible = (visible & (jnp.arange(length) < position)[None]).any(axis=0)
+    query = x.astype(query.dtype).astype(dtype)
+    logits = jnp.einsum("h,sh->s", query, cache.key.astype(dtype))
+    logits = jnp.where(visible, logits * jnp.asarray(scale, dtype), MASKED_LOGIT)
+    weights = jnp.where(visible, jnp.exp(logits - logits.max()), 0)
+    mixed = jnp.einsum("s,sv->v", weights, cache.value.astype(dtype))
+    out = _checks.safe_divide(mixed, weights.sum())
+    out = jnp.where(visible.any(), out, value.astype(dtype)).astype(value.dtype)
+
+    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        new = jnp.expand_dims(new.astype(old.dtype), axis)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, position, axis)
+
+    cache = HashCache(
+        put(cache.key, unit, -2),
+        put(cache.value, value, -2),
+        put(cache.bucket, bucket, -1),
+        put(cache.tile, tile, -1),
+        cache.counts + own,
+    )
+    return cache, out

@@ -25,8 +25,6 @@ __all__ = [
     "additive_weights",
     "dot_product",
     "dot_product_weights",
-    "relu_attention",
-    "sigmoid_attention",
 ]
 
 
@@ -109,88 +107,6 @@ def dot_product(
     logits = _scores.product(query, key) * scale
     weights = _scores.weights_of(logits, bias, *pairs, normalize)
     return _scores.mix(weights, value, dropout_rate, rng)
-
-
-def relu_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    *,
-    key_mask: jax.Array | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    dropout_rate: float = 0.0,
-    rng: jax.Array | None = None,
-) -> jax.Array:
-    """Dot-product attention with rectified scores in the place of softmax.
-
-    O = relu(scale · Q Kᵀ + bias) V / n, with n the number of allowed keys.
-
-    Args:
-      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
-
-    Reference: Wortsman et al., 2023, arXiv:2309.08586.
-
-    >>> x = jnp.ones((2, 4))
-    >>> relu_attention(x, x, jnp.array([[1.0], [3.0]])).tolist()
-    [[4.0], [4.0]]
-    """
-    return dot_product(
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        key_mask=key_mask,
-        scale=scale,
-        is_causal=is_causal,
-        normalize="relu",
-        dropout_rate=dropout_rate,
-        rng=rng,
-    )
-
-
-def sigmoid_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    *,
-    key_mask: jax.Array | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    dropout_rate: float = 0.0,
-    rng: jax.Array | None = None,
-) -> jax.Array:
-    """Dot-product attention with an element-wise sigmoid in the place of softmax.
-
-    O = σ(scale · Q Kᵀ + bias − log n) V, with n the number of allowed keys.
-
-    Args:
-      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
-
-    Reference: Ramapuram et al., 2024, arXiv:2409.04431.
-
-    >>> x = jnp.zeros((1, 4))
-    >>> sigmoid_attention(x, x, jnp.array([[2.0]])).tolist()
-    [[1.0]]
-    """
-    return dot_product(
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        key_mask=key_mask,
-        scale=scale,
-        is_causal=is_causal,
-        normalize="sigmoid",
-        dropout_rate=dropout_rate,
-        rng=rng,
-    )
 
 
 def additive_init(

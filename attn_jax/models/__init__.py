@@ -1,35 +1,29 @@
 """Models that two or more experiments use, by name and size.
 
-`build("vit", "mu", ...)` makes a model; `cost(model, ...)` counts its parameters and
-the floating-point operations of its forward pass, so that sizes of different families
-can be compared by a count and not by name.
+`build("vit", "mu", ...)` makes a model; `attn_jax.tools.cost.model_cost` counts what it
+costs, so that sizes of different families can be compared by a count and not by name.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.models.hybrid import Hybrid
-from attn_jax.models.labeller import BODIES, Labeller, labeller_cost
+from attn_jax.models.labeller import BODIES, Labeller
 from attn_jax.models.mlp import Mlp
 from attn_jax.models.resnet import GroupNorm, ResidualBlock, ResNet, StdConv
 from attn_jax.models.vit import ViT, default_patch, patchify
-from attn_jax.tools.cost import count_flops
-from attn_jax.variants import Variant
+from attn_jax.variant import Variant
 
 __all__ = [
     "BODIES",
     "MODELS",
     "SIZES",
-    "Cost",
     "GroupNorm",
     "Hybrid",
     "Labeller",
@@ -39,11 +33,8 @@ __all__ = [
     "StdConv",
     "ViT",
     "build",
-    "cost",
     "default_patch",
-    "labeller_cost",
     "patchify",
-    "sizes_table",
 ]
 
 MODELS: Mapping[str, Callable[..., nnx.Module]] = {
@@ -62,7 +53,8 @@ _ENCODER = {
 
 # Within a size, the families' forward FLOPs are near one another: at 28 x 28 pixels
 # with patch 7 for `mu`, at 32 x 32 with patch 4 for the others. The dearest has at most
-# 1.34 times those of the cheapest for `mu`, 1.15 times for the others (`sizes_table`).
+# 1.34 times those of the cheapest for `mu`, 1.15 times for the others: `sizes_table` of
+# `attn_jax.tools.cost`.
 # `ti`, `s` and `b` of ViT are the published ones; `s` of the ResNet is ResNet-50, `b`
 # is ResNet-50 of double width. `mu_local` costs what `mu` of the ResNet does, but sees
 # 11 pixels where `mu` sees 47. Only `mu` of the MLP is near: it uses each parameter
@@ -129,15 +121,17 @@ def build(
     >>> from flax import nnx
     >>> model = build("vit", "mu", image_shape=(28, 28, 1), num_classes=10,
     ...               rngs=nnx.Rngs(0))
-    >>> cost(model, (28, 28, 1)).params
+    >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     204938
     """
     if model not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}.")
+        raise ValueError(
+            f"`model` must be one of {', '.join(MODELS)}, but is {model!r}."
+        )
     if size not in SIZES[model]:
         raise ValueError(
-            f"size must be one of {', '.join(SIZES[model])} for model {model!r}, got "
-            f"{size!r}."
+            f"`size` must be one of {', '.join(SIZES[model])} for model {model!r}, "
+            f"but is {size!r}."
         )
     kwargs = dict(SIZES[model][size])
     if attention is not None:
@@ -165,56 +159,3 @@ def build(
             )
         kwargs[name] = value
     return make(image_shape, num_classes, dtype=dtype, rngs=rngs, **kwargs)
-
-
-def sizes_table() -> list[dict[str, Any]]:
-    """What every named size costs, at the image size that sizes were chosen for.
-
-    Returns:
-      One dictionary a size: family, size, image_shape, params, flops.
-    """
-    rows = []
-    for model, sizes in SIZES.items():
-        for size in sizes:
-            shape = (28, 28, 1) if size.startswith("mu") else (32, 32, 3)
-            make = functools.partial(
-                build, model, size, image_shape=shape, num_classes=10
-            )
-            abstract = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))
-            row = dict(model=model, size=size, image_shape=shape)
-            rows.append(row | cost(abstract, shape)._asdict())
-    return rows
-
-
-class Cost(NamedTuple):
-    """What a model costs: parameters, and forward FLOPs of one image."""
-
-    params: int
-    flops: int
-
-
-def cost(model: nnx.Module, image_shape: tuple[int, int, int]) -> Cost:
-    """Counts parameters, and the FLOPs of the forward pass of one image.
-
-    FLOPs are those of `attn_jax.tools.cost.count_flops`: a multiply-add is two, the
-    body of a loop counts as often as it runs, and normalisation, softmax and the
-    padding of convolutions are included.
-
-    Args:
-      model: maps images [B, height, width, C] to logits; its arrays may be abstract
-        (`nnx.eval_shape`), nothing is computed.
-      image_shape: (height, width, channels).
-
-    Returns:
-      `Cost(params, flops)`.
-    """
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    params, rest = states
-
-    def forward(params: Any, rest: Any, images: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params, rest)(images)
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    flops = count_flops(forward, params, rest, images).total
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    return Cost(count, flops)

@@ -11,7 +11,7 @@ from flax import nnx
 from attn_jax.models.resnet import GroupNorm, StdConv, _groups
 from attn_jax.nn.encoder import Encoder, add_positions, check_images
 from attn_jax.positions import sinusoidal_2d
-from attn_jax.variants import Variant
+from attn_jax.variant import Variant
 
 
 class Hybrid(nnx.Module):

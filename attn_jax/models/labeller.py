@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +23,18 @@ from flax import nnx
 
 from attn_jax.attention import _checks
 from attn_jax.nn.encoder import Encoder, MlpBlock
-from attn_jax.nn.positional import make_positions, num_parameters
-from attn_jax.tools.cost import count_flops
-from attn_jax.variants import Variant
+from attn_jax.nn.positional import make_positions
+from attn_jax.variant import Variant
 
 __all__ = [
     "BODIES",
     "IdInput",
     "Labeller",
-    "LabellerCost",
     "RecurrentBody",
     "TransformerBody",
     "VectorInput",
     "WindowBody",
     "ConvolutionBody",
-    "labeller_cost",
 ]
 
 DType = jax.typing.DTypeLike
@@ -575,58 +572,3 @@ class Labeller(nnx.Module):
             count = jnp.maximum(key_mask.sum(axis=1, keepdims=True), 1)
             x = _where_real(x, key_mask).sum(axis=1) / count.astype(x.dtype)
         return self.head(x)
-
-
-class LabellerCost(NamedTuple):
-    """What a labeller costs: parameters by part, and forward FLOPs of one vector."""
-
-    params: int
-    input_params: int
-    position_params: int
-    flops: float
-
-
-def labeller_cost(
-    model: Labeller, inputs: int | Sequence[int], length: int
-) -> LabellerCost:
-    """Counts parameters, and the FLOPs of one sequence, over its length.
-
-    Args:
-      model: its arrays may be abstract (`nnx.eval_shape`), nothing is computed.
-      inputs: as given to `Labeller`.
-      length: T of the sequence.
-
-    Returns:
-      Parameters in all, of the input layer and of the positions, and the FLOPs of the
-      forward pass of one sequence (see `attn_jax.tools.cost`), divided by T.
-
-    >>> from flax import nnx
-    >>> model = Labeller(40, 6, body="window", dim=8, depth=1, mlp_dim=16,
-    ...                  max_length=9, rngs=nnx.Rngs(0))
-    >>> labeller_cost(model, 40, 9).input_params
-    328
-    """
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    params: Any
-    params, rest = states
-
-    def forward(params: Any, rest: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params, rest)(x, mask)
-
-    vectors = isinstance(inputs, int | np.integer)
-    size = inputs if isinstance(inputs, int | np.integer) else len(inputs)
-    x = jax.ShapeDtypeStruct((1, length, size), jnp.float32 if vectors else jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
-    flops = count_flops(forward, params, rest, x, mask).total
-
-    def count(tree: Any) -> int:
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-    position_params = 0
-    if isinstance(model.body, TransformerBody):
-        positions = model.body.encoder.positions
-        assert positions is not None  # TransformerBody always has some
-        position_params = num_parameters(positions)
-    return LabellerCost(
-        count(params), count(params["input"]), position_params, flops / length
-    )

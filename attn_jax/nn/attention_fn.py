@@ -43,7 +43,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
@@ -54,7 +53,6 @@ from flax import linen, nnx
 from flax.errors import TraceContextError
 from jax.typing import DTypeLike
 
-from attn_jax.attention import _checks
 from attn_jax.attention._scores import score_dtype
 from attn_jax.attention.softmax import dot_product
 from attn_jax.exact import Implementation, dot_product_attention
@@ -65,7 +63,13 @@ from attn_jax.multihead import (
     multi_head_update,
     state_leaves,
 )
-from attn_jax.variants import Variant, require, resolve
+from attn_jax.nn._operands import (
+    bool_mask,
+    check_unambiguous,
+    to_4d,
+    with_precision,
+)
+from attn_jax.variant import Variant, require, resolve
 
 __all__ = [
     "AttentionFn",
@@ -77,15 +81,7 @@ __all__ = [
     "training",
 ]
 
-Options = tuple[tuple[str, Any], ...]
 VariantLike = str | Callable[..., jax.Array] | Variant
-
-# Arguments of a variant that the layer supplies at every call.
-_SUPPLIED = (
-    *("query", "key", "value", "bias", "mask", "key_mask", "params"),
-    *("rng", "dropout_rng"),
-)
-
 
 _STATE = "attention_state"  # the collection of untrained state in linen
 
@@ -123,37 +119,7 @@ class AttentionState(nnx.Variable):
     """
 
 
-def _checked_options(variant: Variant, options: Mapping[str, Any]) -> Options:
-    """Checks options of a variant when the layer is made, not at its first call."""
-    parameters = inspect.signature(variant.fn).parameters
-    if "dropout_rate" in options:
-        raise TypeError(
-            "`dropout_rate` is not an option of as_attention_fn: give it to the Flax "
-            "layer, which also says when dropout is on."
-        )
-    for name, value in options.items():
-        if name == "is_causal":
-            if value:
-                require(variant, "causal")
-        elif name not in parameters or name in _SUPPLIED:
-            known = sorted(set(parameters) - {*_SUPPLIED, "dropout_rate"})
-            raise TypeError(
-                f"attention variant {variant.name!r} takes no option `{name}`; "
-                f"it takes: {', '.join(known) or 'none'}."
-            )
-        try:
-            hash(value)
-        except TypeError:
-            raise TypeError(
-                f"option `{name}` must be static and hashable, but is a "
-                f"{type(value).__name__}; what varies belongs into params."
-            ) from None
-    return tuple(sorted(options.items()))
-
-
-def _check_implementation(
-    variant: Variant, options: Options, implementation: str | None
-) -> None:
+def _check_implementation(variant: Variant, implementation: str | None) -> None:
     """Checks that a whole-array implementation can stand for the variant."""
     if implementation is None:
         return
@@ -168,131 +134,12 @@ def _check_implementation(
             "`implementation` chooses how 'dot_product' is computed; attention variant "
             f"{variant.name!r} has one way alone, so leave it out."
         )
-    for name, _ in options:
+    for name in variant.options:
         if name not in ("scale", "is_causal"):
             raise ValueError(
                 f"implementation={implementation!r} takes the options scale and "
                 f"is_causal alone, not `{name}`; leave one of the two out."
             )
-
-
-def _precision_name(precision: Any) -> str | None:
-    """Name of a precision as `jax.default_matmul_precision` takes it."""
-    if precision is None:
-        return None
-    if isinstance(precision, tuple | list) and len(set(precision)) == 1:
-        precision = precision[0]
-    if isinstance(precision, jax.lax.Precision):
-        return precision.name.lower()
-    if isinstance(precision, jax.lax.DotAlgorithmPreset):
-        return precision.name
-    if isinstance(precision, str):
-        try:
-            with jax.default_matmul_precision(precision):
-                return precision
-        except ValueError:
-            pass
-    raise ValueError(
-        "`precision` must be None, a name such as 'highest', a jax.lax.Precision or a "
-        f"jax.lax.DotAlgorithmPreset, one for both operands, but is {precision!r}."
-    )
-
-
-def _with_precision(
-    call: Callable[..., jax.Array], precision: Any
-) -> Callable[..., jax.Array]:
-    """Runs a function of arrays, and its pullback, at a given matmul precision."""
-    name = _precision_name(precision)
-    if name is None:
-        return call
-
-    def context() -> contextlib.AbstractContextManager[Any]:
-        return jax.default_matmul_precision(name)
-
-    # The setting alone would reach the forward pass, but not backward passes that are
-    # written by hand (custom_vjp): those are traced later, when it is over.
-    @jax.custom_vjp
-    def run(operands: Any) -> jax.Array:
-        with context():
-            return call(operands)
-
-    message = (
-        "with a `precision` attention has derivatives in reverse mode alone: for "
-        "`jax.jvp` or `jax.jacfwd` leave it out of the Flax layer, and trace inside of "
-        "`jax.default_matmul_precision(...)`."
-    )
-
-    def forward(operands: Any) -> tuple[jax.Array, Any]:
-        with context():
-            return jax.vjp(call, operands)
-
-    def backward(pullback: Any, cotangent: jax.Array) -> Any:
-        with context():
-            return pullback(cotangent)
-
-    run.defvjp(forward, backward)
-    return lambda operands: run(_checks.reverse_mode_only(operands, message))
-
-
-def _bool_mask(mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """A mask as bool, and whether its numbers were all 0 or 1 (None if it was bool)."""
-    mask = jnp.asarray(mask)
-    if mask.dtype == jnp.bool_:
-        return mask, None
-    is_mask = ((mask == 0) | (mask == 1)).all()
-    if not isinstance(is_mask, jax.core.Tracer):
-        if not is_mask:
-            raise ValueError(
-                "`mask` must hold 0 and 1 alone (1 = attend), but has dtype "
-                f"{mask.dtype} and values from {mask.min()} to {mask.max()}; numbers "
-                "to be added to the scores are a bias, which Flax's layers do not pass."
-            )
-        return mask != 0, None
-    return mask != 0, is_mask
-
-
-def _check_unambiguous(mask: jax.Array, query: jax.Array) -> None:
-    """Refuses [T, S] that might as well be [B, S], and [N, T, S] that might [B, T, S].
-
-    Flax reads both without the batch, and so a mask of padding as one of pairs.
-    """
-    *batch, length, heads, _ = query.shape
-    missing = len(batch) + 3 - mask.ndim
-    first = mask.shape[0] if mask.ndim else 1
-    if not batch or first == 1 or first != batch[-1]:
-        return
-    for rank, letters, size, fix in (
-        (2, "[T, S] or [B, S]", length, "[:, None, None]"),
-        (3, "[N, T, S] or [B, T, S]", heads, "[:, None]"),
-    ):
-        if missing > 0 and mask.ndim == rank and first == size:
-            raise ValueError(
-                f"`mask` of shape {mask.shape} may be {letters}, since B={first} too; "
-                "give it all axes: "
-                f"`mask{fix}` for one that differs between examples (which keys are "
-                "real is `key_mask` in attn_jax), else "
-                f"`mask{'[None, None]' if rank == 2 else '[None]'}`."
-            )
-
-
-def _to_4d(name: str, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
-    """Brings [batch..., N or 1, T or 1, S or 1] to one batch axis, B or 1."""
-    rank = len(batch) + 3
-    if array.ndim > rank:
-        raise ValueError(
-            f"`{name}` must be broadcastable to [{'B, ' * len(batch)}N, T, S] with "
-            f"batch sizes {batch}, but has shape {array.shape}."
-        )
-    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
-    leading, rest = array.shape[:-3], array.shape[-3:]
-    if all(size == 1 for size in leading):
-        return array.reshape(1, *rest)
-    if any(size not in (1, full) for size, full in zip(leading, batch, strict=True)):
-        raise ValueError(
-            f"`{name}` has batch sizes {leading} where the layer's input has {batch}; "
-            f"each must be equal or 1 (`{name}` has shape {array.shape})."
-        )
-    return jnp.broadcast_to(array, (*batch, *rest)).reshape(math.prod(batch), *rest)
 
 
 def _identity_values(key: jax.Array) -> jax.Array:
@@ -311,7 +158,6 @@ class _FlaxCall:
     """`__call__` with the arguments of Flax's `dot_product_attention`, written once."""
 
     variant: Variant
-    options: Options
     map_heads: MapHeads
     implementation: Implementation | Literal["auto"] | None = None
     deterministic: bool | None = None
@@ -420,25 +266,24 @@ class _FlaxCall:
         }
         is_mask = None
         if bias is not None:
-            operands["bias"] = _to_4d("bias", bias, batch)
+            operands["bias"] = to_4d("bias", bias, batch)
         if mask is not None:
-            mask, is_mask = _bool_mask(mask)
-            _check_unambiguous(mask, query)
-            operands["mask"] = _to_4d("mask", mask, batch)
+            mask, is_mask = bool_mask(mask)
+            check_unambiguous(mask, query)
+            operands["mask"] = to_4d("mask", mask, batch)
         params = self._head_params(*query.shape[-2:])
         if params is not None:
             operands["params"] = jax.tree.map(lambda leaf: _cast(leaf, dtype), params)
         trains = self._trains(deterministic, dropout_rate)
 
-        options = dict(self.options)
-        always = {**variant.options, **options}.get("is_causal", False)
-        options["is_causal"] = bool(always or is_causal)
+        always = variant.options.get("is_causal", False)
+        options: dict[str, Any] = {"is_causal": bool(always or is_causal)}
         num_queries, num_keys = query.shape[-3], key.shape[-3]
         masked = mask is not None and mask.shape[-1] == num_keys
         if options["is_causal"] and masked and num_queries == 1 < num_keys:
             # A step of a decoding layer. Aligned at the top left it would see key 0.
             options["is_causal"] = False
-            if variant.options.get("is_causal"):
+            if always:
                 variant = variant.bind(is_causal=False)
         elif always and num_queries < num_keys:
             raise ValueError(
@@ -473,14 +318,15 @@ class _FlaxCall:
             )
 
         def run(call: Callable[[Any], jax.Array]) -> jax.Array:
-            out = _with_precision(call, precision)(operands)
+            out = with_precision(call, precision)(operands)
             if is_mask is not None:
                 out = jnp.where(is_mask, out, jnp.asarray(jnp.nan, out.dtype))
             return out.reshape(*batch, *out.shape[1:])
 
         def fast(operands: Any) -> jax.Array:
             how = None if self.implementation == "auto" else self.implementation
-            return dot_product_attention(**operands, **options, implementation=how)
+            how_said = {**variant.options, **options, "implementation": how}
+            return dot_product_attention(**operands, **how_said)
 
         if module is not None:
             # As in Flax, what is sown are the weights before dropout.
@@ -518,16 +364,52 @@ class AttentionFn(_FlaxCall):
     `as_attention_fn`.
 
     Attributes:
-      variant: the record of the variant.
-      options: its static options as sorted pairs.
+      variant: the record of the variant, with its options bound.
       map_heads: see `attn_jax.multi_head`.
       implementation: see `as_attention_fn`.
     """
 
     variant: Variant
-    options: Options = ()
     map_heads: MapHeads = "auto"
     implementation: Implementation | Literal["auto"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Restore:
+    """Parameters of N heads from the variables of `head_params`."""
+
+    names: tuple[str, ...]
+    tree: Any
+
+    def __call__(self, params: Mapping[str, nnx.Variable]) -> Any:
+        return jax.tree.unflatten(self.tree, [params[name][...] for name in self.names])
+
+
+def head_params(
+    variant: Variant,
+    num_heads: int,
+    head_dim: int,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[nnx.Dict, _Restore]:
+    """A variant's parameters for N heads as variables, and what makes a pytree of them.
+
+    Those that are trained are `nnx.Param`, those that `Variant.update` moves are
+    `AttentionState`, and an index or the like is neither.
+    """
+    params = multi_head_init(variant, rngs.params(), num_heads, head_dim)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    state = state_leaves(variant, params, num_heads, head_dim)
+    kept: dict[str, nnx.Variable] = {}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.partition("/")[0] in state:
+            kept[name] = AttentionState(_cast(leaf, dtype))
+        elif jnp.issubdtype(leaf.dtype, jnp.floating):
+            kept[name] = nnx.Param(leaf.astype(dtype))
+        else:
+            kept[name] = nnx.Variable(leaf)
+    return nnx.Dict(kept), _Restore(tuple(kept), tree)
 
 
 class ModuleAttentionFn(_FlaxCall, nnx.Module):
@@ -538,54 +420,30 @@ class ModuleAttentionFn(_FlaxCall, nnx.Module):
     moves are `AttentionState`. Made by `as_attention_fn`.
 
     Args:
-      variant: the record of the variant.
-      options: its static options as sorted pairs.
+      variant: the record of the variant, with its options bound.
       map_heads: see `attn_jax.multi_head`.
       num_heads: N.
       head_dim: H.
       rngs: streams `params` and, for a random variant, `attention` (or a default).
       param_dtype: dtype of the parameters.
-      init_options: options of the variant's `init`.
     """
 
     def __init__(
         self,
         variant: Variant,
-        options: Options = (),
         map_heads: MapHeads = "auto",
         *,
         num_heads: int,
         head_dim: int,
         rngs: nnx.Rngs,
         param_dtype: DTypeLike = jnp.float32,
-        init_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.variant = variant
-        self.options = options
         self.map_heads = map_heads
         self.num_heads = num_heads
         self.head_dim = head_dim
-        params = multi_head_init(
-            variant, rngs.params(), num_heads, head_dim, **(init_options or {})
-        )
-        leaves, self.tree = jax.tree_util.tree_flatten_with_path(params)
-        self.names = tuple(
-            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-        )
-        state = state_leaves(variant, params, num_heads, head_dim)
-
-        def kept(name: str, leaf: jax.Array) -> nnx.Variable:
-            if name.partition("/")[0] in state:
-                return AttentionState(_cast(leaf, param_dtype))
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                return nnx.Param(leaf.astype(param_dtype))
-            return nnx.Variable(leaf)  # an index or the like is not trained
-
-        self.params = nnx.Dict(
-            {
-                name: kept(name, leaf)
-                for name, (_, leaf) in zip(self.names, leaves, strict=True)
-            }
+        self.params, self.restore = head_params(
+            variant, num_heads, head_dim, rngs, param_dtype
         )
         self.rngs = rngs.attention.fork() if variant.stochastic else None
         self.deterministic = None
@@ -611,8 +469,7 @@ class ModuleAttentionFn(_FlaxCall, nnx.Module):
                 f"head_dim={self.head_dim}, but the layer has {num_heads} heads of "
                 f"size {head_dim} (head_dim is qkv_features // num_heads)."
             )
-        leaves = [self.params[name][...] for name in self.names]
-        return jax.tree.unflatten(self.tree, leaves)
+        return self.restore(self.params)
 
     def _next_rng(self, dropout_rng: jax.Array | None) -> jax.Array:
         stream = self.rngs
@@ -640,18 +497,14 @@ class LinenAttentionFn(_FlaxCall, linen.Module):
     variant draws from the stream `attention`. Made by `as_linen_attention_fn`.
 
     Attributes:
-      variant: the record of the variant.
-      options: its static options as sorted pairs.
+      variant: the record of the variant, with its options bound.
       map_heads: see `attn_jax.multi_head`.
       param_dtype: dtype of the parameters.
-      init_options: options of the variant's `init`, as sorted pairs.
     """
 
     variant: Variant
-    options: Options = ()
     map_heads: MapHeads = "auto"
     param_dtype: DTypeLike = jnp.float32
-    init_options: Options = ()
 
     __call__ = linen.compact(_FlaxCall.__call__)
 
@@ -660,9 +513,7 @@ class LinenAttentionFn(_FlaxCall, linen.Module):
             return None
 
         def init(rng: jax.Array) -> Any:
-            params = multi_head_init(
-                self.variant, rng, num_heads, head_dim, **dict(self.init_options)
-            )
+            params = multi_head_init(self.variant, rng, num_heads, head_dim)
             return jax.tree.map(lambda leaf: _cast(leaf, self.param_dtype), params)
 
         if self.variant.update is None:
@@ -702,7 +553,6 @@ def as_attention_fn(
     head_dim: int | None = None,
     rngs: nnx.Rngs | None = None,
     param_dtype: DTypeLike = jnp.float32,
-    init_options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     map_heads: MapHeads = "auto",
     implementation: Implementation | Literal["auto"] | None = None,
@@ -729,15 +579,14 @@ def as_attention_fn(
       head_dim: H of the layer, `qkv_features // num_heads`.
       rngs: random streams for its parameters.
       param_dtype: dtype of its parameters.
-      init_options: options of its `init`, such as {"hidden_dim": 16}.
       max_length: the longest sequence that the layer will see, for an `init` whose
         parameters depend on it; other variants need none.
       map_heads: see `attn_jax.multi_head`.
       implementation: how "dot_product" is computed on whole arrays, a name that
         `attn_jax.dot_product_attention` takes, such as "cudnn", or "auto" for its
         choice. None maps the variant's function, which alone can drop weights.
-      **options: static options of its function, checked against its signature, such
-        as `scale`. `is_causal=True` makes every call causal, which is how a linen
+      **options: of its function or its `init`, such as `scale` or `hidden_dim`; see
+        `Variant.bind`. `is_causal=True` makes every call causal, which is how a linen
         layer asks for it; the steps of a decoding layer, which are causal by their
         mask, are as without. Other calls with fewer queries than keys raise.
 
@@ -755,20 +604,13 @@ def as_attention_fn(
     >>> layer(jnp.ones((1, 5, 8))).shape
     (1, 5, 8)
     """
-    record = resolve(variant)
-    if max_length is not None and record.init is not None:
-        takes = inspect.signature(record.init).parameters
-        if "max_length" in takes and "max_length" not in record.options:
-            init_options = {"max_length": max_length, **(init_options or {})}
-    if implementation is not None:
-        options = {**record.options, **options}
-    checked = _checked_options(record, options)
-    _check_implementation(record, checked, implementation)
+    record = resolve(variant).bind(**options)
+    if max_length is not None:
+        record = record.fit(max_length=max_length)
+    _check_implementation(record, implementation)
     if record.init is None and not record.stochastic:
-        # Called for its errors: a function that takes `params` without an `init`, or
-        # `init_options` that nothing would read.
-        multi_head_init(record, jax.random.key(0), 1, 1, **(init_options or {}))
-        return AttentionFn(record, checked, map_heads, implementation)
+        record.make(jax.random.key(0), 1)  # raises if it takes `params`
+        return AttentionFn(record, map_heads, implementation)
     if num_heads is None or head_dim is None or rngs is None:
         what = "is random" if record.init is None else "has parameters"
         raise ValueError(
@@ -778,13 +620,11 @@ def as_attention_fn(
         )
     return ModuleAttentionFn(
         record,
-        checked,
         map_heads,
         num_heads=num_heads,
         head_dim=head_dim,
         rngs=rngs,
         param_dtype=param_dtype,
-        init_options=init_options,
     )
 
 
@@ -792,7 +632,6 @@ def as_linen_attention_fn(
     variant: VariantLike,
     *,
     param_dtype: DTypeLike = jnp.float32,
-    init_options: Mapping[str, Any] | None = None,
     map_heads: MapHeads = "auto",
     **options: Any,
 ) -> LinenAttentionFn:
@@ -801,16 +640,15 @@ def as_linen_attention_fn(
     Args:
       variant: name, `path/file.py:function`, function, or `Variant`.
       param_dtype: dtype of its parameters.
-      init_options: options of its `init`, such as {"hidden_dim": 16}.
       map_heads: see `attn_jax.multi_head`.
-      **options: static options of its function; see `as_attention_fn`.
+      **options: of its function or its `init`; see `as_attention_fn`.
 
     Returns:
       A linen module for `flax.linen.MultiHeadDotProductAttention(attention_fn=...)`.
 
     Raises:
       ValueError: if the variant is unknown, or takes `params` but has no `init`.
-      TypeError: if it takes no such option, or `init_options` without an `init`.
+      TypeError: if it takes no such option.
 
     >>> layer = linen.MultiHeadDotProductAttention(
     ...     num_heads=2, attention_fn=as_linen_attention_fn("additive"))
@@ -818,14 +656,7 @@ def as_linen_attention_fn(
     >>> variables["params"]["attention_fn"]["head"]["score"].shape
     (2, 4)
     """
-    record = resolve(variant)
+    record = resolve(variant).bind(**options)
     if record.init is None:
-        # Called for its errors, as in as_attention_fn.
-        multi_head_init(record, jax.random.key(0), 1, 1, **(init_options or {}))
-    return LinenAttentionFn(
-        record,
-        _checked_options(record, options),
-        map_heads,
-        param_dtype,
-        tuple(sorted((init_options or {}).items())),
-    )
+        record.make(jax.random.key(0), 1)  # raises if it takes `params`
+    return LinenAttentionFn(record, map_heads, param_dtype)

@@ -1,7 +1,7 @@
 """A causal decoder: in parallel over a sequence, or token by token with a state.
 
-`Decoder` predicts the next symbol of a sequence. What mixes tokens over time is softmax
-attention, linear attention, Reformer, or an LSTM; the rest is the same pre-norm
+`Decoder` predicts the next symbol of a sequence. What mixes tokens over time is any
+attention variant that has a step, or an LSTM; the rest is the same pre-norm
 Transformer. Each has two forms that share all parameters: ``decoder(tokens)`` over a
 whole sequence, for training, and ``decoder.step(state, token)`` for one token, which
 `attn_jax.generate` runs.
@@ -12,9 +12,8 @@ Letters: B batch, T length, D width, N heads, H size of a head, O size of an out
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,16 +23,15 @@ from flax import nnx
 
 from attn_jax import generation
 from attn_jax.attention import _checks
-from attn_jax.attention.linear_attention import linear_state, linear_step
-from attn_jax.multihead import multi_head
+from attn_jax.multihead import multi_head, multi_head_state, multi_head_step
+from attn_jax.nn.attention_fn import head_params
 from attn_jax.nn.encoder import MlpBlock
 from attn_jax.positions import learned_init, sinusoidal_1d
-from attn_jax.variants import VARIANTS
+from attn_jax.variant import Variant, require, resolve
 
 DType = jax.typing.DTypeLike
 
 __all__ = [
-    "MIXERS",
     "CausalAttention",
     "Decoder",
     "DecoderFunctions",
@@ -42,10 +40,6 @@ __all__ = [
     "decoder_functions",
 ]
 
-MIXERS = ("dot_product", "blockwise", "linear", "reformer", "lstm")
-"""What may mix tokens over time: softmax attention (twice, equal in what it computes),
-linear attention, Reformer, a recurrent layer."""
-
 
 class CausalAttention(nnx.Module):
     """Causal multi-head self-attention with a parallel and a recurrent form.
@@ -53,11 +47,14 @@ class CausalAttention(nnx.Module):
     Args:
       dim: width D.
       num_heads: N; D must be a multiple of it.
-      kind: "dot_product", "blockwise", "linear" or "reformer".
-      options: static options of the variant, such as ``{"num_buckets": 8}``.
+      variant: name, `path/file.py:function`, function, or `Variant`, with a step.
+      max_length: the longest sequence, for a variant whose parameters depend on it.
       rngs: source of initialisation randomness.
 
-    >>> layer = CausalAttention(8, num_heads=2, kind="linear", rngs=nnx.Rngs(0))
+    Raises:
+      ValueError: if D is no multiple of N, or the variant has no step.
+
+    >>> layer = CausalAttention(8, num_heads=2, variant="linear", rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 5, 8)), jax.random.key(0)).shape
     (2, 5, 8)
     """
@@ -67,20 +64,26 @@ class CausalAttention(nnx.Module):
         dim: int,
         *,
         num_heads: int,
-        kind: str,
-        options: Mapping[str, Any] | None = None,
+        variant: str | Callable[..., jax.Array] | Variant,
+        max_length: int | None = None,
         rngs: nnx.Rngs,
     ):
         if dim % num_heads:
             raise ValueError(
-                f"dim must be a multiple of num_heads, got dim={dim} and "
-                f"num_heads={num_heads}."
+                f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
+                f"{num_heads}."
             )
-        self.num_heads, self.head_dim, self.kind = num_heads, dim // num_heads, kind
-        self.options = tuple(sorted((options or {}).items()))
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.variant = resolve(variant)
+        require(self.variant, "step")
+        if max_length is not None:
+            self.variant = self.variant.fit(max_length=max_length)
         # One product for all three, over two axes, is what XLA:CPU is fast at.
         self.project = nnx.Linear(dim, 3 * dim, rngs=rngs)
         self.out = nnx.Linear(dim, dim, rngs=rngs)
+        if self.variant.init is not None:
+            sizes = (num_heads, self.head_dim)
+            self.params, self.restore = head_params(self.variant, *sizes, rngs)
 
     def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Query, key and value, each [..., N, H], of [..., D]."""
@@ -95,52 +98,38 @@ class CausalAttention(nnx.Module):
         flat = out.reshape(-1, self.num_heads * self.head_dim)
         return self.out(flat).reshape(*out.shape[:-2], flat.shape[-1])
 
+    def _carried(self, rng: jax.Array) -> dict[str, Any]:
+        """Parameters and key of the variant, for both forms alike."""
+        has = self.variant.init is not None
+        return {
+            "params": self.restore(self.params) if has else None,
+            "rng": rng if self.variant.stochastic else None,
+        }
+
     def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; ``rng`` is the key of Reformer's rotations."""
-        query, key, value = self._heads(x)
-        variant = VARIANTS[self.kind].bind(**dict(self.options))
-        # Each head has rotations of its own, for all examples alike, as in the step.
-        drawn = rng if variant.stochastic else None
-        attend = multi_head(variant)
-        return self._merge(attend(query, key, value, rng=drawn, is_causal=True))
+        """Maps [B, T, D] to [B, T, D]; ``rng`` is the key of a random variant."""
+        attend = multi_head(self.variant)
+        # A variant without `is_causal` is causal by itself, as its step is.
+        causal = {"is_causal": True} if self.variant.causal else {}
+        return self._merge(attend(*self._heads(x), **self._carried(rng), **causal))
 
     def init_state(self, batch: int, length: int, dtype: DType | None = None) -> Any:
         """The state before the first token, with room for ``length`` of them."""
-        heads, size = (batch, self.num_heads), self.head_dim
-        dtype = self.project.kernel.dtype if dtype is None else dtype
-        if self.kind == "linear":
-            state = linear_state(size, size, dtype)
-            return jax.tree.map(lambda x: jnp.zeros((*heads, *x.shape), x.dtype), state)
-        if self.kind == "reformer":
-            known = {"num_buckets", "num_rounds"}
-            options = {name: n for name, n in self.options if name in known}
-            return generation.hash_state(
-                length, size, size, batch=heads, dtype=dtype, **options
-            )
-        return generation.cache_state(length, size, size, batch=heads, dtype=dtype)
+        return multi_head_state(
+            self.variant,
+            batch,
+            self.num_heads,
+            length=length,
+            head_dim=self.head_dim,
+            dtype=self.project.kernel.dtype if dtype is None else dtype,
+        )
 
     def step(
         self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
     ) -> tuple[Any, jax.Array]:
         """Maps the token [B, D] at a position to (state, [B, D])."""
-        query, key, value = self._heads(x)
-        options: Any = dict(self.options)
-        if self.kind == "linear":
-            options.pop("chunk_size", None)
-            one: Callable[..., Any] = functools.partial(linear_step, **options)
-            state, out = jax.vmap(jax.vmap(one))(state, query, key, value)
-        elif self.kind == "reformer":
-            for name in ("num_buckets", "num_rounds"):  # the state has them
-                options.pop(name, None)
-            rngs = jax.random.split(rng, self.num_heads)
-            state, out = generation.hash_step(
-                state, position, query, key, value, rng=rngs, **options
-            )
-        else:
-            options.pop("block_size", None)
-            state, out = generation.cache_step(
-                state, position, query, key, value, **options
-            )
+        step = multi_head_step(self.variant)
+        state, out = step(state, position, *self._heads(x), **self._carried(rng))
         return state, self._merge(out)
 
 
@@ -188,8 +177,8 @@ class LstmLayer(nnx.Module):
         )
         self.out = nnx.Linear(hidden_dim, dim, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D], from the beginning of the sequence."""
+    def __call__(self, x: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D], from the beginning; nothing is random."""
         batch, length, dim = x.shape
         gates = self.into(jnp.swapaxes(x, 0, 1).reshape(-1, dim))
         state = self.init_state(batch, length)
@@ -222,8 +211,14 @@ class LstmLayer(nnx.Module):
         zeros = jnp.zeros((batch, self.hidden_dim), dtype)
         return LstmState(zeros, zeros)
 
-    def step(self, state: LstmState, x: jax.Array) -> tuple[LstmState, jax.Array]:
-        """Maps the next token [B, D] to (state, [B, D])."""
+    def step(
+        self,
+        state: LstmState,
+        position: jax.Array,
+        x: jax.Array,
+        rng: jax.Array | None = None,
+    ) -> tuple[LstmState, jax.Array]:
+        """Maps the next token [B, D], wherever it stands, to (state, [B, D])."""
         state, hidden = self._advance(state, self.into(x))
         return state, self.out(hidden)
 
@@ -231,56 +226,41 @@ class LstmLayer(nnx.Module):
 class DecoderBlock(nnx.Module):
     """Pre-norm block: ``x ← x + mix(norm(x))``, then ``x ← x + mlp(norm(x))``.
 
-    A recurrent block has no ``mlp``: it is the LSTM of the textbook, with the norm and
-    the residual connection that let several be trained.
+    Args:
+      dim: width D.
+      make_mix: makes the layer that mixes tokens over time.
+      mlp_dim: hidden width of the feed-forward network; None = there is none, as in the
+        LSTM of the textbook, which has norm and residual connection alone.
+      rngs: source of initialisation randomness.
     """
 
     def __init__(
         self,
         dim: int,
+        make_mix: Callable[[], CausalAttention | LstmLayer],
         *,
-        mixer: str,
-        num_heads: int,
-        mlp_dim: int,
-        hidden_dim: int,
-        options: Mapping[str, Any] | None,
+        mlp_dim: int | None,
         rngs: nnx.Rngs,
     ):
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
-        self.recurrent = mixer == "lstm"
-        self.mix: nnx.Module
-        if self.recurrent:
-            self.mix = LstmLayer(dim, hidden_dim, rngs=rngs)
-        else:
-            self.mix = CausalAttention(
-                dim, num_heads=num_heads, kind=mixer, options=options, rngs=rngs
-            )
+        self.mix = make_mix()
+        self.has_mlp = mlp_dim is not None
+        if mlp_dim is not None:
             self.mlp_norm = nnx.LayerNorm(dim, rngs=rngs)
             self.mlp = MlpBlock(dim, mlp_dim, rngs=rngs)
 
     def _finish(self, x: jax.Array) -> jax.Array:
-        return x if self.recurrent else x + self.mlp(self.mlp_norm(x))
+        return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
 
     def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
-        mix: Any = self.mix
-        h = self.norm(x)
-        return self._finish(x + (mix(h) if self.recurrent else mix(h, rng)))
-
-    def init_state(self, batch: int, length: int, dtype: DType | None = None) -> Any:
-        """The state before the first token, with room for ``length`` of them."""
-        mix: Any = self.mix
-        return mix.init_state(batch, length, dtype)
+        return self._finish(x + self.mix(self.norm(x), rng))
 
     def step(
         self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
     ) -> tuple[Any, jax.Array]:
         """Maps the token [B, D] at a position to (state, [B, D])."""
-        mix: Any = self.mix
-        if self.recurrent:
-            state, h = mix.step(state, self.norm(x))
-        else:
-            state, h = mix.step(state, position, self.norm(x), rng)
+        state, h = self.mix.step(state, position, self.norm(x), rng)
         return state, self._finish(x + h)
 
 
@@ -302,7 +282,8 @@ class Decoder(nnx.Module):
     Args:
       num_symbols: number of symbols of the input, a start symbol among them.
       num_outputs: size O of an output, such as one logit a symbol.
-      mixer: one of `MIXERS`.
+      mixer: what mixes tokens over time: "lstm", or an attention variant that has a
+        step, as `attn_jax.resolve` takes it. `Variant.bind` gives it options.
       dim: width D.
       depth: number of blocks.
       max_length: the longest sequence.
@@ -310,13 +291,12 @@ class Decoder(nnx.Module):
       mlp_dim: hidden width of the feed-forward network beside attention; None = 4D.
       hidden_dim: hidden units of an LSTM; None = 5D/4, with which a block has about
         the parameters of an attention block.
-      options: static options of the attention variant.
       positions: "sinusoidal", "learned", or a fixed table [max_length, D].
       head_bias: first bias [O] of the output layer; None = zeros.
       rngs: source of initialisation randomness.
 
     Raises:
-      ValueError: for an unknown mixer or positions, or shapes that do not fit.
+      ValueError: for a mixer without a step, or positions or shapes that do not fit.
 
     Reference: Katharopoulos et al., 2020, arXiv:2006.16236.
 
@@ -335,23 +315,18 @@ class Decoder(nnx.Module):
         num_symbols: int,
         num_outputs: int,
         *,
-        mixer: str,
+        mixer: str | Callable[..., jax.Array] | Variant,
         dim: int,
         depth: int,
         max_length: int,
         num_heads: int = 1,
         mlp_dim: int | None = None,
         hidden_dim: int | None = None,
-        options: Mapping[str, Any] | None = None,
         positions: Literal["sinusoidal", "learned"] | np.ndarray = "sinusoidal",
         head_bias: np.ndarray | None = None,
         rngs: nnx.Rngs,
     ):
-        if mixer not in MIXERS:
-            raise ValueError(
-                f"mixer must be one of {', '.join(MIXERS)}, got {mixer!r}."
-            )
-        self.mixer, self.max_length = mixer, max_length
+        self.max_length = max_length
         self.embed = nnx.Embed(
             num_symbols,
             dim,
@@ -367,35 +342,43 @@ class Decoder(nnx.Module):
                 self.positions = nnx.Variable(sinusoidal_1d(max_length, dim))
             else:
                 raise ValueError(
-                    "positions must be 'sinusoidal', 'learned' or a table "
-                    f"[max_length, D], got {positions!r}."
+                    "`positions` must be 'sinusoidal', 'learned' or a table "
+                    f"[max_length, D], but is {positions!r}."
                 )
         else:
             if positions.shape != (max_length, dim):
                 raise ValueError(
-                    f"positions must be [max_length, D] = {(max_length, dim)}, got "
-                    f"shape {positions.shape}."
+                    f"`positions` must be [max_length, D] = {(max_length, dim)}, but "
+                    f"has shape {positions.shape}."
                 )
             self.positions = nnx.Variable(jnp.asarray(positions, jnp.float32))
-        self.blocks = nnx.List(
-            [
-                DecoderBlock(
-                    dim,
-                    mixer=mixer,
-                    num_heads=num_heads,
-                    mlp_dim=4 * dim if mlp_dim is None else mlp_dim,
-                    hidden_dim=5 * dim // 4 if hidden_dim is None else hidden_dim,
-                    options=options,
-                    rngs=rngs,
-                )
-                for _ in range(depth)
-            ]
-        )
+        hidden_dim = 5 * dim // 4 if hidden_dim is None else hidden_dim
+
+        recurrent = isinstance(mixer, str) and mixer == "lstm"
+
+        def mix() -> CausalAttention | LstmLayer:
+            if recurrent:
+                return LstmLayer(dim, hidden_dim, rngs=rngs)
+            return CausalAttention(
+                dim,
+                num_heads=num_heads,
+                variant=mixer,
+                max_length=max_length,
+                rngs=rngs,
+            )
+
+        width = 4 * dim if mlp_dim is None else mlp_dim
+        width = None if recurrent else width
+        blocks = [
+            DecoderBlock(dim, mix, mlp_dim=width, rngs=rngs) for _ in range(depth)
+        ]
+        self.blocks = nnx.List(blocks)
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
         bias = np.zeros(num_outputs, np.float32) if head_bias is None else head_bias
         if bias.shape != (num_outputs,):
             raise ValueError(
-                f"head_bias must be [O] = {(num_outputs,)}, got shape {bias.shape}."
+                f"`head_bias` must be [O] = {(num_outputs,)}, but has shape "
+                f"{bias.shape}."
             )
         self.head = nnx.Linear(
             dim,
@@ -422,7 +405,7 @@ class Decoder(nnx.Module):
 
         Args:
           tokens: integers [B, T] of any width, T ≤ max_length.
-          rng: key of Reformer's rotations; None = the ones that `step` uses.
+          rng: key of a random variant; None = the one that `step` uses.
 
         Returns:
           [B, T, O]; output t depends on tokens 0 … t alone.
@@ -434,8 +417,8 @@ class Decoder(nnx.Module):
         """
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
             raise ValueError(
-                f"tokens must be [B, T] with 1 ≤ T ≤ max_length={self.max_length}, "
-                f"got shape {tuple(tokens.shape)}."
+                f"`tokens` must be [B, T] with 1 ≤ T ≤ max_length={self.max_length}, "
+                f"but has shape {tuple(tokens.shape)}."
             )
         x = self._embedded(tokens)
         x = x + self.positions[...][None, : tokens.shape[1]].astype(x.dtype)
@@ -452,8 +435,7 @@ class Decoder(nnx.Module):
 
         Args:
           batch: B.
-          length: tokens there must be room for; None = max_length. The state of
-            softmax attention and of Reformer grows with it, the others' does not.
+          length: tokens there must be room for; None = max_length.
           dtype: of what `step` remembers, and goes on to; None = the parameters'.
 
         Raises:
@@ -462,9 +444,11 @@ class Decoder(nnx.Module):
         length = self.max_length if length is None else length
         if not 1 <= length <= self.max_length:
             raise ValueError(
-                f"length must be 1 to max_length={self.max_length}, got {length}."
+                f"`length` must be 1 to max_length={self.max_length}, but is {length}."
             )
-        layers = tuple(block.init_state(batch, length, dtype) for block in self.blocks)
+        layers = tuple(
+            block.mix.init_state(batch, length, dtype) for block in self.blocks
+        )
         return DecoderState(jnp.zeros((), jnp.int32), layers)
 
     def step(

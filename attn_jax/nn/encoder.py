@@ -13,7 +13,9 @@ from flax import nnx
 from attn_jax.attention import _checks
 from attn_jax.nn.attention_fn import as_attention_fn, training
 from attn_jax.nn.positional import Positions
-from attn_jax.variants import Variant
+from attn_jax.variant import Variant
+
+__all__ = ["Encoder", "EncoderBlock", "MlpBlock", "add_positions", "check_images"]
 
 
 class MlpBlock(nnx.Module):

@@ -44,7 +44,7 @@ from attn_jax.positions import (
     sinusoidal_1d,
     t5_bias,
 )
-from attn_jax.variants import require
+from attn_jax.variant import require
 
 __all__ = [
     "LearnedPositions",
@@ -308,7 +308,7 @@ class _Shaw(Positions):
                     num_heads=self.num_heads,
                     head_dim=self.head_dim,
                     rngs=common["rngs"],
-                    init_options={"clip": clip},
+                    clip=clip,
                 )
                 for _ in range(self.depth)
             ]
@@ -318,12 +318,11 @@ class _Shaw(Positions):
         self, block_index: int, inner: AttentionFn | ModuleAttentionFn
     ) -> AttentionFn | ModuleAttentionFn | _PositionedFn:
         self._check_block(block_index)
-        if inner.variant.fn is not dot_product or inner.options:
-            options = "".join(f", {name}={value!r}" for name, value in inner.options)
+        if inner.variant.fn is not dot_product:
             raise ValueError(
                 "positions 'shaw' are an attention of their own, which stands for "
                 "plain 'dot_product' alone, but the block's attention is "
-                f"{inner.variant.name!r}{options}; 'rope' and 'floater' go with all."
+                f"{inner.variant.name!r}; 'rope' and 'floater' go with all."
             )
         return self.layers[block_index]
 

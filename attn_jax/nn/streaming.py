@@ -45,7 +45,7 @@ from attn_jax.attention.local import truncated
 from attn_jax.nn.attention_fn import AttentionFn
 from attn_jax.nn.encoder import Encoder, EncoderBlock
 from attn_jax.positions import frequencies, sinusoidal, turn
-from attn_jax.variants import VARIANTS
+from attn_jax.variant import VARIANTS
 
 __all__ = [
     "LayerState",
@@ -58,6 +58,12 @@ __all__ = [
 ]
 
 Positions = Callable[[jax.Array], jax.Array]
+
+# How far `truncated` sees by itself.
+_SIDES = {
+    name: inspect.signature(truncated).parameters[name].default
+    for name in ("left", "right")
+}
 
 
 @functools.partial(
@@ -111,37 +117,25 @@ class StreamState:
     chunk: int
 
 
-def _defaults(fn: Callable[..., jax.Array]) -> dict[str, Any]:
-    """The arguments of a function and what they are if they are left out."""
-    parameters = inspect.signature(fn).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
-
-
 def _window(index: int, attend: Any) -> tuple[int, int, AttentionFn]:
     """Left and right of a layer's window, and the attention inside of a window."""
     found = repr(attend.variant.name if hasattr(attend, "variant") else attend)
-    if isinstance(attend, AttentionFn):
-        fn = attend.variant.fn
-        whole = fn.func if isinstance(fn, functools.partial) and not fn.args else fn
-        if whole is truncated:
-            # A partial's arguments are the defaults of its signature.
-            bound = _defaults(fn)
-            given = {**bound, **dict(attend.options)}
-            # Arrays of a fixed length fit no stream.
-            names = ("bias", "mask", "key_mask")
-            fixed = [name for name in names if bound[name] is not None]
-            if not fixed:
-                left = _checks.check_int("left", given["left"], 0)
-                right = _checks.check_int("right", given["right"], 0)
-                scale = given["scale"]
-                inner = dataclasses.replace(
-                    attend,
-                    variant=VARIANTS["dot_product"],
-                    options=() if scale is None else (("scale", scale),),
-                )
-                is_causal = bound["is_causal"] or given["is_causal"]
-                return left, 0 if is_causal else right, inner
-            found = f"'truncated' with {' and '.join(fixed)} bound to it"
+    if isinstance(attend, AttentionFn) and attend.variant.base is truncated:
+        options = attend.variant.options
+        # Arrays of a fixed length fit no stream.
+        fixed = [name for name in ("bias", "mask", "key_mask") if name in options]
+        if not fixed:
+            left, right = (
+                _checks.check_int(name, options.get(name, default), 0)
+                for name, default in _SIDES.items()
+            )
+            inner = VARIANTS["dot_product"]
+            if options.get("scale") is not None:
+                inner = inner.bind(scale=options["scale"])
+            if options.get("is_causal"):
+                right = 0
+            return left, right, dataclasses.replace(attend, variant=inner)
+        found = f"'truncated' with {' and '.join(fixed)} bound to it"
     raise ValueError(
         "`encoder` must attend by 'truncated' in every block, since a stream needs a "
         f"bounded look-ahead, but blocks[{index}] attends by {found}; build it with "

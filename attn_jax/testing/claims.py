@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attn_jax.attention.softmax import dot_product
-from attn_jax.variants import ARGUMENTS, CAPABILITIES, Variant
+from attn_jax.variant import ARGUMENTS, CAPABILITIES, Variant
 
 __all__ = ["CLAIMS", "claimed", "growth", "with_claims"]
 
@@ -227,7 +227,7 @@ def with_claims(
 def claimed(variant: Variant) -> dict[str, Any]:
     """The claims of a record, as plain values for tables and JSON.
 
-    >>> from attn_jax.variants import VARIANTS
+    >>> from attn_jax.variant import VARIANTS
     >>> claimed(VARIANTS["dot_product"])["exact"]
     True
     """

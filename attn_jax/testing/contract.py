@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -33,7 +32,7 @@ from attn_jax.testing.trial import (
     relative_error,
     split_moving,
 )
-from attn_jax.variants import ARGUMENTS, CAPABILITIES
+from attn_jax.variant import ARGUMENTS, CAPABILITIES
 
 __all__ = [
     "determinism",
@@ -43,6 +42,8 @@ __all__ = [
     "refusal",
     "scale",
     "shape",
+    "state",
+    "step",
     "vmap",
 ]
 
@@ -208,38 +209,21 @@ def vmap(trial: Trial) -> Finding:
     if variant.key_mask:
         lengths = jnp.array([[trial.num_keys], [trial.num_keys - 7]])
         arrays["key_mask"] = jnp.arange(trial.num_keys)[None, :] < lengths
-    options = trial._split[0]
-    alone = np.stack(
-        [
-            np.stack(
-                [
-                    trial.run(
-                        {
-                            **{
-                                k: arrays[k][b, :, n] for k in ("query", "key", "value")
-                            },
-                            **({"params": params[n]} if "params" in arrays else {}),
-                            **({"rng": keys[n]} if "rng" in arrays else {}),
-                            **(
-                                {"key_mask": arrays["key_mask"][b]}
-                                if "key_mask" in arrays
-                                else {}
-                            ),
-                        }
-                    )
-                    for n in range(heads)
-                ],
-                axis=1,
-            )
-            for b in range(batch)
-        ],
-        axis=0,
-    )
+
+    def one(b: int, n: int) -> np.ndarray:
+        found = {k: arrays[k][b, :, n] for k in ("query", "key", "value")}
+        if "params" in arrays:
+            found["params"] = params[n]
+        if "rng" in arrays:
+            found["rng"] = keys[n]
+        if "key_mask" in arrays:
+            found["key_mask"] = arrays["key_mask"][b]
+        return trial.run(found)
+
+    alone = [np.stack([one(b, n) for n in range(heads)], axis=1) for b in range(batch)]
     worst = 0.0
     for how in ("vmap", "loop"):
-        lifted = jax.jit(
-            functools.partial(multi_head(variant, map_heads=how), **options)
-        )
+        lifted = jax.jit(multi_head(variant, map_heads=how))
         got = np.asarray(lifted(**arrays))
         for b in range(batch):
             what = f"multi_head by {how} against one head at a time, example {b}"
@@ -280,6 +264,48 @@ def determinism(trial: Trial) -> Finding:
             f"{told} for one rng; other rngs changed nothing here", note=True
         )
     return Finding(f"{told} for one rng, different for another")
+
+
+def step(trial: Trial) -> Finding:
+    """Token by token, its step gives the rows of its causal form."""
+    variant = trial.variant
+    if variant.step is None:
+        raise NotApplicable("it has no `step`")
+    causal = variant.causal and "is_causal" in trial.takes
+    errors = {}
+    for name, tolerance in (("float32", 1e-4), ("bfloat16", 5e-2)):
+        arrays = trial.full(trial.inputs(num_keys=NUM_QUERIES, dtype=name))
+        sizes = dict(head_dim=HEAD_DIM, value_dim=trial.value_dim)
+        state = variant.start(length=NUM_QUERIES, **sizes, dtype=jnp.dtype(name))
+        tokens = {k: arrays.pop(k) for k in ("query", "key", "value")}
+
+        def token(
+            state: Any, now: Any, carried: dict[str, Any] = arrays
+        ) -> tuple[Any, jax.Array]:
+            position, one = now
+            return variant.advance(state, position=position, **one, **carried)
+
+        try:
+            now = (jnp.arange(NUM_QUERIES, dtype=jnp.int32), tokens)
+            got = jax.jit(lambda s, x: jax.lax.scan(token, s, x))(state, now)[1]
+        except TypeError as error:
+            raise Fault(
+                f"in {name} the state does not keep its form: {_first_line(error)}"
+            ) from error
+        if got.dtype != jnp.dtype(name):
+            raise Fault(f"{name} in, {got.dtype} out of the step")
+        want = trial.bare(
+            {**arrays, **tokens}, **({"is_causal": True} if causal else {})
+        )
+        what = f"the step against the causal form, in {name}"
+        errors[name] = expect_close(what, got, want, tolerance)
+    return Finding(
+        f"{NUM_QUERIES} tokens: relative error {errors['float32']:.1e}", errors
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def state(trial: Trial) -> Finding:
@@ -443,7 +469,7 @@ def _takes_rightly(
             f"{where} is not claimed, and not refused: the output has shape {out.shape}"
         )
     if trial.variant.exact:
-        want = softmax_float64(arrays, trial.options.get("scale"))
+        want = softmax_float64(arrays, trial.scale)
         what = f"{where} is not claimed, not refused, and differs from softmax"
         expect_close(what, out, want, 1e-4)
 
@@ -455,8 +481,7 @@ def scale(trial: Trial) -> Finding:
     arrays = trial.full(trial.inputs())
     outs = []
     for factor in (0.05, 0.8):
-        other = dataclasses.replace(trial, options={**trial.options, "scale": factor})
-        outs.append(other.bare(arrays))
+        outs.append(trial.bind(scale=factor).bare(arrays))
         if trial.variant.exact:
             want = softmax_float64(arrays, factor)
             expect_close(f"scale={factor} against softmax", outs[-1], want, 1e-4)

@@ -129,7 +129,7 @@ def cost(trial: Trial) -> Finding:
     """FLOPs and memory grow with T no faster than claimed, forward and backward."""
     variant = trial.variant
     # With the variant's own options: what it is tried with elsewhere is tiny.
-    trial = dataclasses.replace(trial, options=_as_given(trial))
+    trial = dataclasses.replace(trial, variant=trial.untried or variant)
     ways: list[tuple[str, bool, bool]] = [("", False, False)]
     if variant.key_mask and "key_mask" in trial.takes:
         ways.append(("with a key mask", True, False))
@@ -233,16 +233,6 @@ def _above(
                 f"{_NAMES[of]}{where} grows as T^{slope:.2f}{extra}"
             )
     return found
-
-
-def _as_given(trial: Trial) -> dict[str, Any]:
-    """The options without those of `Variant.trial`."""
-    tiny = trial.variant.trial
-    return {
-        name: value
-        for name, value in trial.options.items()
-        if name not in tiny or tiny[name] != value
-    }
 
 
 def lowering(trial: Trial) -> Finding:

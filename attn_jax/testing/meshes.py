@@ -117,9 +117,7 @@ def explicit_mesh(trial: Trial) -> Finding:
     if variant.key_mask:
         ones = np.ones((size, arrays["key"].shape[1]), bool)
         arrays["key_mask"] = sharded(ones, PartitionSpec("data"))
-    options = dict(trial._split[0])
-    if variant.causal:
-        options["is_causal"] = True
+    options = {"is_causal": True} if variant.causal else {}
 
     def both(arrays: Arrays) -> Any:
         moving, fixed = split_moving(arrays)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -224,7 +223,7 @@ def exact(trial: Trial) -> Finding:
     arrays = trial.full(trial.inputs(scale=1.5))
     shape = (NUM_QUERIES, trial.num_keys)
     rng = np.random.default_rng(4)
-    scale = trial.options.get("scale")
+    scale = trial.scale
     settings: list[tuple[str, dict[str, Any], bool]] = [("plain", {}, False)]
     if variant.bias:
         draw = jnp.asarray(rng.standard_normal(shape).astype(np.float32))
@@ -272,7 +271,7 @@ def stability(trial: Trial) -> Finding:
                 for leaf in jax.tree.leaves(grads[argument]):
                     expect_finite(f"the gradient of {argument} {where}", leaf)
             if trial.variant.exact and name == "float32":
-                want = softmax_float64(arrays, trial.options.get("scale"), is_causal)
+                want = softmax_float64(arrays, trial.scale, is_causal)
                 expect_close(f"softmax {where}", out, want, 2e-2)
     if trial.variant.stochastic:
         return Finding(
@@ -446,8 +445,8 @@ def _distances(
 
     Beside it that of the mean over all values, which is no attention at all.
     """
-    here = dataclasses.replace(trial, options={**trial.options, **options})
-    exact = trial.variant.approximates
+    here = trial.bind(**options)
+    exact = here.variant.approximates
     assert exact is not None  # `approximation` has seen to it
     wanted = set(inspect.signature(exact).parameters)
     draws = 6

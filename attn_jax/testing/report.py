@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
+
 from attn_jax.testing import contract, cost, masking, meshes, numerics
 from attn_jax.testing.claims import claimed, with_claims
 from attn_jax.testing.outcome import Fault, Finding, NotApplicable
-from attn_jax.testing.trial import Trial, quick_compile, split_options
-from attn_jax.variants import VARIANTS, Variant, resolve
+from attn_jax.testing.trial import Trial, quick_compile
+from attn_jax.variant import VARIANTS, Variant, load, resolve
 
 __all__ = ["CHECKS", "Report", "Row", "assert_conforms", "check", "table"]
 
@@ -42,6 +44,7 @@ _FUNCTIONS: dict[str, Callable[[Trial], Finding]] = {
     "determinism": contract.determinism,
     "dropout": numerics.dropout,
     "state": contract.state,
+    "step": contract.step,
     "approximation": numerics.approximation,
     "cost": cost.cost,
     "lowering": cost.lowering,
@@ -193,20 +196,15 @@ def check(
     if init is not None:
         variant = dataclasses.replace(variant, init=_init(init))
     needs = inspect.signature(variant.fn).parameters.get("params")
-    if needs is not None and variant.init is None and needs.default is needs.empty:
-        raise ValueError(
-            f"attention function {variant.name!r} takes `params` but has no `init`: "
-            "put `<function>_init(rng, head_dim)` beside it, or give `init` (--init)."
-        )
-    options = dict(options or {})
-    split_options(variant, options)  # raises for an unknown one
-    built_in = {v.fn for v in VARIANTS.values()}
+    if variant.init is None and needs is not None and needs.default is needs.empty:
+        variant.make(jax.random.key(0), 1)  # raises, and says how to give one
+    built_in = {v.base for v in VARIANTS.values()}
     declared = isinstance(fn, Variant) or variant.base in built_in
     declared = declared or (isinstance(fn, str) and variant.name != fn)
     variant = with_claims(variant, claims, declared=declared)
-    arrays = ("bias", "mask", "key_mask", "params", "rng", "dropout_rng")
-    bound = {k: x for k, x in variant.options.items() if k not in arrays}
-    trial = Trial(variant, {**variant.trial, **bound, **options})
+    untried = variant.bind(**(options or {}))
+    tried = {k: x for k, x in variant.trial.items() if k not in untried.options}
+    trial = Trial(untried.bind(**tried), untried)
     rows = []
     for name in chosen:
         rows.append(_run(name, trial))
@@ -220,8 +218,6 @@ def _init(init: str | Callable[..., Any]) -> Callable[..., Any]:
     """A function, or the one that `path/file.py:function` names."""
     if callable(init):
         return init
-    from attn_jax.variants import load
-
     found = load(init)
     if not callable(found):
         raise ValueError(f"`init` must name a function, but {init!r} is {found!r}.")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax.attention._scores import score_dtype
-from attn_jax.variants import Variant
+from attn_jax.variant import Variant
 
 __all__ = [
     "LONG",
@@ -26,7 +26,6 @@ __all__ = [
     "quick_compile",
     "relative_error",
     "split_moving",
-    "split_options",
 ]
 
 Arrays = dict[str, Any]
@@ -68,47 +67,18 @@ def relative_error(got: Any, want: Any) -> float:
     return away / size if size > 0 else away
 
 
-def split_options(
-    variant: Variant, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options for the function and options for its `init`.
-
-    One that both take goes to both.
-
-    Raises:
-      ValueError: if neither takes it.
-    """
-    of_fn = set(inspect.signature(variant.fn).parameters)
-    of_init: set[str] = set()
-    if variant.init is not None:
-        of_init = set(list(inspect.signature(variant.init).parameters)[2:])
-    for name in options:
-        if name not in of_fn | of_init:
-            known = of_fn | of_init
-            known -= {"query", "key", "value", "bias", "mask", "key_mask"}
-            known -= {"params", "rng", "dropout_rng"}
-            raise ValueError(
-                f"attention variant {variant.name!r} takes no option `{name}`; it "
-                f"takes: {', '.join(sorted(known)) or 'none'}."
-            )
-    return (
-        {k: v for k, v in options.items() if k in of_fn},
-        {k: v for k, v in options.items() if k in of_init},
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A variant with options, at small sizes, as functions of its arrays.
+    """A variant at small sizes, as functions of its arrays.
 
     Attributes:
-      variant: the record, with what is claimed.
-      options: of the function or its `init`, over those of `variant.trial`.
+      variant: the record, with what is claimed, and its options bound.
+      untried: the record without the options of `Variant.trial`, if it has any.
       seed: of inputs, parameters and randomness.
     """
 
     variant: Variant
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    untried: Variant | None = None
     seed: int = 0
 
     @functools.cached_property
@@ -116,9 +86,14 @@ class Trial:
         """Names of the function's arguments."""
         return set(inspect.signature(self.variant.fn).parameters)
 
-    @functools.cached_property
-    def _split(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return split_options(self.variant, self.options)
+    @property
+    def scale(self) -> Any:
+        """The factor of the scores that is bound, or None."""
+        return self.variant.options.get("scale")
+
+    def bind(self, **options: Any) -> Trial:
+        """The trial of its variant with options bound."""
+        return dataclasses.replace(self, variant=self.variant.bind(**options))
 
     @property
     def num_keys(self) -> int:
@@ -157,16 +132,8 @@ class Trial:
     def _init(
         self, dtype: Any, max_length: int, head_dim: int, value_dim: int, seed: Any
     ) -> Any:
-        init = self.variant.init
-        assert init is not None
-        takes = inspect.signature(init).parameters
-        options = dict(self._split[1])
-        if "max_length" in takes:
-            options.setdefault("max_length", max_length)
-        if "value_dim" in takes:
-            options["value_dim"] = value_dim
-        rng = jax.random.key(1 if seed is None else seed)
-        made = init(rng, head_dim, **options)
+        variant = self.variant.fit(max_length=max_length, value_dim=value_dim)
+        made = variant.make(jax.random.key(1 if seed is None else seed), head_dim)
         return cast_floats(made, dtype)
 
     def inputs(
@@ -209,7 +176,7 @@ class Trial:
     ) -> jax.Array:
         """The function on one head. `arrays` by argument name; None is left out."""
         given = {name: x for name, x in arrays.items() if x is not None}
-        options = dict(self._split[0])
+        options: dict[str, Any] = {}
         if is_causal:
             options["is_causal"] = True
         if dropout_rate:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import inspect
 import math
 import pathlib
 import re
@@ -25,7 +24,7 @@ from jax.typing import DTypeLike
 
 from attn_jax.multihead import multi_head, multi_head_init
 from attn_jax.tools.cost import Flops, count_flops
-from attn_jax.variants import Variant, resolve
+from attn_jax.variant import Variant, resolve
 
 __all__ = [
     "BASE",
@@ -351,20 +350,9 @@ class Setting:
 
     def of_variant(self, variant: Variant) -> Callable[..., jax.Array]:
         """The variant on [B, T, N, H], with parameters and randomness as it needs."""
-        known = inspect.signature(variant.fn).parameters
-        options = {k: v for k, v in self.options.items() if k in known}
-        of_init = {
-            k: v
-            for k, v in self.options.items()
-            if variant.init is not None
-            and k in inspect.signature(variant.init).parameters
-        }
-        if variant.init is not None:
-            if "max_length" in inspect.signature(variant.init).parameters:
-                of_init.setdefault("max_length", max(self.lengths))
-        params = multi_head_init(
-            variant, jax.random.key(1), self.heads, self.head_dim, **of_init
-        )
+        variant = variant.fit(**{"max_length": max(self.lengths), **self.options})
+        options: dict[str, Any] = {}
+        params = multi_head_init(variant, jax.random.key(1), self.heads, self.head_dim)
         if params is not None:
             options["params"] = params
         if variant.stochastic:
@@ -385,19 +373,9 @@ class Setting:
 
 def _check_options(setting: Setting, variants: Sequence[Variant]) -> None:
     """Raises for an option that no variant takes."""
-    taken = set()
-    for variant in variants:
-        taken |= set(inspect.signature(variant.fn).parameters)
-        if variant.init is not None:
-            taken |= set(list(inspect.signature(variant.init).parameters)[2:])
-    taken -= {"query", "key", "value", "bias", "mask", "key_mask", "params"}
-    taken -= {"rng", "dropout_rng"}
     for name in setting.options:
-        if name not in taken:
-            raise ValueError(
-                f"no variant that is measured takes an option {name!r}; they take: "
-                f"{', '.join(sorted(taken)) or 'none'}."
-            )
+        if not any(variant.takes(name) for variant in variants):
+            raise ValueError(f"no variant that is measured takes an option {name!r}.")
 
 
 def _check_traces(name: str, attend: Callable[..., Any], setting: Setting) -> None:

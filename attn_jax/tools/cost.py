@@ -1,4 +1,4 @@
-"""Floating-point operations of a JAX program, counted from its jaxpr.
+"""What a program costs: floating-point operations, counted from its jaxpr.
 
 XLA's own count (`compiled.cost_analysis()`) takes the body of a loop once, so it is
 wrong for every program that loops over blocks or heads. Here the body of a loop counts
@@ -7,15 +7,28 @@ as often as it runs.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.extend import core
 
-__all__ = ["Flops", "count_flops"]
+from attn_jax import models
+from attn_jax.nn.positional import num_parameters
+
+__all__ = [
+    "Cost",
+    "Flops",
+    "LabellerCost",
+    "count_flops",
+    "labeller_cost",
+    "model_cost",
+    "sizes_table",
+]
 
 
 class Flops(NamedTuple):
@@ -235,3 +248,104 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
     70
     """
     return _of_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
+
+
+class Cost(NamedTuple):
+    """What a model costs: parameters, and forward FLOPs of one image."""
+
+    params: int
+    flops: int
+
+
+class LabellerCost(NamedTuple):
+    """What a labeller costs: parameters by part, and forward FLOPs of one vector."""
+
+    params: int
+    input_params: int
+    position_params: int
+    flops: float
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _measure(model: nnx.Module, *inputs: Any) -> tuple[Any, int]:
+    """The parameters of a model, and the FLOPs of its forward pass."""
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
+
+    def forward(params: Any, rest: Any, *inputs: Any) -> Any:
+        return nnx.merge(graphdef, params, rest)(*inputs)
+
+    return params, count_flops(forward, params, rest, *inputs).total
+
+
+def model_cost(model: nnx.Module, image_shape: tuple[int, int, int]) -> Cost:
+    """Counts parameters, and the FLOPs of the forward pass of one image.
+
+    Args:
+      model: maps images [B, height, width, C] to logits; its arrays may be abstract
+        (`nnx.eval_shape`), nothing is computed.
+      image_shape: (height, width, channels).
+
+    >>> model = models.build("mlp", "mu", image_shape=(28, 28, 1), num_classes=10,
+    ...                      rngs=nnx.Rngs(0))
+    >>> model_cost(model, (28, 28, 1)).params
+    3310346
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    params, flops = _measure(model, images)
+    return Cost(_count(params), flops)
+
+
+def labeller_cost(
+    model: models.Labeller, inputs: int | Sequence[int], length: int
+) -> LabellerCost:
+    """Counts parameters, and the FLOPs of one sequence, over its length.
+
+    Args:
+      model: its arrays may be abstract (`nnx.eval_shape`), nothing is computed.
+      inputs: as given to `Labeller`.
+      length: T of the sequence.
+
+    Returns:
+      Parameters in all, of the input layer and of the positions, and the FLOPs of the
+      forward pass of one sequence, divided by T.
+
+    >>> model = models.Labeller(40, 6, body="window", dim=8, depth=1, mlp_dim=16,
+    ...                         max_length=9, rngs=nnx.Rngs(0))
+    >>> labeller_cost(model, 40, 9).input_params
+    328
+    """
+    vectors = not isinstance(inputs, Sequence)
+    size = inputs if vectors else len(inputs)
+    x = jax.ShapeDtypeStruct((1, length, size), jnp.float32 if vectors else jnp.int32)
+    params, flops = _measure(model, x, jax.ShapeDtypeStruct((1, length), jnp.bool_))
+    encoder = getattr(model.body, "encoder", None)
+    positions = None if encoder is None else encoder.positions
+    return LabellerCost(
+        _count(params),
+        _count(params["input"]),
+        0 if positions is None else num_parameters(positions),
+        flops / length,
+    )
+
+
+def sizes_table() -> list[dict[str, Any]]:
+    """What every named size costs, at the image size that sizes were chosen for.
+
+    Returns:
+      One dictionary a size: family, size, image_shape, params, flops.
+    """
+    rows = []
+    for model, sizes in models.SIZES.items():
+        for size in sizes:
+            shape = (28, 28, 1) if size.startswith("mu") else (32, 32, 3)
+            make = functools.partial(
+                models.build, model, size, image_shape=shape, num_classes=10
+            )
+            abstract = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))
+            row = dict(model=model, size=size, image_shape=shape)
+            rows.append(row | model_cost(abstract, shape)._asdict())
+    return rows

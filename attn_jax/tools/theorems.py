@@ -174,7 +174,7 @@ def _linear_rnn() -> Settings:
         abs(costs[1] / costs[0] - 1),
         0.02,
     )
-    state = attention.linear_state(16, 16, jnp.float32)
+    state = attention.linear_init_state(16, 16, jnp.float32)
     before = sum(leaf.size for leaf in jax.tree.leaves(state))
     for t in range(5):
         state, _ = attention.linear_step(state, query[t], key[t], value[t])

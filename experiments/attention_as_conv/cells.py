@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from attn_jax import models
+from attn_jax.tools import cost
 from experiments.attention_as_conv.model import AttentionImage
 from experiments.core.cell import Count
 from experiments.core.loop import Program
@@ -150,11 +151,11 @@ def program_of(
 @functools.lru_cache(maxsize=16)
 def model_cost(
     shape: tuple[Any, ...], image_shape: tuple[int, int, int], num_classes: int
-) -> models.Cost:
-    """Parameters and FLOPs of a model's shape, see `attn_jax.models.cost`."""
+) -> cost.Cost:
+    """Parameters and FLOPs of a model's shape, see `attn_jax.tools.cost.model_cost`."""
     cell = dataclasses.replace(_example(shape), dtype="float32")
     model = nnx.eval_shape(lambda: build_model(cell, image_shape, num_classes))
-    return models.cost(model, image_shape)
+    return cost.model_cost(model, image_shape)
 
 
 def flops_of(

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from attn_jax.variants import Variant, resolve
+from attn_jax.variant import Variant, resolve
 from experiments.core.identity import Differs, with_differs
 
 

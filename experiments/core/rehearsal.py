@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import traceback
 
-from attn_jax.variants import Variant
+from attn_jax.variant import Variant
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _OURS = tuple(str(_ROOT / name) + "/" for name in ("experiments", "attn_jax"))

@@ -21,6 +21,7 @@ from flax import nnx
 
 from attn_jax import models
 from attn_jax.models import MODELS, SIZES, default_patch
+from attn_jax.tools.cost import model_cost
 from experiments.core import identity, optim
 from experiments.core.cell import (
     Amount,
@@ -333,7 +334,7 @@ def program_of(shape: Shape) -> Program:
 def cost_of(shape: Shape) -> dict[str, Any]:
     """Parameters, FLOPs of an image's forward pass, and a ResNet's receptive field."""
     shape = tuple("float32" if x == "bfloat16" else x for x in shape)
-    cost = models.cost(build_model(shape, 0), shape[-2])
+    cost = model_cost(build_model(shape, 0), shape[-2])
     found = dict(params=cost.params, flops=cost.flops)
     if shape[0] == "resnet":
         model: Any = nnx.eval_shape(lambda: build_model(shape, 0))

@@ -13,6 +13,7 @@ from typing import Any
 from flax import nnx
 
 from attn_jax import models
+from attn_jax.tools.cost import model_cost
 from experiments.core import stats
 from experiments.core.cell import attention_digest
 from experiments.core.report import NONE, Row, grouped, settings_of, span
@@ -350,7 +351,7 @@ def _flops(
                 rngs=nnx.Rngs(0),
             )
         )
-        return models.cost(module, shape[0]).flops
+        return model_cost(module, shape[0]).flops
     except (OSError, ValueError):  # a model or variant that is no more
         return None
 

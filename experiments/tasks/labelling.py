@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from attn_jax.models import Labeller, labeller_cost
+from attn_jax.models import Labeller
+from attn_jax.tools.cost import labeller_cost
 from experiments.core import devices, loop, optim
 from experiments.core.cell import (
     Cell,
@@ -394,7 +395,7 @@ COST_LENGTH = {False: 32, True: 256}
 
 @functools.lru_cache(maxsize=64)
 def model_cost(key: ProgramKey) -> ModelCost:
-    """What the model of a cell costs, see `attn_jax.models.labeller_cost`."""
+    """What the model of a cell costs, see `attn_jax.tools.cost.labeller_cost`."""
     model = nnx.eval_shape(lambda: build_model(key, 0))
     length = min(COST_LENGTH[isinstance(key.inputs, int)], key.max_length)
     cost = labeller_cost(model, key.inputs, length)

@@ -15,9 +15,9 @@ from attn_jax.attention.linear_attention import (
     causal_product,
     cosformer,
     linear,
+    linear_init_state,
     linear_parallel,
     linear_recurrent,
-    linear_state,
     linear_step,
 )
 
@@ -125,7 +125,7 @@ def test_three_forms_are_equal(length, chunk_size, feature_map, draw):
 
 def test_steps_continue_from_a_state(draw):
     arrays = _arrays(draw, 6)
-    state = linear_state(H, V)
+    state = linear_init_state(H, V)
     outs, step = [], jax.jit(linear_step)
     for t in range(6):
         real = jnp.asarray(t != 2)
@@ -138,7 +138,7 @@ def test_steps_continue_from_a_state(draw):
     whole = jax.jit(functools.partial(linear, is_causal=True))
     expected = whole(**arrays, key_mask=jnp.arange(6) != 2)
     np.testing.assert_allclose(np.stack(outs), expected, atol=1e-6)
-    assert linear_state(H, V, jnp.bfloat16).memory.dtype == jnp.float32
+    assert linear_init_state(H, V, jnp.bfloat16).memory.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("num_queries, num_keys", [(9, 5), (5, 9)])
@@ -308,7 +308,7 @@ def test_bad_arguments_are_named(fn, options, error, message, draw):
 def test_shapes_of_a_step_and_a_product_are_checked():
     x = jnp.ones(H)
     with pytest.raises(ValueError, match="`state.memory` must have shape"):
-        linear_step(linear_state(H, V + 1), x, x, jnp.ones(V))
+        linear_step(linear_init_state(H, V + 1), x, x, jnp.ones(V))
     x = jnp.ones((4, H))
     with pytest.raises(ValueError, match="`key_features` must have shape"):
         causal_product(x, jnp.ones((4, H + 1)), x)

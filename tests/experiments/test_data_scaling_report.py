@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from attn_jax import models
+from attn_jax.tools.cost import model_cost
 from experiments.core import plots
 from experiments.core.store import config_hash, export_jsonl
 from experiments.data_scaling import lines, report
@@ -182,7 +183,7 @@ def test_flops_are_recounted_whatever_a_record_holds(tmp_path):
     records = [*cost("vit", patch=7), *cost("resnet")]
     written = text(records, tmp_path)
     expected = [
-        models.cost(
+        model_cost(
             models.build(
                 name, "mu", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0)
             ),

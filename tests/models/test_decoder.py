@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax import sample_symbols
+from attn_jax import resolve, sample_symbols, variants_with
 from attn_jax.nn.decoder import (
-    MIXERS,
     CausalAttention,
     Decoder,
     LstmLayer,
@@ -25,10 +25,14 @@ OPTIONS = {
     "linear": dict(chunk_size=8),
     "blockwise": dict(block_size=8),
 }
+# Somebody's own, with parameters and a step beside it.
+MINE = f"{pathlib.Path(__file__).parents[1]}/right_variants/decayed.py:attend"
 greedy = functools.partial(sample_symbols, temperature=0.0)
 
 
 def _make(mixer, **options):
+    if mixer in OPTIONS:
+        mixer = resolve(mixer).bind(**OPTIONS[mixer])
     decoder = Decoder(
         11,
         10,
@@ -37,7 +41,6 @@ def _make(mixer, **options):
         depth=2,
         num_heads=2,
         max_length=LENGTH,
-        options=OPTIONS.get(mixer),
         rngs=nnx.Rngs(3),
         **options,
     )
@@ -46,7 +49,7 @@ def _make(mixer, **options):
     return functions, jax.tree.map(lambda x: 2.0 * x, params)
 
 
-@pytest.fixture(scope="module", params=MIXERS)
+@pytest.fixture(scope="module", params=[*variants_with("step"), "lstm", MINE])
 def made(request):
     return _make(request.param)
 
@@ -165,20 +168,22 @@ def test_positions_and_the_first_bias_are_what_was_given(tokens):
 
 
 def test_bad_arguments_are_named(tokens):
-    with pytest.raises(ValueError, match="mixer must be one of"):
-        _make("softmax")
-    with pytest.raises(ValueError, match="positions must be"):
+    with pytest.raises(ValueError, match="'gat' cannot honour one token at a time"):
+        _make("gat")
+    with pytest.raises(ValueError, match="unknown attention variant 'gru'"):
+        _make("gru")
+    with pytest.raises(ValueError, match="`positions` must be"):
         _make("linear", positions="rope")
-    with pytest.raises(ValueError, match=r"positions must be \[max_length"):
+    with pytest.raises(ValueError, match=r"`positions` must be \[max_length"):
         _make("linear", positions=np.zeros((2, 2), np.float32))
-    with pytest.raises(ValueError, match="head_bias must be"):
+    with pytest.raises(ValueError, match="`head_bias` must be"):
         _make("linear", head_bias=np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match="multiple of num_heads"):
-        CausalAttention(9, num_heads=2, kind="linear", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="multiple of `num_heads`"):
+        CausalAttention(9, num_heads=2, variant="linear", rngs=nnx.Rngs(0))
     functions, params = _make("linear")
-    with pytest.raises(ValueError, match="tokens must be"):
+    with pytest.raises(ValueError, match="`tokens` must be"):
         functions.apply(params, jnp.zeros((1, LENGTH + 1), jnp.int32))
-    with pytest.raises(ValueError, match="length must be 1 to max_length"):
+    with pytest.raises(ValueError, match="`length` must be 1 to max_length"):
         functions.init(1, LENGTH + 1)
 
 
@@ -219,7 +224,7 @@ def test_what_there_is_no_room_for_is_refused():
         5, 5, mixer="linear", dim=4, depth=1, max_length=3, rngs=nnx.Rngs(0)
     )
     functions, params = decoder_functions(decoder)
-    with pytest.raises(ValueError, match="length must be 1 to max_length=3, got 4"):
+    with pytest.raises(ValueError, match="must be 1 to max_length=3, but is 4"):
         functions.generate(params, np.zeros((1, 2), int), 3, jax.random.key(0))
     state = decoder.init_state(1)._replace(position=jnp.int32(3))
     with pytest.raises(ValueError, match="`state.position` .* 0 … 2, .* to 3: the dec"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax.models import BODIES, Labeller, labeller_cost
+from attn_jax.models import BODIES, Labeller
 from attn_jax.models.labeller import IdInput, side_by_side
+from attn_jax.tools.cost import labeller_cost
 
 SIZES, CLASSES, DIM, LONGEST = (11, 5), 4, 8, 9
 OPTIONS = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax.models import MODELS, SIZES, ResNet, build, cost
+from attn_jax.models import MODELS, SIZES, ResNet, build
 from attn_jax.nn.encoder import Encoder
+from attn_jax.tools.cost import model_cost
 
 SHAPES = {"mu": (28, 28, 1), "ti": (32, 32, 3), "s": (32, 32, 3), "b": (32, 32, 3)}
 
@@ -49,7 +50,7 @@ def test_the_cost_of_a_linear_map_is_known():
         def __call__(self, images):
             return self.layer(images.reshape(images.shape[0], -1))
 
-    assert cost(Linear(), (2, 2, 3)) == (60, 120)
+    assert model_cost(Linear(), (2, 2, 3)) == (60, 120)
 
 
 def test_a_loop_over_heads_costs_what_its_heads_do():
@@ -58,7 +59,7 @@ def test_a_loop_over_heads_costs_what_its_heads_do():
     found = {}
     for heads in (2, 8):
         model = abstract("vit", "mu", overrides=dict(patch=1, depth=1, num_heads=heads))
-        found[heads] = cost(model, SHAPES["mu"]).flops
+        found[heads] = model_cost(model, SHAPES["mu"]).flops
     tokens, dim, mlp_dim = 784, 64, 256
     products = tokens * 2 * (4 * dim**2 + 2 * dim * mlp_dim) + 4 * tokens**2 * dim
     for heads, flops in found.items():
@@ -66,7 +67,7 @@ def test_a_loop_over_heads_costs_what_its_heads_do():
 
 
 def test_mu_is_as_far_apart_in_flops_as_is_said():
-    found = {model: cost(abstract(model, "mu"), SHAPES["mu"]) for model in MODELS}
+    found = {model: model_cost(abstract(model, "mu"), SHAPES["mu"]) for model in MODELS}
     flops = {model: found[model].flops for model in found}
     networks = [flops[model] for model in ("vit", "resnet", "hybrid")]
     assert 1.3 < max(networks) / min(networks) < 1.34, flops
@@ -77,7 +78,7 @@ def test_mu_is_as_far_apart_in_flops_as_is_said():
 @pytest.mark.parametrize("size", ["ti", "s", "b"])
 def test_larger_sizes_are_near_in_flops(size):
     flops = {
-        model: cost(abstract(model, size), SHAPES[size]).flops
+        model: model_cost(abstract(model, size), SHAPES[size]).flops
         for model in ("vit", "resnet", "hybrid")
     }
     assert max(flops.values()) / min(flops.values()) < 1.15, flops

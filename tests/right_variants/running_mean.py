@@ -1,4 +1,4 @@
-"""A causal mean in linear time, as a record of its own."""
+"""A causal mean in linear time with a step, as a record of its own."""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,19 @@ def _attend(query, key, value, *, key_mask=None, is_causal=False):
     return out.astype(value.dtype)
 
 
+def _step(state, query, key, value, position):
+    state = state + value.astype(state.dtype)
+    gate = jax.nn.sigmoid(query.astype(state.dtype).sum())
+    return state, (gate * state / (position + 1)).astype(value.dtype)
+
+
 attend = Variant(
     name="running_mean",
     fn=_attend,
-    key_mask=True,
-    causal=True,
-    cross=True,
-    value_dim=True,
+    step=_step,
+    init_state=lambda value_dim, dtype: jnp.zeros(
+        value_dim, jnp.promote_types(dtype, jnp.float32)
+    ),
     time="O(T)",
     memory="O(T)",
 )

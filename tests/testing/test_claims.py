@@ -8,7 +8,7 @@ import pytest
 
 from attn_jax.testing import growth
 from attn_jax.testing.claims import claimed, with_claims
-from attn_jax.variants import VARIANTS, Variant, resolve
+from attn_jax.variant import VARIANTS, Variant, resolve
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from attn_jax.__main__ import main
 from attn_jax.testing import CHECKS, assert_conforms, check, table
-from attn_jax.variants import VARIANTS
+from attn_jax.variant import VARIANTS
 
 WRONG = pathlib.Path(__file__).parents[1] / "wrong_variants"
 MASK = f"{WRONG / 'ignored_mask.py'}:attend"

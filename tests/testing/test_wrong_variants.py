@@ -51,9 +51,13 @@ WRONG: dict[str, tuple[str, str | None]] = {
     "carries_bare_zeros": ("shard_map", None),
     "brings_its_own_mesh": ("explicit_mesh", None),
     "learns_from_padding": ("state", None),
+    "forgetful_step": ("step", None),
     "dropout_without_rescaling": ("dropout", "dropout,cross,value_dim"),
 }
-RIGHT = ("clipped_cosine", "hashed", "mean", "plain", "running_mean", "self_alone")
+RIGHT = (
+    *("clipped_cosine", "decayed", "hashed", "mean", "plain", "running_mean"),
+    "self_alone",
+)
 
 
 @pytest.fixture(autouse=True)

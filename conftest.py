@@ -1,0 +1,3 @@
+"""Imports the library as a whole, before pytest imports its files one by one."""
+
+import attn_jax  # noqa: F401
