@@ -75,7 +75,7 @@ bench: install ## Install the peers and measure side by side with them
 	$(BIN)/python -m benchmarks
 
 figures: install ## Redraw reports and figures of all committed results
-	$(BIN)/python -m experiments.core.report
+	$(BIN)/python -m experiments --redraw
 
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -1,7 +1,13 @@
-"""`python -m experiments` lists the experiments; with a name it runs one."""
+"""`python -m experiments` lists the experiments; with a name it runs one.
+
+`python -m experiments NAME --redraw FOLDER` writes the report of a folder anew from its
+records alone; without a folder all committed ones, without a name those of all.
+"""
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -10,24 +16,50 @@ from attn_jax._program import program
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Lists, runs, or with ``NAME --redraw FOLDER`` redraws; the exit status."""
+    """Lists, runs, or redraws; the exit status."""
     from experiments.core import run
-    from experiments.core.report import redraws
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\n\n{run.overview()}")
+        print(f"{__doc__}\n{run.overview()}")
         return 0
-    name, *rest = arguments
     try:
-        found = run.find(name)
-    except ValueError as error:
+        if "--redraw" in arguments:
+            return redraw(arguments)
+        run.find(arguments[0])
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if "--redraw" in rest:
-        rest.remove("--redraw")
-        return redraws(found.report.write)(rest)
-    return run.main(name, rest)
+    return run.main(arguments[0], arguments[1:])
+
+
+def redraw(arguments: Sequence[str]) -> int:
+    """Writes reports and figures anew, from stored results alone."""
+    from experiments.core import report, run
+
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments", description=redraw.__doc__
+    )
+    parser.add_argument("name", nargs="?", help="an experiment; by default all")
+    parser.add_argument(
+        "--redraw",
+        nargs="?",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="of its results",
+    )
+    parser.add_argument("--out", type=pathlib.Path, help="write there instead")
+    options = parser.parse_args(arguments)
+    if options.redraw:
+        found = run.find(options.name).report
+        print(report.redraw(found, options.redraw, options.out))
+        return 0
+    for name in [options.name] if options.name else run.names():
+        experiment = run.find(name)
+        for folder in experiment.committed:
+            report.redraw(experiment.report, folder, options.out)
+            print(f"-> {folder}/report.md", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Tables and figures of the experiment, from stored results alone.
 
-`python -m experiments.attention_as_conv.report FOLDER` redraws report.md and the
+`python -m experiments attention_as_conv --redraw FOLDER` redraws report.md and the
 figures of a folder that holds results.jsonl.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +27,6 @@ from experiments.core.report import (
     decimal,
     difference,
     mean,
-    redraws,
     sampling,
     score,
     tabulate,
@@ -566,7 +564,3 @@ REPORT = Report(
     ),
 )
 write_report = REPORT.write
-main = redraws(write_report)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,12 @@
 """Tables and figures of the experiment, from stored results alone.
 
-`python -m experiments.attention_vs_rnn.report FOLDER` redraws report.md and the figures
-of a folder that holds results.jsonl and, if it was measured, timing.json.
+`python -m experiments attention_vs_rnn --redraw FOLDER` redraws report.md and the
+figures of a folder that holds results.jsonl and, if it was measured, timing.json.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from experiments.core.report import (
     Row,
     Section,
     decimal,
-    redraws,
     score,
     table,
     tabulate,
@@ -397,7 +395,3 @@ REPORT = Report(
     notes=(_timing,),
 )
 write_report = REPORT.write
-main = redraws(write_report)
-
-if __name__ == "__main__":
-    sys.exit(main())

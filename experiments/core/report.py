@@ -5,28 +5,23 @@ columns of the table, the rows of what needs no network, and what stands below. 
 name settings of its rows (``"{updates:,} updates"``), or be a function of the `Group`
 that the section is about, which gives paragraphs and may draw figures.
 
-`python -m experiments.core.report [FOLDER ...]` redraws the committed reports.
+`python -m experiments --redraw` redraws the committed reports.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
-import importlib
 import json
 import pathlib
-import sys
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from attn_jax._program import program
 from experiments.core.identity import of_one_kind
 from experiments.core.stats import Gap, Summary, gap, sampling_error, summarize
 from experiments.core.store import Record, ResultsStore, read_jsonl
 
 NONE = "–"
-_EXPERIMENTS = pathlib.Path(__file__).parents[1]
 _Item = TypeVar("_Item")
 
 # ------------------------------------------------------------------ numbers
@@ -414,12 +409,10 @@ def sampling(
 
 # ------------------------------------------------------------------ writing
 
-Write = Callable[[Sequence[Record], pathlib.Path], str]
-
 
 def reported(
     records: Sequence[Record],
-    write: Write,
+    write: Callable[[Sequence[Record], pathlib.Path], str],
     folder: pathlib.Path,
     planned: Iterable[Mapping[str, Any]] = (),
 ) -> str:
@@ -468,61 +461,21 @@ def load(folder: pathlib.Path) -> list[Record]:
     return records
 
 
-def redraw(write: Write, folder: pathlib.Path, out: pathlib.Path | None = None) -> str:
+def redraw(
+    report: Report, folder: pathlib.Path, out: pathlib.Path | None = None
+) -> str:
     """Writes the report of a folder anew, from what is stored there alone.
 
     Args:
-      write: of a `Report`.
+      report: of the experiment.
       folder: of results.
-      out: where to write it instead; what was measured besides is read there.
+      out: where to write it instead; what was measured besides is copied there.
 
     Returns:
       What to print.
     """
-    return reported(load(folder), write, out or folder)
-
-
-def report_of(name: str) -> Report:
-    """The declared report of an experiment."""
-    return importlib.import_module(f"experiments.{name}.report").REPORT
-
-
-def committed() -> dict[pathlib.Path, str]:
-    """Folders of committed results, and the experiments that they are of."""
-    found = sorted(_EXPERIMENTS.glob("*/results/**/results.jsonl"))
-    return {f.parent: f.relative_to(_EXPERIMENTS).parts[0] for f in found}
-
-
-def _redraw(write: Write | None, argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Writes reports and figures anew, from stored results alone."
-    )
-    if write is None:
-        parser.add_argument("folder", type=pathlib.Path, nargs="*")
-    else:
-        parser.add_argument("folder", type=pathlib.Path, nargs=1)
-        parser.add_argument("--out", type=pathlib.Path, help="by default the folder")
-    options = parser.parse_args(argv)
-    try:
-        if write is not None:
-            print(redraw(write, options.folder[0], options.out))
-            return 0
-        known = committed()
-        for folder in [path.resolve() for path in options.folder] or known:
-            if folder not in known:
-                raise ValueError(f"folder must be of committed results, got {folder}.")
-            redraw(report_of(known[folder]).write, folder)
-            print(f"-> {folder}/report.md", flush=True)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def redraws(write: Write | None = None) -> Callable[..., int]:
-    """The program that redraws a folder's report, or the committed ones."""
-    return program(functools.partial(_redraw, write))
-
-
-if __name__ == "__main__":
-    sys.exit(redraws()())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("*.json"):
+            shutil.copy(file, out)
+    return reported(load(folder), report.write, out or folder)

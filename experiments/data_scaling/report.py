@@ -1,6 +1,6 @@
 """Tables and figures of the data-scaling experiment, from stored results alone.
 
-`python -m experiments.data_scaling.report FOLDER` redraws report.md, curve.png and
+`python -m experiments data_scaling --redraw FOLDER` redraws report.md, curve.png and
 gap.png; further tasks get curve_<task>.png and gap_<task>.png.
 
 Whatever weakens a number stands beside it: seeds are counted, means of fewer
@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from experiments.core import stats
@@ -27,7 +26,6 @@ from experiments.core.report import (
     grouped,
     interval,
     mean,
-    redraws,
     span,
     table,
 )
@@ -621,8 +619,8 @@ REPORT = Report(
     title="# Accuracy as the training set grows",
     least=0,
     text=(
-        "Written by `python -m experiments.data_scaling.report` from `results.jsonl`; "
-        "do not edit.",
+        "Written by `python -m experiments data_scaling --redraw` from "
+        "`results.jsonl`; do not edit.",
         "Numbers are accuracies on the fixed test set: mean ± standard deviation over "
         "seeds (number of seeds). A seed draws the training subset, the initial "
         "weights and the order of the images.",
@@ -632,7 +630,3 @@ REPORT = Report(
     terminal=_summary,
 )
 write_report = REPORT.write
-main = redraws(write_report)
-
-if __name__ == "__main__":
-    sys.exit(main())

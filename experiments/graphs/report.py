@@ -1,12 +1,11 @@
 """Tables and figures of the experiment, from stored results alone.
 
-`python -m experiments.graphs.report FOLDER` redraws report.md and the figures of a
+`python -m experiments graphs --redraw FOLDER` redraws report.md and the figures of a
 folder that holds results.jsonl and, if it was measured, timing.json.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,6 @@ from experiments.core.report import (
     count,
     decimal,
     mean,
-    redraws,
     sampling,
     score,
     setting,
@@ -373,7 +371,3 @@ REPORT = Report(
     notes=(_timing,),
 )
 write_report = REPORT.write
-main = redraws(write_report)
-
-if __name__ == "__main__":
-    sys.exit(main())

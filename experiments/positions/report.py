@@ -1,12 +1,11 @@
 """Table and figures of the experiment, from stored results alone.
 
-`python -m experiments.positions.report FOLDER` redraws report.md and the figures of a
+`python -m experiments positions --redraw FOLDER` redraws report.md and the figures of a
 folder that holds results.jsonl and, if it was measured, overhead.json.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from experiments.core.report import (
     Section,
     decimal,
     difference,
-    redraws,
     same,
     score,
     setting,
@@ -215,7 +213,3 @@ REPORT = Report(
     notes=(_adjoint,),
 )
 write_report = REPORT.write
-main = redraws(write_report)
-
-if __name__ == "__main__":
-    sys.exit(main())

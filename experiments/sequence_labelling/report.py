@@ -1,13 +1,12 @@
 """Tables and figures of the experiment, from stored results alone.
 
-`python -m experiments.sequence_labelling.report FOLDER` redraws report.md and the
+`python -m experiments sequence_labelling --redraw FOLDER` redraws report.md and the
 figures of a folder that holds results.jsonl and, if they were made, maps.json and
 streaming.json.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,6 @@ from experiments.core.report import (
     decimal,
     difference,
     mean,
-    redraws,
     same,
     sampling,
     score,
@@ -494,7 +492,3 @@ REPORT = Report(
     notes=(_scaling, _streaming, draw_maps),
 )
 write_report = REPORT.write
-main = redraws(write_report)
-
-if __name__ == "__main__":
-    sys.exit(main())

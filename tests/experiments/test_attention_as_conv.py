@@ -238,9 +238,8 @@ def test_the_verdict_follows_its_rule(end, answer):
     assert f"**{answer}**" in text
 
 
-def test_report_is_drawn_from_the_records_alone(store, tmp_path, capsys):
-    store.export_jsonl(tmp_path / "results.jsonl")
-    assert report.main([str(tmp_path)]) == 0
+def test_report_is_drawn_from_the_records_alone(store, tmp_path):
+    report.REPORT.write(store.records(), tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in [
         "training_quadratic.png",
@@ -256,11 +255,6 @@ def test_report_is_drawn_from_the_records_alone(store, tmp_path, capsys):
     for name in ("ResNet", "majority class", "generalised Gaussian"):
         assert f"| {name}" in text or f", {name} |" in text
     assert "| 9 |" in text and "| 18 |" in text
-
-
-def test_a_folder_without_results_is_told(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
-    assert "results.jsonl" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------- the command line

@@ -204,11 +204,6 @@ def test_the_report_tells_ratios_and_draws(store, tmp_path):
         report.write_report([], tmp_path)
 
 
-def test_the_report_is_redrawn_from_a_folder(store, capsys):
-    assert report.main([str(store.folder)]) == 0
-    assert "Images, pixel by pixel" in capsys.readouterr().out
-
-
 def test_an_image_is_timed_by_its_positions():
     sizes = timing.SMALL_MODEL
     cached = timing.whole_images("linear", sizes, 2, 1)

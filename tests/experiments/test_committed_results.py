@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import shutil
 import statistics
 
 import numpy as np
@@ -13,13 +12,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.attention_vs_rnn.data import unpack
-from experiments.core import report
+from experiments.core import report, run
 from experiments.core.store import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDERS = report.committed()
+FOLDERS = {f: run.find(name) for name in run.names() for f in run.find(name).committed}
 QUOTED = re.compile(r"\.\d{3,4} ± \.\d{3,4}")
-NAMES = {folder: f"{name}-{folder.name}" for folder, name in FOLDERS.items()}
+NAMES = {folder: f"{found.name}-{folder.name}" for folder, found in FOLDERS.items()}
 
 
 # --- what the figures have to show, from the records alone -------------------------
@@ -208,17 +207,15 @@ def test_a_report_and_its_figures_are_what_the_results_give(
         drawn[path.name[1:].split(".png")[0]] = figure
 
     monkeypatch.setattr(Figure, "savefig", keep)  # pixels take most of the time
-    for extra in folder.glob("*.json"):
-        shutil.copy(extra, tmp_path)
-    name = FOLDERS[folder]
-    report.report_of(name).write(read_jsonl(folder / "results.jsonl"), tmp_path)
+    experiment = FOLDERS[folder]
+    report.redraw(experiment.report, folder, tmp_path)
     written = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert written == (folder / "report.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\]\(([^)]+)\.png\)", written))
     assert set(drawn) == named == {path.stem for path in folder.glob("*.png")}
     records = read(folder)
     for figure in drawn:
-        globals()[f"check_{name}"](figure, drawn[figure], records, folder)
+        globals()[f"check_{experiment.name}"](figure, drawn[figure], records, folder)
         assert any(a.get_lines() or a.images for a in drawn[figure].axes), figure
 
 

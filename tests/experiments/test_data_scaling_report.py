@@ -11,7 +11,7 @@ from flax import nnx
 from attn_jax import models
 from attn_jax.tools.cost import model_cost
 from experiments.core import plots
-from experiments.core.store import config_hash, export_jsonl
+from experiments.core.store import config_hash
 from experiments.data_scaling import lines, report
 
 SIZES = (100, 1_000, 10_000, 30_000)
@@ -85,10 +85,10 @@ def pair(**more):
     return [*curves("vit", VIT, **more), *curves("resnet", CNN, **more)]
 
 
-def text(records, tmp_path, drawn=None):
+def text(records, tmp_path, drawn=None, shown=None):
     """Write the report without its figures, which take most of the time.
 
-    What they would show is put into `drawn`, by name.
+    What they would show is put into `drawn`, by name; what the terminal does, `shown`.
     """
 
     def keep(series, path, **more):
@@ -97,7 +97,9 @@ def text(records, tmp_path, drawn=None):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "curve", keep)
-        report.write_report(records, tmp_path)
+        said = report.REPORT.write(records, tmp_path)
+    if shown is not None:
+        shown["terminal"] = said
     return (tmp_path / "report.md").read_text()
 
 
@@ -109,24 +111,16 @@ def row(written, n, heading="### Test accuracy"):
 # --- the whole ---------------------------------------------------------------------
 
 
-def test_a_folder_gives_the_same_files_again(tmp_path, capsys):
-    floors = [baseline("majority", n, 0.1, s) for n in SIZES for s in (0, 1)]
-    floors.append(baseline("rbf_svm", 100, 0.99))
-    export_jsonl([*pair(), *floors], tmp_path / "results.jsonl")
-    assert report.main([str(tmp_path)]) == 0
-    out = capsys.readouterr().out
+def test_the_terminal_shows_the_tables_of_accuracy(tmp_path):
+    lost = baseline("rbf_svm", 100, 0.99)
+    shown = {}
+    text([*pair(), lost], tmp_path, shown=shown)
+    out = shown["terminal"]
     assert "Fashion-MNIST: test accuracy" in out
     assert "ViT-mu at N = 100 (.698) loses to RBF-SVM (.990)." in out
     assert "**" not in out
     table = [x for x in out.splitlines() if x.startswith("|")]
     assert len({len(x) for x in table}) == 1
-    assert out.endswith(f"Report and figures: {tmp_path}/report.md\n")
-    names = {"report.md", "curve.png", "gap.png"}
-    first = {name: (tmp_path / name).read_bytes() for name in names}
-    assert {path.name for path in tmp_path.iterdir()} == names | {"results.jsonl"}
-    other = tmp_path / "other"
-    assert report.main([str(tmp_path), "--out", str(other)]) == 0
-    assert {path.name: path.read_bytes() for path in other.iterdir()} == first
 
 
 def test_means_spreads_and_seeds_are_those_of_the_records(tmp_path):

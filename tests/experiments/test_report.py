@@ -7,7 +7,9 @@ import pathlib
 
 import pytest
 
+from experiments import __main__ as program
 from experiments.core import report
+from experiments.core.store import ResultsStore
 from experiments.positions import report as positions
 from experiments.sequence_labelling import report as labelling
 
@@ -30,6 +32,65 @@ def test_a_difference_is_paired_by_seed():
     found, text = report.difference(one, two, "test_accuracy", 3)
     assert found.clear and text == "+.010 [+.010, +.010]"
     assert report.difference(two, one, "test_accuracy", 2)[1].startswith("−.01 [−.01")
+
+
+def stored(folder, seeds):
+    store = ResultsStore(folder)
+    for seed in seeds:
+        config = dict(phase="final", seed=seed, model="a")
+        metrics = dict(test_accuracy=0.5 + 0.1 * seed)
+        store.put(config, status="done", metrics=metrics, wall_time_s=1)
+    return store
+
+
+TOY = report.Report(
+    title="# Toy",
+    sections=(
+        report.Section(
+            title="## Model {model}",
+            by=("model",),
+            columns=(
+                report.setting("model", "model"),
+                report.score("accuracy", "test_accuracy", 2),
+            ),
+            floors=lambda group: [[name] for name in group.floors()],
+            notes=("Measured.", lambda group: [str(group.measured("more.json"))]),
+        ),
+    ),
+)
+
+
+def test_a_report_is_redrawn_from_what_a_folder_holds(tmp_path):
+    stored(tmp_path / "1", [0, 1, 2]).export_jsonl(tmp_path / "results.jsonl")
+    stored(tmp_path, [0, 3])  # of another run, and one of the same
+    (tmp_path / "more.json").write_text("7")
+    assert len(report.load(tmp_path)) == 4
+    out = tmp_path / "out"
+    said = report.redraw(TOY, tmp_path, out)
+    written = (out / "report.md").read_text()
+    assert said == f"{written}\nReport and figures: {out}/report.md"
+    rows = ["| model | accuracy |", "|---|---|", "| a | .65 ± .13 |"]
+    parts = ["# Toy", "## Model a", "\n".join(rows), "Measured.", "7"]
+    assert written == "\n\n".join(parts) + "\n"
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_nothing_to_report_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no cells and no results.jsonl"):
+        report.redraw(TOY, tmp_path)
+    with pytest.raises(ValueError, match="no finished cell to report"):
+        TOY.write([], tmp_path)
+
+
+def test_committed_folders_are_found_and_others_are_refused(tmp_path, capsys):
+    assert program.main(["positions", "--redraw", str(tmp_path)]) == 2
+    assert "no results.jsonl" in capsys.readouterr().err
+    assert program.main(["unknown", "--redraw"]) == 2
+    assert "experiment must be one of" in capsys.readouterr().err
+    out = ["--redraw", "--out", str(tmp_path / "out")]
+    assert program.main(["positions", *out]) == 0
+    assert capsys.readouterr().out.endswith("experiments/positions/results/report.md\n")
+    assert (tmp_path / "out" / "lengths_order.png").is_file()
 
 
 def test_what_the_test_set_cannot_tell_is_named():
@@ -91,7 +152,7 @@ def test_what_was_not_learnt_or_cannot_be_told_is_no_induction(tmp_path):
                 )
             )
     # ALiBi is the best here, which tells nothing of what the others learnt.
-    written = positions.write_report(records, tmp_path)
+    written = positions.REPORT.write(records, tmp_path)
     cells = {
         line.split("|")[1].strip(): line.split("|")[4].strip()
         for line in written.splitlines()
@@ -136,11 +197,11 @@ def test_models_behind_a_baseline_are_said_first(tmp_path):
     floor = dict(
         task="pos", model="most_frequent", phase="baseline", m_test_accuracy=0.85
     )
-    written = labelling.write_report([*records, record(0, **floor)], tmp_path)
+    written = labelling.REPORT.write([*records, record(0, **floor)], tmp_path)
     said = "**Not ahead of the baseline most frequent (.8500): fully connected, each"
     assert said in written and written.index(said) < written.index("## Models")
     floor["m_test_accuracy"] = 0.95
-    written = labelling.write_report([*records, record(0, **floor)], tmp_path)
+    written = labelling.REPORT.write([*records, record(0, **floor)], tmp_path)
     assert "**No model beats the baseline most frequent (.9500):" in written
 
 
@@ -153,23 +214,23 @@ def test_encodings_worse_than_none_and_unfair_scores_are_told(tmp_path):
         (dict(attention="additive"), 0.55),
     ]
     varied = [(change | dict(n=100, updates=3), mean) for change, mean in varied]
-    labelling.write_report([*whole, *labellers("pos", varied)], tmp_path)
+    labelling.REPORT.write([*whole, *labellers("pos", varied)], tmp_path)
     written = (tmp_path / "report.md").read_text()
     assert "sinusoidal −.1000 [−.1000, −.1000], **worse than none**" in written
     assert "rope +.1000 [+.1000, +.1000]; sinu" in written
     assert "no fair comparison here: RoPE" in written
-    labelling.write_report([*whole, *labellers("pos", varied[:3])], tmp_path)
+    labelling.REPORT.write([*whole, *labellers("pos", varied[:3])], tmp_path)
     assert "fair" not in (tmp_path / "report.md").read_text()
 
 
 def test_whole_utterances_stand_beside_their_crops(tmp_path):
     variants = [({}, 0.9), (dict(model="gru"), 0.8)]
-    cut = labelling.write_report(labellers("phones", variants), tmp_path)
+    cut = labelling.REPORT.write(labellers("phones", variants), tmp_path)
     assert "| model | crops of 2.56 s |" in cut and "whole utterances" not in cut
     both = [
         *labellers("phones", variants[:1], m_test_whole_accuracy=0.5),
         *labellers("phones", variants[1:], m_test_whole_accuracy=0.7),
     ]
-    written = labelling.write_report(both, tmp_path)
+    written = labelling.REPORT.write(both, tmp_path)
     assert "| model | whole utterances | crops of 2.56 s |" in written
     assert written.index("| bidirectional GRU | .7000") < written.index("| Transformer")
