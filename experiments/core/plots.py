@@ -22,19 +22,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.core.stats import Summary
 
-#: Okabe and Ito, ordered so that neighbours differ in lightness too.
+#: Okabe and Ito, ordered so that neighbours differ in lightness too: blue, vermilion,
+#: bluish green, reddish purple, orange, sky blue, black, olive, wine, grey.
 PALETTE = (
-    "#0072B2",  # blue
-    "#D55E00",  # vermilion
-    "#009E73",  # bluish green
-    "#CC79A7",  # reddish purple
-    "#E69F00",  # orange
-    "#56B4E9",  # sky blue
-    "#000000",
-    "#999933",  # olive
-    "#882255",  # wine
-    "#8C8C8C",  # grey
-)
+    "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999933 #882255 #8C8C8C"
+).split()
 MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p", "P", "X")
 LINES = (
     "-",
@@ -53,6 +45,29 @@ _BASELINE_LINES = ((0, (4, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (2, 1)))
 _INK = "#333333"
 IMAGES = "number of training images N (log scale)"
 
+# How the parts of a figure look.
+_Look = dict[str, Any]
+_NETWORK: _Look = dict(
+    linewidth=1.8,
+    markersize=6.5,
+    markeredgecolor="white",
+    markeredgewidth=0.8,
+    zorder=4,
+)
+_BASELINE: _Look = dict(linewidth=1.3, markersize=4, zorder=2)
+_BAR: _Look = dict(fmt="none", elinewidth=1.4, capsize=3, capthick=1.2, zorder=3)
+_HOLLOW: _Look = dict(
+    linestyle="none", markersize=6.5, markerfacecolor="white", markeredgewidth=1.4
+)
+_LEVEL: _Look = dict(color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
+_GUESS: _Look = dict(color="#777777", linewidth=0.9, linestyle=":")
+_LABEL: _Look = dict(ha="right", fontsize=8, color=_INK, xytext=(-3, 3))
+_NOTE: _Look = dict(x=0.012, ha="left", fontsize=7.5, color="#666666", wrap=True)
+_SIDE: _Look = dict(fontsize=8.5, color="#5a5a5a")
+_LEGEND: _Look = dict(
+    loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, borderaxespad=0
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Style:
@@ -61,6 +76,11 @@ class Style:
     color: str
     marker: str
     line: Any
+
+    @property
+    def look(self) -> _Look:
+        """The same as arguments of matplotlib's."""
+        return dict(color=self.color, marker=self.marker, linestyle=self.line)
 
 
 class Styles:
@@ -83,11 +103,8 @@ class Styles:
             other = (index + turn) % len(PALETTE)
             self._styles[name] = Style(PALETTE[index], MARKERS[other], LINES[other])
         for place, name in enumerate(dict.fromkeys(baselines)):
-            self._styles[name] = Style(
-                _GREYS[place % len(_GREYS)],
-                ".",
-                _BASELINE_LINES[place % len(_BASELINE_LINES)],
-            )
+            at = place % len(_GREYS)
+            self._styles[name] = Style(_GREYS[at], ".", _BASELINE_LINES[at])
 
     def __getitem__(self, name: str) -> Style:
         return self._styles[name]
@@ -124,17 +141,13 @@ class Series:
         cls, label: str, points: Iterable[tuple[float, Summary | None]], **more: Any
     ) -> Series:
         """The line of some means with their deviations; no mean, no point."""
-        known = [(x, summary) for x, summary in points if summary is not None]
-        reach = [(s.mean, s.std) for _, s in known]
-        return cls(
-            label,
-            [x for x, _ in known],
-            [s.mean for _, s in known],
-            [None if std is None else y - std for y, std in reach],
-            [None if std is None else y + std for y, std in reach],
-            [s.count for _, s in known],
-            **more,
-        )
+        known = [(x, s.mean, s.std, s.count) for x, s in points if s is not None]
+        x, y, std, seeds = map(list, zip(*known, strict=True)) if known else [[]] * 4
+        ends = [
+            [None if s is None else m + sign * s for m, s in zip(y, std, strict=True)]
+            for sign in (-1, 1)
+        ]
+        return cls(label, x, y, *ends, seeds, **more)
 
     @classmethod
     def training(
@@ -148,10 +161,11 @@ class Series:
         if not curves:
             return []
         values = np.array([found[curve] for found in curves], float)
-        spread = values.std(axis=0, ddof=1) if len(values) > 1 else ()
-        y = values.mean(axis=0)
-        ends = dict(low=y - spread, high=y + spread) if len(spread) else {}
-        return [cls(label, curves[0]["step"], y, **ends)]
+        y, ends = values.mean(axis=0), ()
+        if len(values) > 1:
+            spread = values.std(axis=0, ddof=1)
+            ends = y - spread, y + spread
+        return [cls(label, curves[0]["step"], y, *ends)]
 
     @property
     def style(self) -> str:
@@ -172,9 +186,10 @@ class Series:
                 f"{lengths}"
             )
         known = np.asarray([low is not None for low in self.low])
-        ends = [np.asarray(end, float)[known] for end in (self.low, self.high)]
-        y = np.asarray(self.y, float)[known]
-        return known, np.maximum([y - ends[0], ends[1] - y], 0.0)
+        y, low, high = (
+            np.asarray(end, float)[known] for end in (self.y, self.low, self.high)
+        )
+        return known, np.maximum([y - low, high - y], 0.0)
 
 
 def curve(
@@ -184,8 +199,7 @@ def curve(
     title: str,
     ylabel: str = "test accuracy",
     xlabel: str = IMAGES,
-    level: float | None = None,
-    level_name: str = "chance",
+    level: tuple[float, str] | None = None,
     sides: tuple[str, str] | None = None,
     note: str = "",
     styles: Styles | None = None,
@@ -198,8 +212,7 @@ def curve(
         title: Over the axes.
         ylabel: Name of the score.
         xlabel: What N is.
-        level: Level of guessing, drawn where given.
-        level_name: What to call it.
+        level: Level of guessing, and what to call it.
         sides: For differences: what it means to lie above zero, and below.
         note: One small line below the axes.
         styles: Those of the report; by default colours in order, greys of baselines.
@@ -220,9 +233,7 @@ def curve(
     axes.set_ylabel(ylabel, fontsize=10, color=_INK)
     axes.set_xlabel(xlabel, fontsize=10, color=_INK)
     if note:
-        figure.supxlabel(
-            note, x=0.012, ha="left", fontsize=7.5, color="#666666", wrap=True
-        )
+        figure.supxlabel(note, **_NOTE)
     if sides:
         axes.axhline(0, color=_INK, linewidth=1, zorder=1)
     networks = [line for line in series if not line.baseline]
@@ -230,41 +241,28 @@ def curve(
     if styles is None:
         styles = Styles(*([x.style for x in part] for part in (networks, baselines)))
     for line in baselines:
-        style = styles[line.style]
-        axes.plot(
-            line.x,
-            line.y,
-            color=style.color,
-            linestyle=style.line,
-            linewidth=1.3,
-            marker=style.marker if len(line.x) > 1 else "_",
-            markersize=4,
-            label=line.label,
-            zorder=2,
-        )
+        look = styles[line.style].look | _BASELINE | dict(label=line.label)
+        if len(line.x) == 1:
+            look["marker"] = "_"
+        axes.plot(line.x, line.y, **look)
     for i, line in enumerate(networks):
-        _errorbar(axes, styles[line.style], _shift(i, len(networks)), line)
+        # Shifted sideways a little, at most 6 %, so that bars do not overlap.
+        among = (i - (len(networks) - 1) / 2) * min(1.0, 4 / len(networks))
+        _errorbar(axes, styles[line.style], 1.03**among, line)
     if level is not None:
-        axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-        axes.annotate(
-            f"{level_name} " + f"{level:.3g}".replace("0.", ".", 1),
-            (1, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=_INK,
-        )
+        value, name = level
+        axes.axhline(value, **_LEVEL)
+        where = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
+        text = f"{name} " + f"{value:.3g}".replace("0.", ".", 1)
+        axes.annotate(text, (1, value), **where, **_LABEL)
     if sides:
         _sides(axes, *sides)
     _finish(axes, sorted({x for line in series for x in line.x}))
     # Networks first, as in the tables.
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     order = [line.label for line in (*networks, *baselines)]
-    _legend(
-        axes, [handles[x] for x in order], order, 9, handlelength=3.2, labelspacing=0.7
-    )
+    look = _LEGEND | dict(fontsize=9, handlelength=3.2, labelspacing=0.7)
+    axes.legend([handles[label] for label in order], order, **look)
     return save_figure(figure, path)
 
 
@@ -273,60 +271,27 @@ def _sides(axes: Axes, above: str, below: str) -> None:
     low, high = axes.get_ylim()
     room = 0.25 * max(abs(low), abs(high))
     axes.set_ylim(min(low, -room), max(high, room))
-    for text, at, where in (
-        (f"▲ {above}", (0.015, 0.975), dict(va="top")),
-        (f"▼ {below}", (0.985, 0.025), dict(va="bottom", ha="right")),
-    ):
-        shown: dict[str, Any] = dict(transform=axes.transAxes, fontsize=8.5, **where)
-        axes.text(*at, text, color="#5a5a5a", **shown)
+    look = _SIDE | dict(transform=axes.transAxes)
+    axes.text(0.015, 0.975, f"▲ {above}", va="top", **look)
+    axes.text(0.985, 0.025, f"▼ {below}", va="bottom", ha="right", **look)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
 
 
 def _errorbar(axes: Axes, style: Style, shift: float, line: Series) -> None:
-    """Draw a line with bars, shifted sideways a little, so that bars do not overlap."""
-    color = style.color
+    """Draw a line with bars, and hollow markers of few seeds."""
     x, y = np.asarray(line.x, float) * shift, np.asarray(line.y, float)
     has, bars = line.bars()
+    look = style.look | _NETWORK
     if line.fit:
-        axes.plot(*line.fit, color=color, linewidth=0.9, alpha=0.55)
-    axes.plot(
-        x,
-        y,
-        color=color,
-        linestyle="none" if line.fit else style.line,
-        linewidth=1.8,
-        marker=style.marker,
-        markersize=6.5,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
-        label=line.label,
-        zorder=4,
-    )
+        axes.plot(*line.fit, color=style.color, linewidth=0.9, alpha=0.55)
+        look["linestyle"] = "none"
+    axes.plot(x, y, label=line.label, **look)
     if has.any():
-        axes.errorbar(
-            x[has],
-            y[has],
-            yerr=bars,
-            fmt="none",
-            ecolor=color,
-            elinewidth=1.4,
-            capsize=3,
-            capthick=1.2,
-            zorder=3,
-        )
+        axes.errorbar(x[has], y[has], yerr=bars, ecolor=style.color, **_BAR)
     few = np.asarray(line.seeds) < 3
     if few.any():
-        axes.plot(
-            x[few],
-            y[few],
-            linestyle="none",
-            marker=style.marker,
-            markersize=6.5,
-            markerfacecolor="white",
-            markeredgecolor=color,
-            markeredgewidth=1.4,
-            zorder=4.5,
-        )
+        look = _HOLLOW | dict(marker=style.marker, markeredgecolor=style.color)
+        axes.plot(x[few], y[few], zorder=4.5, **look)
 
 
 def _finish(axes: Axes, sizes: Sequence[float]) -> None:
@@ -347,46 +312,24 @@ def _finish(axes: Axes, sizes: Sequence[float]) -> None:
     axes.grid(axis="y", color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9, colors=_INK, length=3)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#999999")
-
-
-def _legend(axes: Axes, handles: list, labels: list[str], size: float, **more) -> None:
-    """A legend beside the axes, so that it hides no line."""
-    axes.legend(
-        handles,
-        labels,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=size,
-        borderaxespad=0,
-        **more,
-    )
-
-
-def _shift(index: int, count: int) -> float:
-    """What x is multiplied by; at most 6 % to either side."""
-    return 1.03 ** ((index - (count - 1) / 2) * min(1.0, 4 / count))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
 
 
 def _count(number: float, digits: int = 3) -> str:
     """Write a size the short way: 300, 1k, 60k, 1.2M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")):
-        if number >= unit or unit == 1:  # rounded, and without an exponent
-            return f"{float(f'{number / unit:.{digits}g}'):g}{name}"
-    raise AssertionError
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+        if number >= unit or unit == 1
+    )
+    return f"{float(f'{number / unit:.{digits}g}'):g}{name}"  # without an exponent
 
 
 def _signed(number: float) -> str:
     """Write a difference: +.02, −.10, 0."""
     text = f"{abs(number):.3f}".rstrip("0").ljust(4, "0").lstrip("0")
     return "0" if abs(number) < 1e-9 else ("−" if number < 0 else "+") + text
-
-
-# --- panels ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,29 +367,18 @@ def panels(
     for axes, panel in zip(row, found, strict=True):
         for line in panel.series:
             style = styles[line.style]
-            axes.plot(
-                line.x,
-                line.y,
-                label=line.label,
-                color=style.color,
-                linestyle=style.line,
-                marker=style.marker,
-                markersize=panel.markersize,
-                linewidth=1.5,
-            )
+            look = style.look | dict(markersize=panel.markersize, linewidth=1.5)
+            axes.plot(line.x, line.y, label=line.label, **look)
             if len(line.low):
-                band = dict(color=style.color, alpha=0.15, linewidth=0)
-                axes.fill_between(line.x, line.low, line.high, **band)  # type: ignore[arg-type]
+                band: _Look = dict(color=style.color, alpha=0.15, linewidth=0)
+                axes.fill_between(line.x, line.low, line.high, **band)
         if panel.level:
-            value, name = panel.level
-            axes.axhline(
-                value, color="#777777", linewidth=0.9, linestyle=":", label=name
-            )
+            axes.axhline(panel.level[0], label=panel.level[1], **_GUESS)
         if panel.ylim:
             axes.set_ylim(*panel.ylim)
         if panel.log:
             axes.set_yscale("log")
-        _legend(axes, *axes.get_legend_handles_labels(), 8, handlelength=2.6)
+        axes.legend(**_LEGEND, fontsize=8, handlelength=2.6)
         if panel.doubling:
             axes.set_xscale("log", base=2)
             ticks = sorted({x for line in panel.series for x in line.x})
@@ -457,8 +389,7 @@ def panels(
         axes.set_ylabel(panel.ylabel, fontsize=9)
         axes.grid(color="#e3e3e3", linewidth=0.7)
         axes.tick_params(labelsize=8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
 

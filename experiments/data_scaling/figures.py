@@ -82,8 +82,7 @@ def draw_curve(section: Section, styles: plots.Styles, group: Group) -> list[str
         ],
         group.folder / f"{name}.png",
         title=f"{section.title}: accuracy as the training set grows",
-        level=section.chance,
-        level_name="without the centre",
+        level=section.chance and (section.chance, "without the centre"),
         note=(note + _updates_note(section)).strip(),
         styles=styles,
     )

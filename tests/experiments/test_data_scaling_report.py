@@ -449,8 +449,7 @@ def test_scenes_are_set_beside_the_level_without_the_relation(tmp_path):
     assert row(written, 1_000).count("▼") == 1
     assert "(.200) **loses to** reading the rim without the centre (.250)." in written
     assert "only reading the rim without the centre is compared there" in written
-    figure = drawn["curve"]
-    assert (figure["level"], figure["level_name"]) == (0.25, "without the centre")
+    assert drawn["curve"]["level"] == (0.25, "without the centre")
     (other,) = lines.make_sections(pair(task="scenes-odd"))
     assert other.chance is None and other.span is None
 

@@ -49,13 +49,21 @@ SIDES = dict(sides=("up", "down"))
 def test_the_curve_is_a_small_picture_and_the_same_each_time(tmp_path):
     before = dict(matplotlib.rcParams)
     path = plots.curve(
-        lines(7), tmp_path / "new" / "curve.png", title="Title", level=0.1, note="Note"
+        lines(7),
+        tmp_path / "new" / "curve.png",
+        title="Title",
+        level=(0.1, "chance"),
+        note="Note",
     )
     picture = imread(path)
     assert picture.shape[1] > 900 and picture.shape[0] > 500
     assert path.stat().st_size < 150_000
     again = plots.curve(
-        lines(7), tmp_path / "again.png", title="Title", level=0.1, note="Note"
+        lines(7),
+        tmp_path / "again.png",
+        title="Title",
+        level=(0.1, "chance"),
+        note="Note",
     )
     assert again.read_bytes() == path.read_bytes()
     assert dict(matplotlib.rcParams) == before
@@ -90,9 +98,9 @@ def test_the_level_of_guessing_has_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(
         matplotlib.axes.Axes, "annotate", lambda _, text, *__, **___: said.append(text)
     )
-    for more in ({}, {"level_name": "without the centre"}):
-        plots.curve(lines(1), tmp_path / "a.png", title="", level=0.25, **more)
-    assert said == ["chance .25", "without the centre .25"]
+    level = 0.25, "without the centre"
+    plots.curve(lines(1), tmp_path / "a.png", title="", level=level)
+    assert said == ["without the centre .25"]
 
 
 @pytest.mark.parametrize("more", [{}, SIDES])
