@@ -14,23 +14,9 @@ import numpy as np
 from matplotlib.patches import Ellipse
 
 from experiments.attention_as_conv.cells import flops_of
+from experiments.core import report as tell
 from experiments.core.plots import PALETTE, Series, curve, heads, save_figure, subplots
-from experiments.core.report import (
-    DIVERGED,
-    NONE,
-    PARAMETERS,
-    RATE,
-    Group,
-    Report,
-    Row,
-    Section,
-    decimal,
-    difference,
-    mean,
-    sampling,
-    score,
-    tabulate,
-)
+from experiments.core.report import Group, Report, Row, Section
 from experiments.core.stats import Summary, summarize
 from experiments.core.store import Record
 from experiments.data_scaling.tasks import shape_of, test_size
@@ -167,7 +153,7 @@ def _before_after(row: Row) -> list[dict[str, Change]]:
 
 
 def _change(pair: Change, digits: int = 2) -> str:
-    return " → ".join(mean(summary, digits).split(" (")[0] for summary in pair)
+    return " → ".join(tell.mean(summary, digits).split(" (")[0] for summary in pair)
 
 
 def _grid(group: Group) -> str:
@@ -176,7 +162,7 @@ def _grid(group: Group) -> str:
     def measure(title: str, name: str, digits: int = 2) -> tuple[str, Callable]:
         return title, lambda item: _change(item[2][name], digits)
 
-    return tabulate(
+    return tell.tabulate(
         [
             ("model", lambda item: _name(item[0])),
             ("N", lambda item: f"{item[0].config['n']:,}"),
@@ -378,8 +364,9 @@ def _none_ahead(group: Group) -> list[str]:
     if value > floors[floor].mean:
         return []
     return [
-        f"**No network beats {NAMES[floor]} ({mean(floors[floor], 3)}) at N = "
-        f"{group.config['n']:,}; the best, {_name(best)}, has {decimal(value, 3)}.**"
+        f"**No network beats {NAMES[floor]} ({tell.mean(floors[floor], 3)}) at N = "
+        f"{group.config['n']:,}; the best, {_name(best)}, has "
+        f"{tell.decimal(value, 3)}.**"
     ]
 
 
@@ -464,7 +451,11 @@ def _starts(group: Group) -> list[str]:
         def show(n: int) -> str:
             rows = [by.get((*kind, n)) for kind in (one, two)]
             known = [row for row in rows if row and row.records]
-            return difference(*known, "test_accuracy", 3)[1] if len(known) > 1 else NONE
+            return (
+                tell.difference(*known, "test_accuracy", 3)[1]
+                if len(known) > 1
+                else tell.NONE
+            )
 
         return show
 
@@ -477,15 +468,15 @@ def _starts(group: Group) -> list[str]:
     series = [Series.of(label, points) for label, points in lines.items()]
     series += [Series.of(name, points, baseline=True) for name, points in grey.items()]
     text = [
-        tabulate(
+        tell.tabulate(
             [
                 ("N", lambda n: f"{n:,}"),
                 *(
-                    (label, lambda n, kind=kind: mean(of(kind, n), 3))
+                    (label, lambda n, kind=kind: tell.mean(of(kind, n), 3))
                     for label, kind in _KINDS.items()
                 ),
                 *(
-                    (NAMES[x], lambda n, x=x: mean(floors.get(n, {}).get(x), 3))
+                    (NAMES[x], lambda n, x=x: tell.mean(floors.get(n, {}).get(x), 3))
                     for x in names
                 ),
                 ("convolution − random start", apart(_CONVOLUTION, _RANDOM)),
@@ -515,18 +506,19 @@ REPORT = Report(
             text=(_intro,),
             columns=(
                 ("model", _name),
-                score("test accuracy", "test_accuracy", 3),
-                score("training accuracy", "train_accuracy", 3),
-                PARAMETERS,
+                tell.score("test accuracy", "test_accuracy", 3),
+                tell.score("training accuracy", "train_accuracy", 3),
+                tell.PARAMETERS,
                 ("forward MFLOPs an image", _mflops),
-                RATE,
-                DIVERGED,
+                tell.RATE,
+                tell.DIVERGED,
             ),
             floors=lambda group: [
-                [NAMES[name], mean(floor, 3)] for name, floor in _floors(group).items()
+                [NAMES[name], tell.mean(floor, 3)]
+                for name, floor in _floors(group).items()
             ],
             notes=(
-                sampling(
+                tell.sampling(
                     "test_accuracy", lambda c: test_size(c["task"]), "test images", 3
                 ),
                 _tried,

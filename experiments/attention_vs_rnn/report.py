@@ -13,23 +13,9 @@ from typing import Any
 import numpy as np
 
 from experiments.attention_vs_rnn.data import unpack
+from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, Styles, panels, save_figure, subplots
-from experiments.core.report import (
-    DIVERGED,
-    NONE,
-    PARAMETERS,
-    Column,
-    Group,
-    Part,
-    Report,
-    Row,
-    Section,
-    decimal,
-    score,
-    table,
-    tabulate,
-    where,
-)
+from experiments.core.report import Column, Group, Part, Report, Row, Section
 
 TIMING = "timing.json"
 
@@ -69,10 +55,10 @@ def _styles(group: Group) -> Styles:
 
 _MODEL: Column = ("model", _model)
 _COSTS: tuple[Column, ...] = (
-    PARAMETERS,
+    tell.PARAMETERS,
     (
         "MFLOP a token",
-        lambda row: f"{row.first('flops') / 1e6:.2f}" if row.records else NONE,
+        lambda row: f"{row.first('flops') / 1e6:.2f}" if row.records else tell.NONE,
     ),
 )
 
@@ -162,7 +148,7 @@ def _speed(timing: Mapping[str, Any]) -> list[str]:
         name: (f"{speed:g}", f"{PAPER['linear'][1] / speed:.3g}×")
         for name, (_, speed) in PAPER.items()
     }
-    paper = lambda row: told.get(row["model"], (NONE, NONE))  # noqa: E731
+    paper = lambda row: told.get(row["model"], (tell.NONE, tell.NONE))  # noqa: E731
 
     def ratio(row: dict[str, Any]) -> str:
         return f"{_short(linear[row['batch']] / row['images_per_s'])}×"
@@ -177,7 +163,7 @@ def _speed(timing: Mapping[str, Any]) -> list[str]:
         f"pixels was timed at {' and '.join(map(str, uncached['lengths']))} pixels and "
         "the time of the others interpolated. The ratio is linear attention over the "
         "row; the paper's are of a GPU.",
-        tabulate(
+        tell.tabulate(
             [
                 ("generation", lambda row: _WITH_CACHE[row["model"]]),
                 ("batch", lambda row: str(row["batch"])),
@@ -238,7 +224,7 @@ def _scaling(timing: Mapping[str, Any], group: Group) -> list[str]:
 
     def cell(row: dict[str, Any] | None) -> str:
         if row is None or "skipped" in row:
-            return NONE if row is None else row["skipped"]
+            return tell.NONE if row is None else row["skipped"]
         return f"{row['seconds']:.3g} s, {(row['temp_bytes'] or 0) / 2**20:,.0f} MiB"
 
     return [
@@ -246,7 +232,7 @@ def _scaling(timing: Mapping[str, Any], group: Group) -> list[str]:
         "One example, causal, 8 heads of 32, float32; memory as XLA plans it. What "
         "needs more than 8 GiB or 20 s was not run, and no longer one either.",
         "![scaling](scaling.png)",
-        table(
+        tell.table(
             ["attention", *(f"N = {n:,}" for n in lengths)],
             [
                 [shown, *(cell(rows.get((name, n))) for n in lengths)]
@@ -273,7 +259,7 @@ def _train_steps(timing: Mapping[str, Any], group: Group) -> list[str]:
         "sequences: loss, gradients and AdamW. Attention sees all tokens at once, the "
         "LSTM one after the other.",
         "![train steps](train_steps.png)",
-        table(
+        tell.table(
             ["seconds", *(f"T = {n:,}" for n in lengths)],
             [[name, *(f"{x:.3g}" for x in found)] for name, found in seconds.items()],
         ),
@@ -299,7 +285,7 @@ def _not_better(group: Group) -> list[str]:
 
 _COPY = Section(
     title="## Copying a word",
-    rows=where(task="copy"),
+    rows=tell.where(task="copy"),
     text=(
         lambda group: (
             'Sequences "0 w 0 w" of {length} symbols, w of {short} to {long} symbols '
@@ -316,14 +302,14 @@ _COPY = Section(
     ),
     columns=(
         _MODEL,
-        score("loss", "test_loss", 3),
-        score("accuracy", "test_accuracy", 3),
-        score("whole", "test_whole", 3),
+        tell.score("loss", "test_loss", 3),
+        tell.score("accuracy", "test_accuracy", 3),
+        tell.score("whole", "test_whole", 3),
         *_COSTS,
-        DIVERGED,
+        tell.DIVERGED,
     ),
     floors=lambda group: [
-        [name, *(decimal(m[f"test_{x}"], 3) for x in ("loss", "accuracy")), *"000"]
+        [name, *(tell.decimal(m[f"test_{x}"], 3) for x in ("loss", "accuracy")), *"000"]
         for name, m in group.floors(task="copy").items()
     ],
     notes=(
@@ -353,21 +339,21 @@ _IMAGES = Section(
     ),
     columns=(
         _MODEL,
-        score("test bits", "test_bits", 3),
-        score("held-out bits", "val_bits", 3),
+        tell.score("test bits", "test_bits", 3),
+        tell.score("held-out bits", "val_bits", 3),
         *_COSTS,
         (
             "paper, MNIST",
             lambda row: (
                 f"{PAPER[row.config['model']][0]:.3f}"
                 if row.config["model"] in PAPER
-                else NONE
+                else tell.NONE
             ),
         ),
-        DIVERGED,
+        tell.DIVERGED,
     ),
     floors=lambda group: [
-        [name, *(decimal(m[f"{part}_bits"], 3) for part in ("test", "val"))]
+        [name, *(tell.decimal(m[f"{part}_bits"], 3) for part in ("test", "val"))]
         for name, m in group.floors(task=group.config["task"]).items()
     ],
     notes=(

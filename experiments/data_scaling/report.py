@@ -15,20 +15,9 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from experiments.core import report as tell
 from experiments.core import stats
-from experiments.core.report import (
-    NONE,
-    Group,
-    Report,
-    assignments,
-    count,
-    decimal,
-    grouped,
-    interval,
-    mean,
-    span,
-    table,
-)
+from experiments.core.report import Group, Report
 from experiments.core.store import Record
 from experiments.data_scaling.figures import (
     MATCHED,
@@ -58,9 +47,9 @@ PROTOCOLS = {
 }
 _WITHOUT_CENTRE = "reading the rim without the centre"
 
-_number = functools.partial(decimal, digits=3)
-_signed = functools.partial(decimal, digits=3, sign=True)
-_table = functools.partial(table, aligned=True)
+_number = functools.partial(tell.decimal, digits=3)
+_signed = functools.partial(tell.decimal, digits=3, sign=True)
+_table = functools.partial(tell.table, aligned=True)
 
 # --- what a section says first -----------------------------------------------------
 
@@ -94,7 +83,7 @@ def _protocol(section: Section) -> list[str]:
             batch = batches.pop()
             epochs = {n: max(u) * batch / n for n, u in section.updates.items()}
             said = ", ".join(
-                f"{count(e) if e >= 10 else f'{e:.2g}'} at N = {n:,}"
+                f"{tell.count(e) if e >= 10 else f'{e:.2g}'} at N = {n:,}"
                 for n, e in epochs.items()
             )
             text.append(f"Batch {batch}; that makes epochs of {said}")
@@ -109,8 +98,8 @@ def _protocol(section: Section) -> list[str]:
             if len(set(values)) > 1:
                 text.append(
                     f"**Warning: `{name}` differs between cells of {line.label}** "
-                    f"({span(values)}): the definition of the model changed, so that "
-                    "they are not one line"
+                    f"({tell.span(values)}): the definition of the model changed, so "
+                    "that they are not one line"
                 )
     seeds = {s for x in section.networks for found in x.scores.values() for s in found}
     if seeds:
@@ -143,7 +132,7 @@ def _protocol(section: Section) -> list[str]:
         and all(key in c and c[key] == value for c in configs)
     }
     if shared:
-        text.append(f"The same in all final cells: {assignments(shared)}")
+        text.append(f"The same in all final cells: {tell.assignments(shared)}")
     return ["\n".join(f"- {_sentence(line)}" for line in text)] if text else []
 
 
@@ -155,7 +144,8 @@ def _updates_said(updates: Mapping[int, Sequence[int]]) -> str:
     if len({u for found in updates.values() for u in found}) == 1:
         return f"{min(next(iter(updates.values()))):,} at every N"
     return "; ".join(
-        f"{' or '.join(map(count, found))} at N = {n:,}" for n, found in updates.items()
+        f"{' or '.join(map(tell.count, found))} at N = {n:,}"
+        for n, found in updates.items()
     )
 
 
@@ -205,13 +195,13 @@ def _accuracy_table(section: Section, *, bold: bool = True) -> str:
         row = [f"{n:,}"]
         for line in lines:
             if n not in line.points:
-                row.append(NONE)
+                row.append(tell.NONE)
             elif n not in line.means:
-                kinds = grouped(line.points[n].lost, lambda r: r["status"])
+                kinds = tell.grouped(line.points[n].lost, lambda r: r["status"])
                 known = {k.replace("done", "no score"): len(kinds[k]) for k in kinds}
                 row.append(", ".join(f"{k} ({v})" for k, v in sorted(known.items())))
             else:
-                entry = mean(line.means[n], 3, count=True)
+                entry = tell.mean(line.means[n], 3, count=True)
                 if bold and line in section.networks and line.means[n].mean == best:
                     entry = f"**{entry}**"
                 row.append(" ".join([entry, *_marks(section, line, n)]))
@@ -251,16 +241,16 @@ def _accuracy(section: Section) -> Iterator[str]:
         "which flatters it.",
         "▼": "does not beat every baseline at that N.",
         "◦": "seeds differ by less than the sampling error of the "
-        f"{count(test_size(section.task))} test images, √(p(1 − p)/m) = "
-        f"{span(errors, _number)}.",
+        f"{tell.count(test_size(section.task))} test images, √(p(1 − p)/m) = "
+        f"{tell.span(errors, _number)}.",
     }
     used = {mark for place in places for mark in _marks(section, *place)}
     legend = [f"{mark} {note}  " for mark, note in notes.items() if mark in used]
     if any(line.means for line in section.networks):
         legend.append("Bold: the best network at that N, by its mean alone.")
     written = _accuracy_table(section)
-    if NONE in written:
-        legend.append(f"{NONE}: no result stored.")
+    if tell.NONE in written:
+        legend.append(f"{tell.NONE}: no result stored.")
     yield from ("### Test accuracy", written, "\n".join(legend))
     if section.chance is not None:
         yield (
@@ -330,7 +320,7 @@ def _gaps(section: Section) -> list[str]:
             [
                 f"{n:,}",
                 _signed(gap.mean),
-                interval(gap, 3) or f"{NONE} (one seed)",
+                tell.interval(gap, 3) or f"{tell.NONE} (one seed)",
                 " and ".join(map(str, dict.fromkeys(gap.seeds))),
                 _reading(gap, first, second),
             ]
@@ -359,7 +349,7 @@ def _reach(section: Section, cnn: Line) -> list[str]:
     )
     return [
         f"A relation spans {section.span} pixels; the receptive field of {cnn.label} "
-        f"is {span(fields, str)} pixels, which {verdict}"
+        f"is {tell.span(fields, str)} pixels, which {verdict}"
     ]
 
 
@@ -385,7 +375,7 @@ def _laws(section: Section) -> list[str]:
             notes.append(f"{', '.join(law.at_bound)} held by its bound")
         sizes = f"{law.n_min:,} to {law.n_max:,} ({law.sizes})"
         numbers = _number(law.a), f"{law.b:.3g}", f"{law.c:.3g}"
-        said = "; ".join(notes) or NONE
+        said = "; ".join(notes) or tell.NONE
         rows.append([line.label, *numbers, sizes, _number(law.worst), said])
     if not rows and not remarks:
         return []
@@ -451,8 +441,8 @@ def _sizes(section: Section) -> list[str]:
     fields = any(line.metric("receptive_field") for line in known)
     columns: dict[str, Callable[[Line], str]] = {
         "model": lambda x: x.label,
-        "parameters": lambda x: span(x.metric("params")),
-        "forward MFLOP / image": lambda x: span(
+        "parameters": lambda x: tell.span(x.metric("params")),
+        "forward MFLOP / image": lambda x: tell.span(
             x.metric("flops"), lambda v: f"{v / 1e6:,.3g}"
         ),
     }
@@ -460,12 +450,12 @@ def _sizes(section: Section) -> list[str]:
         columns["receptive field (pixels)"] = lambda x: (
             "whole image"
             if not x.metric("receptive_field") and x.model in (*ATTENTION, "mlp")
-            else span(x.metric("receptive_field"), str)
+            else tell.span(x.metric("receptive_field"), str)
         )
         if section.span is not None:
             columns["relation spans (pixels)"] = lambda x: str(section.span)
-    columns["training images / s"] = lambda x: span(x.metric("images_per_s"))
-    columns["minutes / final cell"] = lambda x: span(
+    columns["training images / s"] = lambda x: tell.span(x.metric("images_per_s"))
+    columns["minutes / final cell"] = lambda x: tell.span(
         (r["wall_time_s"] / 60 for r in x.finals), lambda v: f"{v:.1f}"
     )
     text = ["### Sizes"]
@@ -504,7 +494,7 @@ def _training_accuracy(section: Section) -> list[str]:
 
     def entry(line: Line, n: int) -> str:
         found = line.points[n].of("train_accuracy") if n in line.means else None
-        return mean(found, 3, count=True)
+        return tell.mean(found, 3, count=True)
 
     rows = [[f"{n:,}", *(entry(line, n) for line in lines)] for n in section.sizes]
     header = ["N", *(x.label for x in lines)]
@@ -543,7 +533,7 @@ def _outcome(record: Record) -> str:
         said = "finished without a test accuracy"
     names = ("learning_rate", "weight_decay", "updates")
     shown = {k: config[k] for k in names if config.get(k) is not None}
-    return f"**{said}** ({assignments(shown) or 'no settings stored'})."
+    return f"**{said}** ({tell.assignments(shown) or 'no settings stored'})."
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:

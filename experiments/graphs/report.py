@@ -11,27 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, Styles, panels
-from experiments.core.report import (
-    DIVERGED,
-    NONE,
-    PARAMETERS,
-    RATE,
-    Column,
-    Group,
-    Part,
-    Report,
-    Row,
-    Section,
-    count,
-    decimal,
-    mean,
-    sampling,
-    score,
-    setting,
-    tabulate,
-    where,
-)
+from experiments.core.report import Column, Group, Part, Report, Row, Section
 
 TIMING = "timing.json"
 
@@ -49,11 +31,11 @@ _BASELINES = {
 _NODES, _TEST_NODES = 20_000, 8_000
 
 _RECIPE: tuple[Column, ...] = (
-    PARAMETERS,
-    setting("updates", "updates", ","),
-    RATE,
+    tell.PARAMETERS,
+    tell.setting("updates", "updates", ","),
+    tell.RATE,
     ("seeds", lambda row: str(len(row.records))),
-    DIVERGED,
+    tell.DIVERGED,
 )
 
 
@@ -91,7 +73,7 @@ def _curves(file: str, metric: str, by: str, title: str, **more: Any) -> Part:
 def _heads(group: Group) -> list[str]:
     """How far more heads take GAT, which the claim is silent of."""
     said = [
-        f"{mean(row.of('train_accuracy'))} at k = {row.config['keys']} "
+        f"{tell.mean(row.of('train_accuracy'))} at k = {row.config['keys']} "
         f"({row.config['num_heads']} heads)"
         for row in group.rows
         if row.config["score"] == "gat" and row.config["num_heads"] > 1 and row.records
@@ -117,9 +99,10 @@ def _beside(metric: str, names: Sequence[str], *, less: bool = False) -> Part:
             if other is not None and value is not None:
                 ahead = value < other if less else value > other
                 lines.append(
-                    f"* The best network, {_name(best)} ({decimal(value, digits)}) "
+                    f"* The best network, {_name(best)} "
+                    f"({tell.decimal(value, digits)}) "
                     f"{'is ahead of' if ahead else 'does not beat'} "
-                    f"{_BASELINES[floor]} ({decimal(other, digits)})."
+                    f"{_BASELINES[floor]} ({tell.decimal(other, digits)})."
                 )
         if less:
             lines += _by_mae(group)
@@ -136,11 +119,13 @@ def _by_mae(group: Group) -> list[str]:
         return []
     top = min(found, key=lambda name: found[name])
     behind = [
-        f"{_name(row)} ({decimal(mae, digits)})"
+        f"{_name(row)} ({tell.decimal(mae, digits)})"
         for row in group.rows
         if (mae := row.mean("test_mae")) is not None and mae >= found[top]
     ]
-    said = f"* By MAE {_BASELINES[top]} ({decimal(found[top], digits)}) is ahead of "
+    said = (
+        f"* By MAE {_BASELINES[top]} ({tell.decimal(found[top], digits)}) is ahead of "
+    )
     return [f"{said}{', '.join(behind)}."] if behind else []
 
 
@@ -155,22 +140,22 @@ def _none_ahead(group: Group) -> list[str]:
         top = max(known, key=lambda name: known[name], default="")
         if top and best <= known[top]:
             text.append(
-                f"**With {n:,} training nodes no network ({decimal(best)} at best) "
-                f"beats {_BASELINES[top]} ({decimal(known[top])}).**"
+                f"**With {n:,} training nodes no network ({tell.decimal(best)} at "
+                f"best) beats {_BASELINES[top]} ({tell.decimal(known[top])}).**"
             )
     return text
 
 
 def _node_floors(group: Group) -> str:
     n = group.config["n"]
-    return tabulate(
+    return tell.tabulate(
         [
             ("without a network", lambda floor: _BASELINES[floor[0]]),
             (
                 "test accuracy",
-                lambda floor: decimal(floor[1].get(f"test_accuracy_{n}")),
+                lambda floor: tell.decimal(floor[1].get(f"test_accuracy_{n}")),
             ),
-            ("chosen", lambda floor: floor[1].get(f"chosen_{n}") or NONE),
+            ("chosen", lambda floor: floor[1].get(f"chosen_{n}") or tell.NONE),
         ],
         _floors(group).items(),
     )
@@ -178,7 +163,7 @@ def _node_floors(group: Group) -> str:
 
 _DICTIONARY = Section(
     title="## DictionaryLookup",
-    rows=where(task="dictionary"),
+    rows=tell.where(task="dictionary"),
     order=lambda row: (row.config["keys"], row.mean("train_accuracy", -1.0)),
     text=(
         "A complete bipartite graph of k keys and k queries; each query has to say the "
@@ -199,10 +184,10 @@ _DICTIONARY = Section(
             ),
             by=("keys",),
             columns=(
-                setting("attention", "model"),
-                score("training accuracy", "train_accuracy"),
-                score("training graphs without error", "train_whole_graphs"),
-                score("test accuracy", "test_accuracy"),
+                tell.setting("attention", "model"),
+                tell.score("training accuracy", "train_accuracy"),
+                tell.score("training graphs without error", "train_whole_graphs"),
+                tell.score("test accuracy", "test_accuracy"),
                 *_RECIPE,
             ),
         ),
@@ -214,7 +199,7 @@ _DICTIONARY = Section(
 
 _WORDNET = Section(
     title="## WordNet: classes of nodes",
-    rows=where(task="wordnet"),
+    rows=tell.where(task="wordnet"),
     order=lambda row: (-row.config["n"], -row.mean("test_accuracy", -1.0)),
     text=(
         _none_ahead,
@@ -239,12 +224,12 @@ _WORDNET = Section(
             title="### {n:,} training nodes",
             by=("n",),
             columns=(
-                setting("network", "model"),
-                score("test accuracy", "test_accuracy"),
+                tell.setting("network", "model"),
+                tell.score("test accuracy", "test_accuracy"),
                 *_RECIPE,
             ),
             notes=(
-                sampling(
+                tell.sampling(
                     "test_accuracy",
                     lambda config: _TEST_NODES if config["n"] == _NODES else None,
                     "test nodes",
@@ -281,30 +266,36 @@ def _error_columns(group: Group) -> list[Column]:
         """Error of the mean of all seeds' predictions."""
         found = [r["metrics"].get("test_predictions") for r in row.records]
         if right is None or len(found) < 2 or any(f is None for f in found):
-            return NONE
+            return tell.NONE
         apart = np.mean(found, axis=0) - np.asarray(right)
-        return decimal(float(np.sqrt(np.mean(apart**2))), digits)
+        return tell.decimal(float(np.sqrt(np.mean(apart**2))), digits)
 
     return [
-        setting("attention", "model"),
-        score(f"test RMSE{unit}", "test_rmse", digits),
-        score(f"test MAE{unit}", "test_mae", digits),
-        score("R²", "test_r2", 3),
+        tell.setting("attention", "model"),
+        tell.score(f"test RMSE{unit}", "test_rmse", digits),
+        tell.score(f"test MAE{unit}", "test_mae", digits),
+        tell.score("R²", "test_r2", 3),
         (f"RMSE of the seeds' mean{unit}", ensemble),
-        score(f"training RMSE{unit}", "train_rmse", digits),
+        tell.score(f"training RMSE{unit}", "train_rmse", digits),
         *_RECIPE,
     ]
 
 
 def _error_floors(group: Group) -> str:
     _, unit, digits = _TITLES[group.config["task"]]
-    return tabulate(
+    return tell.tabulate(
         [
             ("without a network", lambda floor: _BASELINES[floor[0]]),
-            (f"test RMSE{unit}", lambda floor: decimal(floor[1]["test_rmse"], digits)),
-            (f"test MAE{unit}", lambda floor: decimal(floor[1]["test_mae"], digits)),
-            ("R²", lambda floor: decimal(floor[1]["test_r2"], 3)),
-            ("chosen", lambda floor: floor[1].get("chosen") or NONE),
+            (
+                f"test RMSE{unit}",
+                lambda floor: tell.decimal(floor[1]["test_rmse"], digits),
+            ),
+            (
+                f"test MAE{unit}",
+                lambda floor: tell.decimal(floor[1]["test_mae"], digits),
+            ),
+            ("R²", lambda floor: tell.decimal(floor[1]["test_r2"], 3)),
+            ("chosen", lambda floor: floor[1].get("chosen") or tell.NONE),
         ],
         _floors(group).items(),
     )
@@ -313,7 +304,7 @@ def _error_floors(group: Group) -> str:
 def _molecules(task: str) -> Section:
     return Section(
         title=f"## {_TITLES[task][0]}",
-        rows=where(task=task),
+        rows=tell.where(task=task),
         order=lambda row: row.mean("test_rmse", -1.0),
         text=(
             lambda group: (
@@ -322,8 +313,8 @@ def _molecules(task: str) -> Section:
                 "atoms, with a learned number per kind of bond and length of path "
                 "added to the scores (Graphormer, arXiv:2106.05234). “No edges”: to "
                 "all, and no bond is told. "
-                f"{count(group.rows[0].first('n'))} molecules to train on, a tenth to "
-                "test, the same for all rows and seeds, and the floors are of this "
+                f"{tell.count(group.rows[0].first('n'))} molecules to train on, a "
+                "tenth to test, the same for all rows and seeds, and the floors are of this "
                 "split too. The learning rate was given, not chosen."
             ),
         ),
@@ -348,13 +339,13 @@ def _timing(group: Group) -> list[str]:
         "size of the process, data and compilation included. A mask of all pairs of "
         f"the {found['nodes']:,} nodes would alone take "
         f"{found['nodes'] ** 2 / 2**30:,.1f} GiB.",
-        tabulate(
+        tell.tabulate(
             [
                 ("update", lambda row: row["name"]),
-                ("edges with loops", lambda row: count(row["edges"])),
+                ("edges with loops", lambda row: tell.count(row["edges"])),
                 ("seconds", lambda row: f"{row['seconds']:.2f}"),
-                ("program, MiB", lambda row: count(row["program_bytes"] / 2**20)),
-                ("peak, MiB", lambda row: count(row["peak_bytes"] / 2**20)),
+                ("program, MiB", lambda row: tell.count(row["program_bytes"] / 2**20)),
+                ("peak, MiB", lambda row: tell.count(row["peak_bytes"] / 2**20)),
             ],
             found["rows"],
         ),

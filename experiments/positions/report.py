@@ -10,21 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attn_jax.nn.positional import POSITIONS
+from experiments.core import report as tell
 from experiments.core.plots import Series, Styles, curve
-from experiments.core.report import (
-    DIVERGED,
-    NONE,
-    Column,
-    Group,
-    Report,
-    Row,
-    Section,
-    decimal,
-    difference,
-    same,
-    score,
-    setting,
-)
+from experiments.core.report import Column, Group, Report, Row, Section
 
 MEASURED = "overhead.json"
 
@@ -73,7 +61,7 @@ def threshold(rows: Sequence[Row], metric: str) -> float:
         for row in rows
         if row.config["positions"] not in ("none", *SYMMETRIC)
         and row.scores(metric)
-        and (gap := difference(row, blind, metric)[0]).clear
+        and (gap := tell.difference(row, blind, metric)[0]).clear
         and gap.mean > 0
     ]
     return (floor + max(ahead)) / 2 if ahead else float("inf")
@@ -89,10 +77,10 @@ def _kept(rows: Sequence[Row]) -> Callable[[Row], str]:
             return "void"
         short, long = (row.mean(bins[at]) for at in (0, -1))
         if row.config["positions"] == "none" or short is None or long is None:
-            return NONE
+            return tell.NONE
         if short < needed:
             return "not learnt"
-        return decimal(long - short, 3, sign=True)
+        return tell.decimal(long - short, 3, sign=True)
 
     return kept
 
@@ -102,19 +90,19 @@ def _columns(group: Group) -> list[Column]:
 
     def time(row: Row) -> str:
         found = measured["encodings"].get(row.config["positions"])
-        return NONE if found is None else _percent(found)
+        return tell.NONE if found is None else _percent(found)
 
     return [
-        setting("positions", "positions"),
+        tell.setting("positions", "positions"),
         *(
-            score(f"length {low}–{high}", name, 3)
+            tell.score(f"length {low}–{high}", name, 3)
             for name, (low, high) in _bins(group.rows).items()
         ),
         ("inductive: longest − trained", _kept(group.rows)),
-        same("data-driven, parameters", "position_params"),
+        tell.same("data-driven, parameters", "position_params"),
         ("time of a step", time),
-        ("paper", lambda row: PAPER.get(row.config["positions"], NONE)),
-        DIVERGED,
+        ("paper", lambda row: PAPER.get(row.config["positions"], tell.NONE)),
+        tell.DIVERGED,
     ]
 
 
@@ -128,7 +116,7 @@ def _beside_none(group: Group) -> list[str]:
     for row in group.rows if blind else ():
         for metric, (low, high) in _bins(group.rows).items():
             if blind and blind.scores(metric) and row.scores(metric):
-                gap, text = difference(row, blind, metric, 3)
+                gap, text = tell.difference(row, blind, metric, 3)
                 if gap.clear and gap.mean < 0:
                     found.append(f"{row.config['positions']} at {low}–{high} ({text})")
     said = "Clearly behind the encoder without positions (Student, 95 %): "

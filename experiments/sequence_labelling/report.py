@@ -12,28 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.core import report as tell
 from experiments.core.plots import Series, Styles, curve, heads
-from experiments.core.report import (
-    DIVERGED,
-    NONE,
-    PARAMETERS,
-    RATE,
-    Column,
-    Group,
-    Part,
-    Report,
-    Row,
-    Section,
-    count,
-    decimal,
-    difference,
-    mean,
-    same,
-    sampling,
-    score,
-    table,
-    tabulate,
-)
+from experiments.core.report import Column, Group, Part, Report, Row, Section
 
 MAPS, STREAMING = "maps.json", "streaming.json"
 
@@ -129,27 +110,33 @@ def _columns(first: Column) -> Any:
                 title = name.removeprefix("test_accuracy_").replace("_", " ")
                 titles[name] = f"{crops}, {title}" if spoken else title
         known = {n: t for n, t in titles.items() if n == "test_accuracy" or n in names}
-        return [first, *(score(title, name) for name, title in known.items()), *_COSTS]
+        return [
+            first,
+            *(tell.score(title, name) for name, title in known.items()),
+            *_COSTS,
+        ]
 
     return columns
 
 
 _COSTS: tuple[Column, ...] = (
-    score("accuracy on training data", "train_accuracy"),
-    PARAMETERS,
+    tell.score("accuracy on training data", "train_accuracy"),
+    tell.PARAMETERS,
     (
         "without input tables",
-        lambda row: count(
+        lambda row: tell.count(
             (row.first("params") or 0) - (row.first("input_params") or 0)
         ),
     ),
-    same("FLOPs a vector", "flops"),
+    tell.same("FLOPs a vector", "flops"),
     (
         "updates/s",
-        lambda row: f"{found.mean:.1f}" if (found := row.of("updates_per_s")) else NONE,
+        lambda row: (
+            f"{found.mean:.1f}" if (found := row.of("updates_per_s")) else tell.NONE
+        ),
     ),
-    RATE,
-    DIVERGED,
+    tell.RATE,
+    tell.DIVERGED,
 )
 
 # ------------------------------------------------------------------------- text
@@ -214,14 +201,14 @@ def _beside_baselines(rows: Sequence[Row], group: Group) -> list[str]:
         return []
     floor = max(floors, key=lambda name: floors[name])
     behind = [
-        f"{model_name(row)} ({mean(row.of('test_accuracy'))})"
+        f"{model_name(row)} ({tell.mean(row.of('test_accuracy'))})"
         for row in rows
         if row.mean("test_accuracy", 2.0) <= floors[floor]
     ]
     if not behind:
         return []
     who = "No model beats" if len(behind) == len(rows) else "Not ahead of"
-    value = decimal(floors[floor])
+    value = tell.decimal(floors[floor])
     return [f"**{who} the baseline {floor} ({value}): {', '.join(behind)}.**"]
 
 
@@ -229,7 +216,7 @@ def _floors(group: Group) -> list[str]:
     lines = []
     for name, metrics in group.floors().items():
         said = ", ".join(
-            f"{metric.removeprefix('test_').replace('_', ' ')} {decimal(value)}"
+            f"{metric.removeprefix('test_').replace('_', ' ')} {tell.decimal(value)}"
             for metric, value in sorted(metrics.items())
         )
         lines.append(f"* {name.replace('_', ' ')}: {said}")
@@ -246,7 +233,7 @@ def _remarks(group: Group) -> list[str]:
         for row in group.rows:
             if row.records and row is not none:
                 if {**row.config, "positions": None} == same:
-                    gap, said = difference(row, none, "test_accuracy")
+                    gap, said = tell.difference(row, none, "test_accuracy")
                     worse = ", **worse than none**" * (gap.clear and gap.mean < 0)
                     found.append(f"{row.config['positions']} {said}{worse}")
         if found:
@@ -360,13 +347,15 @@ def _scaling(group: Group) -> list[str]:
     return [
         f"## Training data: {sweep:,} updates for every N",
         "![scaling](scaling.png)",
-        table(
+        tell.table(
             ["model", *(f"N = {n:,}" for n in sizes)],
             [
                 [
                     name,
                     *(
-                        mean(points[n].of("test_accuracy")) if n in points else NONE
+                        tell.mean(points[n].of("test_accuracy"))
+                        if n in points
+                        else tell.NONE
                         for n in sizes
                     ),
                 ]
@@ -397,7 +386,7 @@ def _streaming(group: Group) -> list[str]:
         return f"{last['real_time_factor']:.3f}, {memory} at {last['seconds']:g} s"
 
     def streamed(form: str) -> Any:
-        return lambda row: form.format(**row) if "stream" in row else NONE
+        return lambda row: form.format(**row) if "stream" in row else tell.NONE
 
     return [
         "## Speech as it comes",
@@ -406,12 +395,12 @@ def _streaming(group: Group) -> list[str]:
         "{cores} core. Real-time factor: seconds of work for a second of sound.".format(
             **found
         ),
-        tabulate(
+        tell.tabulate(
             [
                 ("self-attention", name),
                 (
                     "accuracy, whole utterances",
-                    lambda row: decimal(row["whole_utterance_accuracy"]),
+                    lambda row: tell.decimal(row["whole_utterance_accuracy"]),
                 ),
                 ("late by", streamed("{look_ahead_ms} ms")),
                 (
@@ -421,7 +410,7 @@ def _streaming(group: Group) -> list[str]:
                 ("remembered", streamed("{state_bytes:,} bytes")),
                 (
                     "real-time factor by 1 and by 10 frames",
-                    lambda row: factors(row) if "stream" in row else NONE,
+                    lambda row: factors(row) if "stream" in row else tell.NONE,
                 ),
                 ("the whole at once: real-time factor, temporary memory", whole),
             ],
@@ -462,7 +451,7 @@ REPORT = Report(
             rows=lambda group: _by_score(_models(group.rows)),
             columns=_columns(("model", model_name)),
             notes=(
-                lambda group: sampling(
+                lambda group: tell.sampling(
                     "test_accuracy",
                     lambda config: _TEST_LABELS.get(config["task"]),
                     f"test {'frames' if _spoken(group.config) else 'words'} {_ITEMS}",
