@@ -7,7 +7,7 @@ figures of a folder that holds results.jsonl.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,11 @@ def _places(record: Record, at: int) -> tuple[np.ndarray, np.ndarray]:
     """Centres [layers, heads, 2] and precisions [layers, heads, 2, 2] at a moment."""
     curves = record["curves"]
     return np.asarray(curves["centres"][at]), np.asarray(curves["precisions"][at])
+
+
+def _layers(record: Record, at: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same by layer."""
+    return list(zip(*_places(record, at), strict=True))
 
 
 # ------------------------------------------------------------ where heads look
@@ -152,7 +157,7 @@ def _before_after(row: Row) -> list[dict[str, Change]]:
     ]
 
 
-def _change(pair: Change, digits: int = 2) -> str:
+def _change(pair: Iterable[Summary], digits: int = 2) -> str:
     return " → ".join(tell.mean(summary, digits).split(" (")[0] for summary in pair)
 
 
@@ -222,7 +227,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 # ------------------------------------------------------------------- figures
 
 
-def _panel(axes: Any, centres: np.ndarray, precisions: np.ndarray, reach: int) -> None:
+def _panel(axes: Any, place: tuple[np.ndarray, np.ndarray], reach: int) -> None:
     """Where the heads of a layer look; rows run downwards."""
     axes.set_xlim(-reach - 0.5, reach + 0.5)
     axes.set_ylim(reach + 0.5, -reach - 0.5)
@@ -234,14 +239,15 @@ def _panel(axes: Any, centres: np.ndarray, precisions: np.ndarray, reach: int) -
     axes.set_xticks([])
     axes.set_yticks([])
     axes.plot(0, 0, marker="s", color="#bbbbbb", markersize=5, zorder=1)
-    for head, (centre, precision) in enumerate(zip(centres, precisions, strict=True)):
+    for head, (centre, precision) in enumerate(zip(*place, strict=True)):
         color = PALETTE[head % len(PALETTE)]  # 9 heads have one each
         values, vectors = np.linalg.eigh(precision)
         if values[0] >= 1e-2:  # of one deviation; one wider than the panel is left out
             angle = float(np.degrees(np.arctan2(vectors[0, 0], vectors[1, 0])))
-            shape = (tuple(centre[::-1]), *(2 / np.sqrt(values)))
-            look = dict(facecolor=color, edgecolor=color, alpha=0.25, linewidth=0.8)
-            axes.add_patch(Ellipse(*shape, angle=angle, **look))
+            width, height = 2 / np.sqrt(values)
+            look: Any = dict(facecolor=color, edgecolor=color, alpha=0.25)
+            look |= dict(angle=angle, linewidth=0.8)
+            axes.add_patch(Ellipse(tuple(centre[::-1]), width, height, **look))
         axes.plot(centre[1], centre[0], marker="o", color=color, markersize=3.5)
 
 
@@ -260,8 +266,8 @@ def _draw_training(row: Row, path: Any, panels: int = 7) -> None:
     figure, grid = subplots(size, layers, len(shown), title=_name(row))
     for column, at in enumerate(shown):
         grid[0, column].set_title(f"{steps[at]:,} updates", fontsize=8)
-        for axes, *place in zip(grid[:, column], *_places(record, at), strict=True):
-            _panel(axes, *place, reach)
+        for axes, place in zip(grid[:, column], _layers(record, at), strict=True):
+            _panel(axes, place, reach)
     for layer, axes in enumerate(grid[:, 0], 1):
         axes.set_ylabel(f"layer {layer}", fontsize=8)
     save_figure(figure, path)
@@ -269,14 +275,15 @@ def _draw_training(row: Row, path: Any, panels: int = 7) -> None:
 
 def _draw_final(rows: Sequence[Row], path: Any) -> None:
     """Draws where the heads of each layer look in the end, every model a line."""
-    found = [_places(row.records[0], -1) for row in rows]
-    layers = max(len(centres) for centres, _ in found)
+    found = [_layers(row.records[0], -1) for row in rows]
+    layers = max(map(len, found))
     size = 2.2 * layers + 0.6, 2.2 * len(rows) + 0.7
     title = "Centres of heads after training"
     figure, grid = subplots(size, len(rows), layers, title=title)
-    for line, row, place in zip(grid, rows, found, strict=True):
-        for layer, *layer_place in zip(range(layers), *place, strict=False):
-            _panel(line[layer], *layer_place, _reach(place[0]))
+    for line, row, places in zip(grid, rows, found, strict=True):
+        reach = _reach(np.stack([centres for centres, _ in places]))
+        for layer, place in enumerate(places):
+            _panel(line[layer], place, reach)
             line[layer].set_title(f"layer {layer + 1}", fontsize=8)
         start = "convolution" if _convolution(row) else "random"
         line[0].set_ylabel(f"{row.config['model']}\n{start} start", fontsize=8)
@@ -449,13 +456,10 @@ def _starts(group: Group) -> list[str]:
 
     def apart(one: tuple[str, str | None], two: tuple[str, str | None]) -> Any:
         def show(n: int) -> str:
-            rows = [by.get((*kind, n)) for kind in (one, two)]
-            known = [row for row in rows if row and row.records]
-            return (
-                tell.difference(*known, "test_accuracy", 3)[1]
-                if len(known) > 1
-                else tell.NONE
-            )
+            first, second = by.get((*one, n)), by.get((*two, n))
+            if not (first and second and first.records and second.records):
+                return tell.NONE
+            return tell.difference(first, second, "test_accuracy", 3)[1]
 
         return show
 

@@ -43,7 +43,7 @@ MOST_SECONDS = 20.0
 SCALING = ("dot_product", "blockwise", "linear", "reformer")
 
 
-def shape_of(model: str, sizes: Mapping[str, int]) -> Shape:
+def shape_of(model: str, sizes: Mapping[str, Any]) -> Shape:
     """The shape of a model with these sizes."""
     reformer = model == "reformer"
     return Shape(
@@ -57,7 +57,7 @@ def shape_of(model: str, sizes: Mapping[str, int]) -> Shape:
 # --------------------------------------------------------------- generation
 
 
-def _model(model: str, sizes: Mapping[str, int]) -> tuple[int, Any, Any]:
+def _model(model: str, sizes: Mapping[str, Any]) -> tuple[int, Any, Any]:
     """Length, functions and parameters of an untrained model."""
     shape = shape_of(model, sizes)
     program = program_of(shape)
@@ -65,7 +65,7 @@ def _model(model: str, sizes: Mapping[str, int]) -> tuple[int, Any, Any]:
 
 
 def whole_images(
-    model: str, sizes: Mapping[str, int], batch: int, repeats: int
+    model: str, sizes: Mapping[str, Any], batch: int, repeats: int
 ) -> dict[str, Any]:
     """Images a second with a state, all pixels drawn."""
     length, functions, params = _model(model, sizes)
@@ -87,7 +87,7 @@ def whole_images(
 
 
 def uncached_images(
-    sizes: Mapping[str, int], batch: int, lengths: Sequence[int], repeats: int
+    sizes: Mapping[str, Any], batch: int, lengths: Sequence[int], repeats: int
 ) -> dict[str, Any]:
     """Images a second where every pixel needs a forward pass over all before it.
 
@@ -120,7 +120,7 @@ def uncached_images(
 
 def by_position(
     model: str,
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, Any],
     batch: int,
     positions: Sequence[int],
     repeats: int,
@@ -187,13 +187,13 @@ def scaling(lengths: Sequence[int], repeats: int) -> list[dict[str, Any]]:
 
 
 def train_steps(
-    lengths: Sequence[int], sizes: Mapping[str, int], batch: int, repeats: int
+    lengths: Sequence[int], sizes: Mapping[str, Any], batch: int, repeats: int
 ) -> list[dict[str, Any]]:
     """Seconds of one train step over the length."""
     rows = []
     for model in ("softmax", "linear", "lstm"):
         for length in lengths:
-            more: dict[str, Any] = dict(length=length, components=None, height=None)
+            more = dict(length=length, components=None, height=None)
             program = program_of.__wrapped__(shape_of(model, dict(sizes, **more)))
             hyper = optim.recipe(
                 learning_rate=1e-3,
@@ -224,7 +224,7 @@ def measure(
       folder: of the results.
       smoke: tiny sizes, as a test of the program.
     """
-    sizes: dict[str, int] = dict(SMALL_MODEL if smoke else PAPER_MODEL)
+    sizes: dict[str, Any] = dict(SMALL_MODEL if smoke else PAPER_MODEL)
     length = sizes["length"]
     batches = (2,) if smoke else (1, 16)
     repeats = 1 if smoke else 3

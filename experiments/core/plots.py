@@ -133,7 +133,7 @@ class Series:
     high: Sequence[float | None] = ()
     seeds: Sequence[int] = ()
     baseline: bool = False
-    fit: tuple[Sequence[float], Sequence[float]] | None = None
+    fit: tuple[Any, Any] | None = None
     name: str = ""
 
     @classmethod
@@ -141,13 +141,16 @@ class Series:
         cls, label: str, points: Iterable[tuple[float, Summary | None]], **more: Any
     ) -> Series:
         """The line of some means with their deviations; no mean, no point."""
-        known = [(x, s.mean, s.std, s.count) for x, s in points if s is not None]
-        x, y, std, seeds = map(list, zip(*known, strict=True)) if known else [[]] * 4
-        ends = [
-            [None if s is None else m + sign * s for m, s in zip(y, std, strict=True)]
-            for sign in (-1, 1)
-        ]
-        return cls(label, x, y, *ends, seeds, **more)
+        known = [(x, summary) for x, summary in points if summary is not None]
+        return cls(
+            label,
+            [x for x, _ in known],
+            [s.mean for _, s in known],
+            [None if s.std is None else s.mean - s.std for _, s in known],
+            [None if s.std is None else s.mean + s.std for _, s in known],
+            [s.count for _, s in known],
+            **more,
+        )
 
     @classmethod
     def training(
@@ -161,11 +164,11 @@ class Series:
         if not curves:
             return []
         values = np.array([found[curve] for found in curves], float)
-        y, ends = values.mean(axis=0), ()
-        if len(values) > 1:
-            spread = values.std(axis=0, ddof=1)
-            ends = y - spread, y + spread
-        return [cls(label, curves[0]["step"], y, *ends)]
+        x, y = curves[0]["step"], values.mean(axis=0)
+        if len(values) == 1:
+            return [cls(label, x, list(y))]
+        spread = values.std(axis=0, ddof=1)
+        return [cls(label, x, list(y), list(y - spread), list(y + spread))]
 
     @property
     def style(self) -> str:
@@ -443,7 +446,7 @@ def subplots(
     *,
     title: str = "",
     dpi: int = 100,
-) -> tuple[Figure, np.ndarray]:
+) -> tuple[Figure, Any]:
     """A figure of so many inches, and its axes [rows, columns]."""
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)

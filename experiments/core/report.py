@@ -280,7 +280,7 @@ class Group:
 
 
 #: A paragraph that may name settings in braces, or what gives some of a group.
-Part = str | Callable[[Group], str | Sequence[str]]
+Part = str | Callable[[Group], str | Iterable[str]]
 
 
 def where(**settings: Any) -> Callable[[Group], list[Row]]:
@@ -377,7 +377,7 @@ def sampling(
     size: Callable[[dict[str, Any]], int | None],
     items: str,
     digits: int = 4,
-) -> Part:
+) -> Callable[[Group], list[str]]:
     """Names the rows whose seeds differ by less than the test set can tell.
 
     Args:

@@ -47,7 +47,7 @@ def styles_of(sections: Sequence[Section]) -> plots.Styles:
 
 def draw_curve(section: Section, styles: plots.Styles, group: Group) -> list[str]:
     """Accuracy over N."""
-    networks = [line for line in section.networks if line.means]
+    networks, chance = [x for x in section.networks if x.means], section.chance
     greys = [x for x in section.baselines if not all(map(x.capped, x.means))]
     if not networks and not greys:
         return []
@@ -82,7 +82,7 @@ def draw_curve(section: Section, styles: plots.Styles, group: Group) -> list[str
         ],
         group.folder / f"{name}.png",
         title=f"{section.title}: accuracy as the training set grows",
-        level=section.chance and (section.chance, "without the centre"),
+        level=None if chance is None else (chance, "without the centre"),
         note=(note + _updates_note(section)).strip(),
         styles=styles,
     )

@@ -278,9 +278,10 @@ def _lines(records: Sequence[Record], tune: Sequence[Record]) -> list[Line]:
         points, other = {}, {}
         for n, some in sorted(grouped(found, lambda r: int(r["config"]["n"])).items()):
             points[n], other[n] = _point(some)
-        line = Line(*key[:3], points, other, tuned.get(key, []))
+        model, size, attention, digest = key
+        line = Line(model, size, attention, points, other, tuned.get(key, []))
         if any(two[:3] == key[:3] and two != key for two in members):
-            line.version = str(key[3])[:6]
+            line.version = str(digest)[:6]
         lines.append(line)
     cnns = [line for line in lines if line.model == "resnet" and line.means]
     for line in cnns if len(cnns) > 1 else ():

@@ -314,8 +314,8 @@ def _molecules(task: str) -> Section:
                 "added to the scores (Graphormer, arXiv:2106.05234). “No edges”: to "
                 "all, and no bond is told. "
                 f"{tell.count(group.rows[0].first('n'))} molecules to train on, a "
-                "tenth to test, the same for all rows and seeds, and the floors are of this "
-                "split too. The learning rate was given, not chosen."
+                "tenth to test, the same for all rows and seeds, and the floors are of "
+                "this split too. The learning rate was given, not chosen."
             ),
         ),
         columns=_error_columns,

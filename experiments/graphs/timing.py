@@ -85,7 +85,7 @@ def measure(name: str, experiment: Config, random_edges: int) -> dict[str, Any]:
     state = devices.put(optim.init_state(params, optim.hyper_of(cell)), mesh)
     rng = devices.put(jax.random.key(0), mesh)
     jitted = jax.jit(optim.make_step(program.loss), donate_argnums=0)
-    step = jitted.lower(state, placed, rng).compile()
+    step: Any = jitted.lower(state, placed, rng).compile()
     update = again(step, state, placed, rng)
     return dict(
         name=name,

@@ -33,8 +33,8 @@ def _bins(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
     """Metric -> bin of sequence length, (shortest, longest), ascending."""
     records = [record for row in rows for record in row.records]
     names = {n for r in records for n in r["metrics"] if n.startswith(_METRIC)}
-    bins = {name: tuple(map(int, name.split("_")[-2:])) for name in names}
-    return dict(sorted(bins.items(), key=lambda item: item[1]))  # type: ignore[arg-type]
+    found = sorted((*map(int, name.split("_")[-2:]), name) for name in names)
+    return {name: (low, high) for low, high, name in found}
 
 
 def _blind(rows: Sequence[Row]) -> Row | None:
