@@ -105,7 +105,8 @@ def test_no_name_is_a_function_here_and_a_module_there():
 
 def test_every_public_function_and_class_is_documented():
     for space in (attn_jax, attn_jax.attention, attn_jax.nn, attn_jax.positions):
-        for name, thing in vars(space).items():
+        for name in getattr(space, "__all__", None) or vars(space):
+            thing = getattr(space, name)
             ours = getattr(thing, "__module__", "").startswith("attn_jax")
             if callable(thing) and ours and not name.startswith("_"):
                 first = (thing.__doc__ or " ")[0]

@@ -145,7 +145,9 @@ def build(shape: Shape, seed: int) -> Decoder:
         assert shape.height is not None
         symbols, outputs = START + 1, 3 * shape.components
         width = shape.length // shape.height
-        table = np.asarray(positions.sinusoidal_2d(shape.height, width, shape.dim))
+        with jax.ensure_compile_time_eval():  # also where the rehearsal traces this
+            grid = positions.sinusoidal_2d(shape.height, width, shape.dim)
+            table = np.asarray(grid)
         bias = logistic_mixture_init(shape.components)
     return Decoder(
         symbols,
