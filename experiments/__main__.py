@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "--redraw" in arguments:
             return redraw(arguments)
-        run.find(arguments[0])
+        found = run.find(arguments[0])
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run.main(arguments[0], arguments[1:])
+    return run.run(found, arguments[1:])
 
 
 def redraw(arguments: Sequence[str]) -> int:

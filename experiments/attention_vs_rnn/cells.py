@@ -25,7 +25,7 @@ from experiments.attention_vs_rnn.logistic_mixture import (
     logistic_mixture_sample,
 )
 from experiments.core import devices, identity
-from experiments.core.cell import Cell, Count, Rule, variant_of
+from experiments.core.cell import Amount, Cell, Count, Rule, variant_of
 from experiments.core.loop import Batches, Indexed, Program, Task, in_epochs
 from experiments.data.images import Dataset
 
@@ -79,7 +79,7 @@ class DecoderCell(Cell):
     height: int | None = None
     samples: int = 0
     completions: int = 0
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
 
     def rules(self) -> Iterator[Rule]:
         known = f"one of {', '.join(MODELS)}, or path/file.py:function"

@@ -330,18 +330,17 @@ class Exit(Exception):
         self.status = status
 
 
-def main(name: str, argv: Sequence[str] | None = None) -> int:
+def run(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     """Runs an experiment to its end.
 
     Args:
-      name: of the experiment.
+      experiment: what to run.
       argv: its command line; by default the process's.
 
     Returns:
       The exit status: 0; 1 where a cell failed or a worker died; 2 after an error that
       a message tells; 128 + signal after an interruption.
     """
-    experiment = find(name)
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse(experiment, arguments)
     runtime = options.runtime
@@ -397,10 +396,10 @@ def entry(name: str) -> Main:
     """``main(argv=None)`` of an experiment, for its ``__main__``."""
 
     @program
-    def run(argv: Sequence[str] | None = None) -> int:
-        return main(name, argv)
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(find(name), argv)
 
-    return run
+    return main
 
 
 def ended_by(error: Exception, *, quiet: bool = False) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from experiments.core.cell import Cell, Count
+from experiments.core.cell import Amount, Cell, Count
 
 Score = Literal["dot_product", "gat", "gatv2"]
 
@@ -27,7 +27,7 @@ class GraphCell(Cell):
     mlp_dim: int
     phase: Literal["tune", "final"] = "tune"
     dropout_rate: float = 0.0
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,3 +1,5 @@
+"""The one training loop, on a line fitted to points."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,27 +9,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.core import loop, train
-from experiments.core.cell import Cell, Runtime, attention_digest
+from experiments.core import loop
+from experiments.core.cell import Runtime
 from experiments.core.checkpoint import CheckpointError, Checkpoints
-from experiments.core.loop import Interrupted, Runner, StopSignal
+from experiments.core.loop import Trainer
 from experiments.core.observe import Progress
+from experiments.core.signals import Interrupted, StopSignal, interruptible
 from experiments.core.store import ResultsStore, StoreError
+from tests.experiments.lines import LineCell, LineTask
 
-pytestmark = pytest.mark.usefixtures("tiny")
-
-CELL = Cell(
-    task="toy", model="vit", size="mu", patch=4, n=60, seed=0, updates=12,
-    batch_size=16, learning_rate=3e-3,
-)  # fmt: skip
-# Draws random numbers in each step.
-RANDOM = dataclasses.replace(CELL, dropout_rate=0.1, crop=1, flip=True)
+CELL = LineCell()
 
 
 class Stop(StopSignal):
@@ -50,7 +49,8 @@ class Told(Progress):
         super().__init__(1, live=False)
         self.begins, self.lines = [], []
 
-    def begin(self, label, updates, step=0):
+    def begin(self, label, updates, step=0, worker=0):
+        super().begin(label, updates, step)
         self.begins.append(step)
 
     def say(self, line):
@@ -58,17 +58,17 @@ class Told(Progress):
 
 
 @pytest.fixture
-def run(dataset, tmp_path):
+def run(tmp_path):
     """Runs cells in a folder; returns (records or None, what was told)."""
 
-    def run(cells, folder="out", *, stop=math.inf, data=dataset, **runtime):
+    def run(cells, folder="out", *, stop=math.inf, task=None, **runtime):
         cells = cells if isinstance(cells, list) else [cells]
         store = ResultsStore(tmp_path / folder)
         told = Told()
         settings = Runtime(**(dict(log_every=5, checkpoint_seconds=1e9) | runtime))
-        runner = Runner(data, store, settings, told, Stop(stop))
+        trainer = Trainer(task or LineTask(), store, settings, told, Stop(stop))
         try:
-            assert runner.run(cells)
+            assert trainer.run(cells)
         except Interrupted:
             assert not any(store.get(cell.config()) for cell in cells)
             return None, told
@@ -79,34 +79,37 @@ def run(dataset, tmp_path):
 
 def numbers(record):
     """What must not depend on when and how a cell was run."""
-    metrics = {k: v for k, v in record["metrics"].items() if k != "images_per_s"}
+    timed = ("updates_per_s", "points_per_s")
+    metrics = {k: v for k, v in record["metrics"].items() if k not in timed}
     return {k: record[k] for k in ("config", "status", "curves")} | metrics
 
 
+def near(one, other, rel=1e-5):
+    for name in "loss", "draw", "w":
+        np.testing.assert_allclose(one["curves"][name], other["curves"][name], rel)
+    score = one["metrics"]["test_error"]
+    assert score == pytest.approx(other["metrics"]["test_error"], rel=rel)
+
+
 @pytest.fixture(scope="module")
-def whole(dataset, tmp_path_factory):
-    """Records of uninterrupted runs."""
+def whole(tmp_path_factory):
+    """The record of an uninterrupted run."""
     store = ResultsStore(tmp_path_factory.mktemp("whole"))
     settings = Runtime(log_every=5, checkpoint_seconds=1e9)
-    runner = Runner(dataset, store, settings, Told(), Stop())
-    for cell in CELL, RANDOM:
-        assert runner.run([cell])
-    return {cell: store.get(cell.config()) for cell in (CELL, RANDOM)}
+    assert Trainer(LineTask(), store, settings, Told(), Stop()).run([CELL])
+    return store.get(CELL.config())
 
 
-def test_a_run_learns_and_its_record_is_complete(whole, dataset):
-    record = whole[CELL]
-    metrics = record["metrics"]
-    assert record["status"] == "done" and metrics["updates"] == 12
-    assert record["curves"]["step"] == [5, 10, 12]
-    assert record["curves"]["loss"][-1] < record["curves"]["loss"][0]
-    assert metrics["params"] > 0 and metrics["flops"] > 0
-    assert 0 <= metrics["test_accuracy"] <= 1 and metrics["test_loss"] > 0
-    assert metrics["data_sha256"] == dataset.sha256
-    # The first point of the curve, from its definition.
-    key = loop._ProgramKey.of(CELL, dataset, train.data_mesh(), False, True)
-    assert metrics["train_accuracy"] == round(metrics["train_accuracy"] * 60) / 60
-    assert key.num_classes == 3
+def test_a_run_learns_and_its_record_is_complete(whole):
+    metrics, curves = whole["metrics"], whole["curves"]
+    assert whole["status"] == "done" and metrics["updates"] == 12
+    assert set(curves) == {"step", "loss", "draw", "observed_at", "w"}
+    assert curves["step"] == [5, 10, 12] and curves["observed_at"] == [0, 5, 10, 12]
+    assert curves["w"][0] == 0 and abs(curves["w"][-1] - 3) < 2.5
+    assert curves["loss"][-1] < curves["loss"][0]
+    assert len(set(curves["draw"])) == 3  # each step has a key of its own
+    assert metrics["params"] == 1
+    assert metrics["points_per_s"] == pytest.approx(8 * metrics["updates_per_s"])
 
 
 # Step 3 lies between points of the curve, 5 and 10 on one.
@@ -114,29 +117,41 @@ def test_a_run_learns_and_its_record_is_complete(whole, dataset):
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, whole, stops):
     before = 0
     for stop in stops:
-        records, told = run(RANDOM, stop=stop - before - 1)
+        records, told = run(CELL, stop=stop - before - 1)
         assert records is None and told.begins == [before]
         before = stop
-    (record,), told = run(RANDOM)
+    (record,), told = run(CELL)
     assert told.begins == [before], "it did not start again from 0"
-    assert numbers(record) == numbers(whole[RANDOM])
+    assert numbers(record) == numbers(whole)
 
 
-def test_scans_and_batches_from_the_host_change_nothing(run, whole):
-    (record,), _ = run(CELL, "host", device_data=False)
-    # Another program of the same sums: the last bit of a loss may differ.
-    ours, wanted = numbers(record), numbers(whole[CELL])
-    for name in "test_loss", "train_loss":
-        if name in wanted:
-            assert ours.pop(name) == pytest.approx(wanted.pop(name), rel=1e-5)
-    assert ours == wanted
-    assert run(RANDOM, "scan", stop=1, steps_per_dispatch=4)[0] is None
-    (record,), told = run(RANDOM, "scan", steps_per_dispatch=4)
+@pytest.mark.parametrize("indexed", [True, False])
+def test_scans_and_batches_from_the_host_change_nothing(run, whole, indexed):
+    task = LineTask(indexed=indexed)
+    (record,), _ = run(CELL, "host", device_data=False, task=task)
+    near(record, whole)
+    assert run(CELL, "scan", stop=1, steps_per_dispatch=4, task=task)[0] is None
+    (record,), told = run(CELL, "scan", steps_per_dispatch=4, task=task)
     assert told.begins == [5]  # in fours, but points of the curve cut them
-    for name in "loss", "accuracy":
-        np.testing.assert_allclose(
-            record["curves"][name], whole[RANDOM]["curves"][name], rtol=1e-5
-        )
+    near(record, whole)
+
+
+def test_a_batch_that_is_not_split_trains_alike(run, whole):
+    near(run(CELL, task=LineTask(splits=False))[0][0], whole)
+
+
+def test_steps_of_other_shapes_are_dispatched_apart(run, whole, monkeypatch):
+    task, sizes = LineTask(indexed=False), [8, 8, 4, 4, 4, 8]
+    get = loop.Indexed.__getitem__
+
+    def uneven(self, step):
+        return jax.tree.map(lambda x: x[: sizes[step % len(sizes)]], get(self, step))
+
+    monkeypatch.setattr(loop.Indexed, "__getitem__", uneven)
+    one, many = (
+        run(CELL, f"by{k}", steps_per_dispatch=k, task=task)[0][0] for k in (1, 4)
+    )
+    near(one, many)
 
 
 def seeds(cell, count=3):
@@ -145,20 +160,16 @@ def seeds(cell, count=3):
 
 @pytest.mark.parametrize("device_data", [True, False])
 def test_seeds_at_once_are_seeds_one_by_one(run, whole, device_data):
-    options = dict(device_data=device_data)
-    assert run(seeds(RANDOM), "seeds", stop=2, **options)[0] is None
-    together, told = run(seeds(RANDOM), "seeds", **options)
-    assert told.begins == [3]
-    assert numbers(together[0])["config"] == RANDOM.config()
-    alone, _ = run(seeds(RANDOM)[2], "alone")
-    for a, b in ((together[0], whole[RANDOM]), (together[2], alone[0])):
-        for name in "loss", "accuracy":
-            np.testing.assert_allclose(a["curves"][name], b["curves"][name], rtol=1e-5)
-        for name in "test_loss", "test_accuracy", "train_accuracy":
-            assert a["metrics"][name] == pytest.approx(b["metrics"][name], rel=1e-5)
+    options = dict(device_data=device_data, steps_per_dispatch=1 + device_data)
+    assert run(seeds(CELL), "seeds", stop=1, **options)[0] is None
+    together, told = run(seeds(CELL), "seeds", **options)
+    assert told.begins == [2 * (1 + device_data)]
+    alone, _ = run(seeds(CELL)[2], "alone")
+    near(together[0], whole)
+    near(together[2], alone[0])
 
 
-def test_only_missing_seeds_are_trained(run, whole):
+def test_only_missing_seeds_are_trained(run):
     first = run(CELL)[0][0]
     records, told = run(seeds(CELL, 2))
     assert records[0] == first, "a finished cell was computed again"
@@ -171,48 +182,52 @@ def test_one_and_several_seeds_keep_their_own_checkpoints(run, whole):
     assert run(CELL, stop=1)[1].begins == [0]
     assert run(seeds(CELL, 2), stop=2)[1].begins == [3]
     (record,), told = run(CELL)
-    assert told.begins == [2] and numbers(record) == numbers(whole[CELL])
+    assert told.begins == [2] and numbers(record) == numbers(whole)
 
 
 # ---------------------------------------------------------------- divergence
 
 
-def test_a_loss_that_is_not_finite_ends_the_cell(run, whole):
-    broken = dataclasses.replace(CELL, learning_rate=1e37, model="mlp", patch=None)
+def test_a_loss_that_is_not_finite_ends_the_cell(run):
+    broken = dataclasses.replace(CELL, broken_at=3)
     (record,), told = run(broken)
     assert record["status"] == "diverged"
     assert record["metrics"]["diverged_at"] == 5 == record["metrics"]["updates"]
-    assert "test_accuracy" not in record["metrics"]
+    assert record["metrics"]["params"] == 1
+    assert not any("error" in name for name in record["metrics"])
     assert record["curves"]["loss"] == [None]
     assert "diverged at update 5" in told.lines[-1]
-    # It may also break in the last update, after the last loss was measured.
-    (record,), _ = run(dataclasses.replace(broken, updates=1))
-    assert record["status"] == "diverged" and record["metrics"]["diverged_at"] == 1
+
+
+@pytest.mark.parametrize("where", ["params", "score"])
+def test_no_number_after_the_last_update_is_a_divergence(run, where, monkeypatch):
+    cell = dataclasses.replace(CELL, updates=1)
+    if where == "params":  # the loss of an update is that before it
+        found = LineTask().hyper(cell)._replace(learning_rate=np.float32(math.inf))
+        monkeypatch.setattr(LineTask, "hyper", lambda *_: found)
+    else:
+        monkeypatch.setattr(LineTask, "score", lambda *_: {"test_error": math.nan})
+    (record,), _ = run(cell)
     assert math.isfinite(record["curves"]["loss"][0])
-    assert "test_accuracy" not in record["metrics"]
+    assert record["status"] == "diverged" and record["metrics"]["diverged_at"] == 1
+    assert "test_error" not in record["metrics"]
 
 
 def test_a_seed_that_diverges_leaves_the_others_alone(run, whole, monkeypatch):
-    healthy = loop._hyper
+    healthy = LineTask.hyper
 
-    def hyper(cell, *rest):
-        found = healthy(cell, *rest)
-        return (
-            found._replace(learning_rate=np.float32(math.nan)) if cell.seed else found
-        )
+    def hyper(self, cell):
+        found = healthy(self, cell)
+        nan = np.float32(math.nan)
+        return found._replace(learning_rate=nan) if cell.seed else found
 
-    monkeypatch.setattr(loop, "_hyper", hyper)
-    assert run(seeds(RANDOM, 3), stop=7)[0] is None  # NaN goes through a checkpoint
-    records, told = run(seeds(RANDOM, 3))
+    monkeypatch.setattr(LineTask, "hyper", hyper)
+    assert run(seeds(CELL), stop=7)[0] is None  # NaN goes through a checkpoint
+    records, told = run(seeds(CELL))
     assert told.begins == [8]
     assert [r["status"] for r in records] == ["done", "diverged", "diverged"]
     assert records[1]["metrics"]["diverged_at"] == 5
-    np.testing.assert_allclose(
-        records[0]["curves"]["loss"], whole[RANDOM]["curves"]["loss"], rtol=1e-5
-    )
-    assert records[0]["metrics"]["test_loss"] == pytest.approx(
-        whole[RANDOM]["metrics"]["test_loss"], rel=1e-5
-    )
+    near(records[0], whole)
 
 
 # --------------------------------------------------------------- checkpoints
@@ -235,7 +250,7 @@ def test_a_damaged_checkpoint_starts_the_cell_anew(run, whole, interrupted, part
     assert told.lines[0].startswith("warning: cannot read the checkpoint")
     (kept,) = interrupted.parent.glob("*.corrupt")
     assert kept.name in told.lines[0] and (kept / "7").is_dir()
-    assert numbers(record) == numbers(whole[CELL])
+    assert numbers(record) == numbers(whole)
 
 
 def test_a_half_written_checkpoint_is_not_there(run, whole, interrupted):
@@ -246,7 +261,7 @@ def test_a_half_written_checkpoint_is_not_there(run, whole, interrupted):
     assert run(CELL, stop=0)[1].begins == [7]  # saves step 8, over what is left of it
     (record,), told = run(CELL)
     assert told.begins == [8] and not any("warning" in line for line in told.lines)
-    assert numbers(record) == numbers(whole[CELL])
+    assert numbers(record) == numbers(whole)
     assert not interrupted.exists()
 
 
@@ -270,77 +285,78 @@ def test_a_full_disk_stops_no_run_but_is_told(run, whole, monkeypatch):
     (record,), told = run(CELL, checkpoint_seconds=0)
     assert "warning: cannot write a checkpoint" in told.lines[0]
     assert "No space left" in told.lines[0]
-    assert numbers(record) == numbers(whole[CELL])
+    assert numbers(record) == numbers(whole)
     with pytest.raises(StoreError, match="SIGTERM.*is lost.*No space left.*Free some"):
         run(CELL, "stopped", stop=3)
 
 
-# ---------------------------------------------------------- data and records
+def test_parameters_are_kept_and_are_those_that_were_scored(run, tmp_path):
+    (record, _), _ = run(seeds(CELL, 2))
+    store = ResultsStore(tmp_path / "out")
+    params = loop.load_params(store, CELL, {"w": jnp.zeros(())})
+    assert float(params["w"]) == record["curves"]["w"][-1]
+    with pytest.raises(ValueError, match="other shapes"):
+        loop.load_params(store, CELL, {"w": jnp.zeros(2)})
+    with pytest.raises(FileNotFoundError, match="were not kept"):
+        loop.load_params(store, seeds(CELL, 2)[1], {"w": jnp.zeros(())})
 
 
-def test_tuning_reads_no_test_image_and_no_validation_image(run, dataset):
-    tune = dataclasses.replace(CELL, phase="tune", model="mlp", patch=None)
-    split = loop.split_of(tune, dataset)
-    assert len(split.train) == 48 and len(split.validation) == 12
-    assert not set(split.train) & set(split.validation)
-    assert set(split.train) | set(split.validation) == set(
-        loop.split_of(dataclasses.replace(tune, phase="final"), dataset).train
-    )
-    blind = dataclasses.replace(dataset, test_images=None, test_labels=None)
-    (record,), _ = run(tune, data=blind)
-    assert {"val_accuracy", "val_loss"} <= set(record["metrics"])
-    # Other pixels in the validation split change its score and nothing else.
-    images = dataset.train_images.copy()
-    images[split.validation] = 255 - images[split.validation]
-    other = dataclasses.replace(blind, train_images=images)
-    (changed,), _ = run(tune, "other", data=other)
-    assert changed["curves"] == record["curves"]
-    assert changed["metrics"]["train_accuracy"] == record["metrics"]["train_accuracy"]
-    assert changed["metrics"]["val_loss"] != record["metrics"]["val_loss"]
+# ---------------------------------------------------------- failures and records
 
 
-def test_scores_are_those_of_all_images_whatever_the_batch(run, whole, monkeypatch):
-    monkeypatch.setattr(loop, "EVAL_BATCH", 7)  # 30 images: a rest of 2
-    (record,), _ = run(CELL)
-    for name in "test_accuracy", "test_loss", "train_accuracy":
-        assert record["metrics"][name] == pytest.approx(whole[CELL]["metrics"][name])
+def test_a_cell_that_fails_is_a_record_with_its_traceback(run):
+    (record,), told = run(CELL, task=LineTask(fails=(("final", 0),)))
+    assert record["status"] == "failed"
+    assert record["metrics"]["error"] == "RuntimeError: no luck with this one"
+    assert "in score\n" in record["metrics"]["traceback"]
+    assert "failed, RuntimeError: no luck" in told.lines[-1]
 
 
-def test_cells_of_another_process_are_left_to_it(dataset, tmp_path):
+def test_a_full_disk_is_not_the_matter_of_one_cell(run, monkeypatch):
+    for error in (KeyboardInterrupt(), OSError(errno.ENOSPC, "full")):
+
+        def score(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(LineTask, "score", score)
+        with pytest.raises(type(error)):
+            run(CELL)
+    assert loop.ends_the_run(Interrupted(signal.SIGTERM))
+    assert loop.ends_the_run(BrokenPipeError(32, "nobody reads"))
+    assert not loop.ends_the_run(MemoryError())
+    assert not loop.ends_the_run(FileNotFoundError(2, "gone"))
+
+
+def test_cells_of_another_process_are_left_to_it(tmp_path):
     store = ResultsStore(tmp_path)
-    runner = Runner(dataset, store, Runtime(), Told(), Stop())
+    trainer = Trainer(LineTask(), store, Runtime(), Told(), Stop())
     with ResultsStore(tmp_path).claim(CELL.config()) as claimed:
-        assert claimed and not runner.run([CELL])
+        assert claimed and not trainer.run([CELL])
     assert store.get(CELL.config()) is None
 
 
 def test_tensorboard_files_by_flag(run, tmp_path):
-    mlp = dataclasses.replace(CELL, model="mlp", patch=None)
-    run(mlp)
+    run(CELL)
     assert not list(tmp_path.rglob("events.*"))
-    run(mlp, "flag", tensorboard=True)
+    run(CELL, "flag", tensorboard=True)
     (file,) = (tmp_path / "flag" / "tensorboard").rglob("events.*")
-    assert b"train/loss" in file.read_bytes() and b"test_accuracy" in file.read_bytes()
-
-
-def test_an_edited_attention_file_does_not_change_a_run(dataset, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text("def fn(query, key, value):\n    return value\n")
-    cell = dataclasses.replace(
-        CELL,
-        attention=f"{file}:fn",
-        attention_sha256=attention_digest(f"{file}:fn"),
-    )
-    mesh = train.data_mesh()
-    loop.check(cell, dataset, mesh)
-    file.write_text("def fn(query, key, value):\n    return 2 * value\n")
-    loop.check(cell, dataset, mesh)  # what was loaded is what runs
-    fresh = dataclasses.replace(cell, attention_sha256="0" * 64)
-    with pytest.raises(ValueError, match="was edited while the run was starting"):
-        loop.check(fresh, dataset, mesh)
+    assert b"train/loss" in file.read_bytes() and b"test_error" in file.read_bytes()
 
 
 # ------------------------------------------------------------------- signals
+
+
+def test_a_signal_during_scoring_keeps_what_was_trained(run, whole, monkeypatch):
+    def score(*_):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+
+    with monkeypatch.context() as patch, StopSignal() as stop:
+        patch.setattr(LineTask, "score", score)
+        patch.setitem(globals(), "Stop", lambda _: stop)
+        assert run(CELL)[0] is None
+    (record,), told = run(CELL)
+    assert told.begins == [CELL.updates] and numbers(record) == numbers(whole)
 
 
 def test_a_later_signal_acts_as_usual(monkeypatch):
@@ -367,37 +383,12 @@ def test_a_worker_ends_with_the_process_that_started_it():
     assert StopSignal(gone.pid).signum == signal.SIGTERM
 
 
-def test_a_cell_that_fails_is_a_record_with_its_traceback(run, monkeypatch):
-    def scores(*_):
-        raise RuntimeError("no scores today")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_scores", scores)
-        (record,), told = run(CELL, "failing")
-    assert record["status"] == "failed"
-    assert record["metrics"]["error"] == "RuntimeError: no scores today"
-    assert "in scores\n" in record["metrics"]["traceback"]
-    assert "failed, RuntimeError: no scores today" in told.lines[-1]
-
-
-def test_a_seed_that_the_last_update_broke_is_told_from_the_others(run, monkeypatch):
-    step = train.make_train_step
-
-    def make(*arguments):
-        one = step(*arguments)
-
-        def broken(state, batch, rng):
-            state, metrics = one(state, batch, rng)
-            bad = jax.random.key_data(rng)[-1] == 1  # seed 1
-            lost = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), state.params)
-            return state._replace(params=lost), metrics
-
-        return broken
-
-    monkeypatch.setattr(train, "make_train_step", make)
-    loop.programs.cache_clear()
-    mlp = dataclasses.replace(CELL, model="mlp", patch=None, updates=1)
-    found, _ = run(seeds(mlp), "last")
-    loop.programs.cache_clear()
-    assert [record["status"] for record in found] == ["done", "diverged", "done"]
-    assert found[1]["metrics"]["diverged_at"] == 1
+def test_a_function_in_another_thread_is_left_at_a_signal():
+    forever = threading.Event()
+    assert interruptible(lambda: 3, StopSignal()) == 3
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0, StopSignal())
+    with StopSignal() as stop, pytest.raises(Interrupted):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        interruptible(forever.wait, stop)
+    forever.set()

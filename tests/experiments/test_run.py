@@ -1,141 +1,381 @@
+"""How every experiment is planned and run, on cells that take no time."""
+
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
+import jax
 import pytest
-from experiments.data_scaling.presets import PRESETS, Experiment, Grid
 
-from experiments.core import workers
+from experiments.core import engine, run
 from experiments.core.cell import Runtime
+from experiments.core.plan import Job, Plan
+from experiments.core.signals import StopSignal
 from experiments.core.store import ResultsStore
-from experiments.data import images as data
-from experiments.data_scaling import run
-from experiments.data_scaling.tasks import Scenes, load_task, task_name
+from tests.experiments import lines
+from tests.experiments.lines import EXPERIMENT, Config, LineCell, LineTask
 
-EXPERIMENT = Experiment(
-    ns=(20, 60),
-    seeds=2,
-    updates=50,
-    tune_updates=10,
-    models=("vit", "resnet"),
-    baselines=("majority",),
-    vit=Grid(learning_rates=(1e-3, 3e-3)),
-    resnet=Grid(learning_rates=(1e-2,)),
-)
-SHAPE = (8, 8, 1)
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-def put(store, config, **metrics):
+def drive(out, *more, experiment=EXPERIMENT):
+    """Runs lines in this process, unless told otherwise."""
+    given = ["--out", str(out), "--engine", "inline", *map(str, more)]
+    return run.run(experiment, given)
+
+
+def planned(**settings):
+    (plan,) = lines.plans(Config(**settings))
+    return plan
+
+
+def with_plan(change):
+    """The experiment, its plan changed."""
+    return dataclasses.replace(
+        EXPERIMENT, plans=lambda config: [change(*lines.plans(config))]
+    )
+
+
+# ---------------------------------------------------------------------- plans
+
+
+def put(store, cell, **metrics):
     status = "done" if metrics else "diverged"
-    store.put(config, status=status, metrics=metrics, wall_time_s=1.0)
+    store.put(cell.config(), status=status, metrics=metrics, wall_time_s=1.0)
 
 
-def test_the_plan_holds_every_cell_once_the_largest_first():
-    units = run.plan(EXPERIMENT, "toy", SHAPE)
-    assert [(unit.model, unit.n) for unit in units] == [
-        (model, n) for n in (60, 20) for model in ("vit", "resnet", "majority")
+def test_what_can_be_run_now_comes_in_the_order_of_need(tmp_path):
+    store, plan = ResultsStore(tmp_path), planned(rates=(0.1, 0.2, 0.3))
+    (study,) = plan.studies
+    first = list(plan.ready(store.get))
+    assert first[0] == Job(0, baseline=0)
+    assert [job.cells for job in first[1:]] == [(cell,) for cell in study.grid]
+    assert (plan.done(store.get), plan.total()) == (0, 1 + 3 + 3)
+    # The least error wins, and what diverged loses; finals come when all is tried.
+    for cell, error in zip(study.grid, (0.2, 0.1, None), strict=True):
+        assert not any(j.cells and j.cells[0].phase == "final" for j in first)
+        put(store, cell, **({} if error is None else {"val_error": error}))
+        first = list(plan.ready(store.get))
+    assert study.best(store.get) == 1
+    finals = [job.cells for job in plan.ready(store.get) if job.cells]
+    assert [(c.seed, c.learning_rate, c.updates) for (c,) in finals] == [
+        (seed, 0.2, 12) for seed in range(3)
     ]
-    vit = units[0]
-    assert [cell.learning_rate for cell in vit.grid] == [1e-3, 3e-3]
-    assert {(c.phase, c.updates, c.seed, c.patch) for c in vit.grid} == {
-        ("tune", 10, 0, 2)
-    }
-    # Two to choose between and two seeds; nothing to choose and two seeds; two seeds.
-    assert run.count_cells(units, EXPERIMENT) == 2 * (4 + 2 + 2)
+    together = [job for job in plan.ready(store.get, 5, group=True) if job.cells]
+    assert [(job.plan, len(job.cells)) for job in together] == [(5, 3)]
+    put(store, finals[0][0], test_error=1.0)
+    (job,) = [job for job in plan.ready(store.get, group=True) if job.cells]
+    assert [cell.seed for cell in job.cells] == [1, 2]
+    one_by_one = dataclasses.replace(plan, task=NotUniform())
+    assert len(list(one_by_one.ready(store.get, group=True))) == 3
 
 
-def test_the_best_on_the_validation_split_is_trained_with_every_seed(tmp_path):
-    store = ResultsStore(tmp_path)
-    unit = run.plan(EXPERIMENT, "toy", SHAPE)[0]
-    put(store, unit.grid[0].config())  # diverged
-    put(store, unit.grid[1].config(), val_accuracy=0.1)
-    assert run.best_point(unit, store) == 1
-    assert run.count_done([unit], store, EXPERIMENT) == 2
-    cells = run.final_cells(unit, 1, EXPERIMENT)
-    assert [(c.seed, c.phase, c.updates, c.learning_rate) for c in cells] == [
-        (0, "final", 50, 3e-3),
-        (1, "final", 50, 3e-3),
-    ]
-    put(store, cells[0].config(), test_accuracy=0.5)
-    assert run.count_done([unit], store, EXPERIMENT) == 3
+class NotUniform(LineTask):
+    uniform = False
 
 
-def test_of_equals_the_first_is_taken(tmp_path):
-    store = ResultsStore(tmp_path)
-    unit = run.plan(EXPERIMENT, "toy", SHAPE)[0]
-    for cell in unit.grid:
-        put(store, cell.config(), val_accuracy=0.5)
-    assert run.best_point(unit, store) == 0
+def test_a_study_may_take_over_what_another_chose(tmp_path):
+    store, plan = ResultsStore(tmp_path), planned(rates=(0.1, 0.2))
+    (study,) = plan.studies
+    like = dataclasses.replace(study, name="like", tuned_by=study, seeds=1, updates=5)
+    plan = dataclasses.replace(plan, studies=[study, like], baselines=())
+    assert plan.total() == 2 + 3 + 1
+    tuned = [job.cells for job in plan.ready(store.get)]
+    assert tuned == [(cell,) for cell in study.grid], "once, not once a study"
+    for cell, error in zip(study.grid, (0.2, 0.1), strict=True):
+        put(store, cell, val_error=error)
+    assert [j.cells[0].updates for j in plan.ready(store.get)] == [12, 12, 12, 5]
+    assert plan.done(store.get) == 2
 
 
-def test_no_clipping_survives_the_store(tmp_path):
-    """The store writes infinity as text; a final cell needs the number."""
-    store = ResultsStore(tmp_path)
-    endless = dataclasses.replace(EXPERIMENT, clip_norm=float("inf"))
-    unit = run.plan(endless, "toy", SHAPE)[0]
-    put(store, unit.grid[1].config(), val_accuracy=0.5)
-    (cell, _) = run.final_cells(unit, run.best_point(unit, store), endless)
-    assert cell.clip_norm == float("inf")
+def test_parts_are_disjoint_and_together_the_whole():
+    plan = planned()
+    parts = [plan.part(which) for which in ("1/2", "2/2")]
+    configs = [list(part.possible()) for part in parts]
+    assert sum(map(len, configs)) == len(list(plan.possible()))
+    assert sum(part.total() for part in parts) == plan.total()
 
 
-def test_every_preset_plans_cells():
-    for name, preset in PRESETS.items():
-        shape = (32, 32, 3) if preset.task == "cifar10" else (28, 28, 1)
-        shape = (30, 30, 1) if preset.task == "scenes" else shape
-        assert run.plan(preset, name, shape), name
+# ----------------------------------------------------------------- one command
 
 
-@pytest.mark.parametrize(
-    ("runtime", "environment", "count"),
-    [(Runtime(workers=3), 2, 3), (Runtime(), 2, 2), (Runtime(distributed=True), 2, 1)],
-)
-def test_workers_by_default_one_a_core(monkeypatch, runtime, environment, count):
-    monkeypatch.setattr(workers, "available_cores", lambda: list(range(environment)))
-    monkeypatch.setattr(workers.jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(workers.jax, "local_device_count", lambda: 1)
-    assert workers.worker_count(runtime) == count
-    monkeypatch.setattr(workers.jax, "default_backend", lambda: "gpu")
-    assert workers.worker_count(Runtime()) == 1
+def test_a_failed_cell_is_told_and_tried_again(tmp_path, capsys):
+    # Which seed fails is no part of what is run, so the hash does not know it.
+    assert drive(tmp_path, "--fails", "1") == 1
+    said = capsys.readouterr().out
+    assert "REPORT of 3 records" in said
+    assert "failed: 1 (the first: RuntimeError: no luck with this one)" in said
+    assert "failed: 1" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    kept = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    (failed,) = (r for r in map(json.loads, kept) if r["status"] == "failed")
+    assert "in score\n" in failed["metrics"]["traceback"]
+    assert drive(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "3 of 4 cells were done before." in said
+    assert "REPORT of 4 records" in said and "failed:" not in said
 
 
-def test_scenes_of_the_fallback_have_a_name_of_their_own(monkeypatch, dataset):
-    scenes = Scenes(pool=12, test=6, item=4, item_classes=3, cells=3)
-    names = set()
-    for source in "fashion_mnist", "digits":
-        items = dataclasses.replace(dataset, name=source)
-        monkeypatch.setattr(
-            "experiments.data_scaling.tasks.data.load", lambda *_, i=items, **__: i
+def divide():
+    return {"test_error": 1 // 0}
+
+
+def test_a_failed_baseline_is_told_too(tmp_path, capsys):
+    def change(plan):
+        (floor,) = plan.baselines
+        return dataclasses.replace(
+            plan, baselines=[dataclasses.replace(floor, measure=divide)]
         )
-        names.add(load_task("scenes", scenes).name)
-    plain = task_name("scenes", scenes)
-    assert names == {plain, f"{plain}-digits"}
+
+    assert drive(tmp_path, experiment=with_plan(change)) == 1
+    assert "failed: 1 (the first: ZeroDivisionError" in capsys.readouterr().out
+    assert len(ResultsStore(tmp_path).records()) == 4
 
 
-def test_digits_stand_in_for_the_quick_preset(monkeypatch, capsys):
-    def missing(*arguments):
-        raise data.DataError("no network here")
-
-    monkeypatch.setattr(data, "_load_fashion_mnist", missing)
-    experiment, dataset, units = run.prepare(PRESETS["quick"], Runtime())
-    assert dataset.name == "digits"
-    assert experiment.ns == (100, 500) and not experiment.flip
-    assert "2500" in capsys.readouterr().out
-    assert {unit.n for unit in units} == {100, 500}
-    assert {cell.patch for u in units for cell in u.grid if cell.model == "vit"} == {2}
+def test_what_nothing_reads_is_refused_by_name(tmp_path, capsys):
+    for option in ("--corners", "--tune-updates"):
+        assert drive(tmp_path, option, 2) == 2
+        assert f"nothing would read {option} here" in capsys.readouterr().err
+    assert not ResultsStore(tmp_path).records()
+    assert drive(tmp_path, "--task", "squares", "--corners", 5) == 0
+    assert drive(tmp_path, "--rates", "0.1", "0.2", "--tune-updates", 2) == 0
 
 
-def test_an_explicit_patch_is_kept_or_refused():
-    shape = (28, 28, 1)
-    fits = dataclasses.replace(PRESETS["quick"], patch=4, models=("vit",))
-    assert {c.patch for u in run.plan(fits, "t", shape) for c in u.grid} == {4}
-    with pytest.raises(ValueError, match="patch must divide the images of 28 x 28"):
-        run.plan(dataclasses.replace(fits, patch=5), "t", shape)
-    with pytest.raises(ValueError, match="patch must be at least 1"):
-        dataclasses.replace(fits, patch=0)
-    own = dataclasses.replace(fits, patch=None, models=("vit", "vit:ti"))
-    assert {c.patch for u in run.plan(own, "t", shape) for c in u.grid} == {7, 4}
+def test_every_flag_of_a_run_works_for_every_experiment(tmp_path, capsys):
+    assert drive(tmp_path / "plain") == 0
+    flags = "--vmap-seeds --tensorboard --no-device-data --steps-per-dispatch 4".split()
+    assert drive(tmp_path / "flags", *flags) == 0
+    assert list(tmp_path.rglob("events.*"))
+    said = capsys.readouterr().out
+    assert said.count("REPORT of 4 records") == 2
+    found = [ResultsStore(tmp_path / name).records() for name in ("plain", "flags")]
+    for one, other in zip(*found, strict=True):
+        error = pytest.approx(other["metrics"]["test_error"], rel=1e-5)
+        assert one["metrics"]["test_error"] == error
 
 
-def test_scenes_are_never_mirrored():
-    with pytest.raises(ValueError, match="--no-flip"):
-        dataclasses.replace(PRESETS["quick"], task="scenes")
+def test_a_baseline_that_another_has_in_hand_is_awaited(tmp_path, monkeypatch, capsys):
+    store, config = ResultsStore(tmp_path), planned().baselines[0].config
+    other = store.claim(config)
+    assert other.__enter__()
+
+    def finish(seconds):
+        if store.get(config) is None:
+            store.put(config, status="done", metrics=lines.floor(), wall_time_s=0.0)
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(run.time, "sleep", finish)
+    assert drive(tmp_path) == 0
+    assert "REPORT of 4 records" in capsys.readouterr().out
+
+
+def test_an_error_of_no_message_keeps_its_traceback(tmp_path, capsys):
+    def change(plan):
+        return len(plan.description + 1)
+
+    with pytest.raises(TypeError, match="concatenate"):
+        drive(tmp_path, experiment=with_plan(change))
+
+    def refuse(plan):
+        LineCell(seed=-1)
+
+    assert drive(tmp_path, experiment=with_plan(refuse)) == 2
+    assert "error: seed must be 0 or more" in capsys.readouterr().err
+
+
+def test_labels_of_tuning_cells_say_what_is_tried():
+    cell = LineCell(phase="tune", learning_rate=0.003)
+    assert cell.label == "lines line seed=0 tune (learning rate 0.003)"
+    assert LineCell().label == "lines line seed=0 final"
+
+
+def test_limits_are_in_the_help_and_in_the_error(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(EXPERIMENT, ["--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--seeds <at least 1>" in said and "quick (a second)" in said
+    with pytest.raises(SystemExit, match="2"):
+        run.parse(EXPERIMENT, ["--seeds", "0"])
+    assert "seeds must be at least 1, got 0" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------- engines
+
+
+PROGRAM = """
+import sys
+from experiments.core.run import run
+from tests.experiments.lines import EXPERIMENT
+if __name__ == "__main__":
+    sys.exit(run(EXPERIMENT, sys.argv[1:]))
+"""
+
+
+def start(tmp_path, *more, **settings):
+    """Runs lines in a process of their own."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, str(file), "--out", str(tmp_path / "out"), *map(str, more)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **settings,
+    )
+
+
+def test_workers_share_cells_and_one_that_is_killed_is_replaced(tmp_path):
+    """Seed 0 kills its worker once, as a machine out of memory does."""
+    more = ("--engine", "processes", "--workers", 2, "--log-every", 2)
+    more += ("--checkpoint-seconds", 0, "--dies", tmp_path / "dies")
+    said, _ = (process := start(tmp_path, *more)).communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert (tmp_path / "dies").read_text() == "killed"
+    assert "warning: a worker process was killed or crashed in lines line seed" in said
+    assert "REPORT of 4 records" in said
+    assert drive(tmp_path / "alone", "--log-every", 2) == 0
+    one, other = (
+        {r["hash"]: r["curves"] for r in ResultsStore(tmp_path / name).records()}
+        for name in ("out", "alone")
+    )
+    assert one == other, "it went on where it was, to the bit"
+
+
+def test_a_cell_that_kills_every_worker_ends_the_run(tmp_path, monkeypatch):
+    class Dead(engine.Slots):
+        def _start(self, slot):
+            return slot
+
+        def _give(self, worker, job):
+            return worker
+
+        def _wait(self, futures, seconds):
+            pass
+
+        def _ended(self, future):
+            raise engine.WorkerDied("a worker was killed")
+
+    told = []
+    found = Dead(1, engine.Progress(1, live=False))
+    found.progress.say = told.append
+    found.submit(Job(0, (LineCell(),)))
+    assert found.done() == [] and "goes on elsewhere" in told[0]
+    with pytest.raises(engine.WorkerDied, match="lines line seed=0 final: a worker"):
+        found.done()
+    monkeypatch.setattr(run, "make_engine", lambda *_: Dead(1, found.progress))
+    assert drive(tmp_path) == 1
+
+
+@pytest.mark.parametrize("kind", ["inline", "processes"])
+def test_a_signal_ends_a_baseline_of_minutes(tmp_path, kind):
+    process = start(tmp_path, "--slow", "--engine", kind, "--workers", 1)
+    assert any(line == "begun\n" for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 143, said
+    assert "Stopped by SIGTERM" in said and "Traceback" not in said
+
+
+def test_what_cannot_be_sent_to_workers_is_said(tmp_path, capsys):
+    def change(plan):
+        floor = dataclasses.replace(plan.baselines[0], measure=lambda: {})
+        return dataclasses.replace(plan, baselines=[floor])
+
+    more = ("--engine", "processes")
+    assert drive(tmp_path, *more, experiment=with_plan(change)) == 2
+    assert "cannot be sent to workers" in capsys.readouterr().err
+
+
+def test_no_more_workers_than_cells_and_none_for_a_finished_run(tmp_path, monkeypatch):
+    started = []
+
+    def make(world, jobs, progress, stop):
+        started.append(jobs)
+        return engine.Inline(engine.Worker(world, progress, stop))
+
+    monkeypatch.setattr(run, "make_engine", make)
+    assert drive(tmp_path) == 0 and drive(tmp_path) == 0
+    assert started == [4, 0]
+    monkeypatch.undo()
+    made = engine.make_engine(
+        engine.World.of([planned()], tmp_path, Runtime(workers=8)),
+        3,
+        engine.Progress(1, live=False),
+        StopSignal(),
+    )
+    assert isinstance(made, engine.Processes) and len(made._workers) == 3
+    made.close()
+
+
+def test_each_worker_has_an_accelerator_of_its_own(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    assert engine.worker_count(Runtime(workers=2)) == 2
+    with pytest.raises(ValueError, match="workers must be at most 2 here.*got 3"):
+        engine.worker_count(Runtime(workers=3))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8")
+    engine.take_share(1, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-8"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    engine.take_share(1, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(ValueError, match="at most 1"):
+        engine.worker_count(Runtime(workers=2))
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert engine.worker_count(Runtime(workers=9)) == 9
+
+
+# -------------------------------------------------------------------- programs
+
+
+def test_experiments_are_found_by_their_folder(capsys):
+    from experiments.__main__ import main
+
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for name in run.names():
+        assert f"\n{name}: " in said
+    assert "quick: " in said and "committed results" in said
+    assert main(["no_such"]) == 2
+    assert "experiment must be one of attention_as_conv" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m experiments.graphs --help | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_program_ends_alike():
+    """Each `main` is a `attn_jax._program.program`, which knows how to end."""
+    bare = [
+        path
+        for folder in ("experiments", "benchmarks", "attn_jax")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"(?<!@program\n)def main\(", path.read_text(encoding="utf-8"))
+        and "@program" not in path.read_text(encoding="utf-8")
+        and path.name != "before.py"  # also runs in checkouts that have it not
+    ]
+    assert not bare
+
+
