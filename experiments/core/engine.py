@@ -37,8 +37,8 @@ from experiments.core.rehearsal import is_message
 from experiments.core.signals import Interrupted, Stop, StopSignal, interruptible
 from experiments.core.store import ResultsStore
 
-# How often a job may take its worker down before the run gives up.
-DEATHS = 2
+# How often a job may lose its worker before the run gives up.
+DEATHS = 3
 
 
 class WorkerDied(RuntimeError):
@@ -227,10 +227,15 @@ class Slots(Engine):
 
     @property
     def free(self) -> bool:
-        return len(self._running) < len(self._workers)
+        return len(self._running) < min(len(self._workers), self._room())
+
+    def _room(self) -> int:
+        """How many workers there is room for at present."""
+        return len(self._workers)
 
     def submit(self, job: Job) -> None:
-        slot = next(i for i in range(len(self._workers)) if i not in self._running)
+        idle = [i for i in range(len(self._workers)) if i not in self._running]
+        slot = min(idle, key=lambda i: self._workers[i] is None)  # one that is there
         if self._workers[slot] is None:
             self._workers[slot] = self._start(slot)
         self._running[slot] = job, self._give(self._workers[slot], job)
@@ -255,7 +260,7 @@ class Slots(Engine):
                 self.progress.say(
                     f"warning: {error} in {_name(job)}, which goes on elsewhere."
                 )
-                self.submit(job)
+                found.append((job, Outcome("held")))  # it is given again
                 continue
             if outcome is not None:
                 del self._running[slot]
@@ -446,6 +451,7 @@ class Ray(Slots):
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=30)
         found = ray.cluster_resources()
         gpus = int(found.get("GPU", 0))
+        self._resource = "GPU" if gpus else "CPU"
         super().__init__(count or gpus or max(1, int(found.get("CPU", 1))), progress)
         self._actor = ray.remote(_Actor).options(
             num_cpus=1,
@@ -454,6 +460,10 @@ class Ray(Slots):
             scheduling_strategy="SPREAD",
         )
         self._world = ray.put(world)
+
+    def _room(self) -> int:
+        """What is left of the cluster: nodes are lost, and others join."""
+        return int(self._ray.cluster_resources().get(self._resource, 0))
 
     def _start(self, slot: int) -> Any:
         return self._actor.remote(self._world)
