@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from attn_jax.models import SIZES
-from experiments.core import loop
 from experiments.data.images import Dataset
 
 TINY = {
@@ -64,7 +63,9 @@ def npz(dataset, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny():
     """Models of size "mu" are smaller than they are called, for one file of tests."""
-    caches = (loop.programs, loop.model_cost)
+    from experiments.data_scaling import experiment
+
+    caches = (experiment.program_of, experiment.cost_of)
     with pytest.MonkeyPatch.context() as patch:
         for model, size in TINY.items():
             patch.setitem(SIZES[model], "mu", size)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from experiments.core import observe as progress
-from experiments.core.observe import Display, Progress, describe, read_statuses
+from experiments.core.observe import Display, Progress, Relay, describe
 
 RECORD = {
     "status": "done",
@@ -67,21 +67,36 @@ def test_the_time_left_counts_what_is_half_done(terminal, monkeypatch):
     assert "about 2 min left" in terminal.getvalue()
 
 
-def test_a_worker_tells_its_parent_through_a_file(tmp_path, capsys):
-    file = tmp_path / "worker-0.status"
-    with Progress(3, status_file=file) as told:
-        told.begin("vit", 10)
-        assert list(read_statuses([file])) == [dict(label="vit", updates=10, step=0)]
-        told.finish("vit", RECORD)
-        assert list(read_statuses([file, tmp_path / "none"])) == []
-        file.write_text("{")
-        assert list(read_statuses([file])) == []
-    assert list(tmp_path.iterdir()) == []
-    assert "vit: test accuracy" in capsys.readouterr().out
+def test_a_worker_tells_its_parent_which_draws_for_all(terminal, monkeypatch):
+    messages = []
+
+    class Queue:
+        put = staticmethod(messages.append)
+
+    with Progress(3, live=True) as parent:
+        for worker in 0, 1:
+            told = Relay(worker, Queue)
+            told.begin(f"cell {worker}", 10)
+            told.update(5, 0.5)
+            told.update(6, 0.4)  # too soon after the one before
+        told.say("hello")
+        told.finish("cell 1", RECORD | {"metrics": {"test_accuracy": 0.5, "maps": []}})
+        assert [m[:2] for m in messages].count((0, "update")) == 1
+        assert "maps" not in messages[-1][3]["metrics"], "no more than a line needs"
+        for message in messages:
+            parent.heard(*message)
+        assert parent.done == 1
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    for part in "cell 0", "cell 1", "5/10", "hello", "cell 1: test accuracy 0.5000":
+        assert part in shown, part
 
 
-def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
-    drive(status_file=tmp_path / "gone" / "worker-0.status")
+def test_a_parent_that_is_gone_stops_nothing():
+    class Gone:
+        def put(self, message):
+            raise BrokenPipeError
+
+    Relay(0, Gone()).begin("vit", 10)
 
 
 def test_a_diverged_cell_is_described_as_such():

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import jax
@@ -18,7 +17,7 @@ import pytest
 
 from experiments.core import engine, run
 from experiments.core.cell import Runtime
-from experiments.core.plan import Job, Plan
+from experiments.core.plan import Job
 from experiments.core.signals import StopSignal
 from experiments.core.store import ResultsStore
 from tests.experiments import lines
@@ -380,5 +379,3 @@ def test_every_program_ends_alike():
         and path.name != "before.py"  # also runs in checkouts that have it not
     ]
     assert not bare
-
-

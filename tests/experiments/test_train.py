@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments.core.train import Augment, Batch, Hyper
 from flax import nnx
 from jax import export
 
 from attn_jax.models import build
-from experiments.core import train
+from experiments.core import devices, loop, optim
+from experiments.tasks import images as tasks
+from experiments.tasks.images import Augment, Batch
 
 
 def hyper(**more):
@@ -18,11 +19,13 @@ def hyper(**more):
         learning_rate=0.1, weight_decay=0.0, warmup=1.0, updates=10,
         label_smoothing=0.0, mixup=0.2, clip_norm=np.inf,
     ) | more  # fmt: skip
-    return Hyper(
-        **{name: jnp.float32(value) for name, value in numbers.items()},
-        pixel_mean=jnp.array([0.5]),
-        pixel_std=jnp.array([0.25]),
+    return optim.recipe(
+        **numbers, pixel_mean=np.array([0.5]), pixel_std=np.array([0.25])
     )
+
+
+def step_fn(apply, classes, choice):
+    return optim.make_step(tasks.image_loss(apply, classes, choice))
 
 
 def linear(params, images, rng=None):
@@ -41,8 +44,8 @@ def problem():
 
 
 def step_of(params, batch, numbers, choice=Augment(), steps=1):  # noqa: B008
-    step = jax.jit(train.make_train_step(linear, 3, choice))
-    state = train.init_state(params, numbers)
+    step = jax.jit(step_fn(linear, 3, choice))
+    state = optim.init_state(params, numbers)
     for _ in range(steps):
         state, metrics = step(state, batch, jax.random.key(0))
     return state, metrics
@@ -86,23 +89,23 @@ def test_a_step_is_clipped_adamw_on_the_smoothed_loss(problem):
 
 def test_the_schedule_is_that_of_optax():
     numbers = hyper(warmup=4, updates=20)
-    found = [train.learning_rate(jnp.int32(k), numbers) for k in range(20)]
+    found = [optim.learning_rate(jnp.int32(k), numbers) for k in range(20)]
     assert np.allclose(found[:4], [0.025, 0.05, 0.075, 0.1])  # the first step counts
     cosine = optax.cosine_decay_schedule(0.1, 16)
     assert np.allclose(found[4:], [cosine(k) for k in range(16)])
-    assert float(train.learning_rate(jnp.int32(20), numbers)) == 0
+    assert float(optim.learning_rate(jnp.int32(20), numbers)) == 0
 
 
 def test_pixels_are_scaled_by_the_statistics_of_the_subset():
     images = jnp.array([0, 255], jnp.uint8).reshape(1, 2, 1, 1)
-    np.testing.assert_allclose(train.normalize(images, hyper()).ravel(), [-2.0, 2.0])
+    np.testing.assert_allclose(tasks.normalize(images, hyper()).ravel(), [-2.0, 2.0])
 
 
 def augmented(choice, seed=0, count=64):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(count, 6, 6, 1)), jnp.float32)
     labels = jax.nn.one_hot(jnp.arange(count) % 3, 3, dtype=jnp.float32)
-    call = jax.jit(train.augment, static_argnums=4)
+    call = jax.jit(tasks.augment, static_argnums=4)
     out = call(images, labels, jax.random.key(seed), hyper(), choice)
     return np.asarray(images), np.asarray(labels), *map(np.asarray, out)
 
@@ -151,8 +154,8 @@ def test_mixup_blends_images_and_labels_alike():
 def test_each_step_draws_anew_and_a_rerun_draws_the_same(problem):
     params, batch = problem
     choice = Augment(flip=True, crop=1)
-    step = jax.jit(train.make_train_step(linear, 3, choice))
-    state = train.init_state(params, hyper(learning_rate=1e-9))
+    step = jax.jit(step_fn(linear, 3, choice))
+    state = optim.init_state(params, hyper(learning_rate=1e-9))
     state, first = step(state, batch, jax.random.key(0))
     _, second = step(state, batch, jax.random.key(0))
     _, again = step(state, batch, jax.random.key(0))
@@ -160,15 +163,15 @@ def test_each_step_draws_anew_and_a_rerun_draws_the_same(problem):
 
 
 def test_batches_are_epochs_laid_end_to_end():
-    steps = [train.batch_positions(10, seed=3, step=k, batch_size=4) for k in range(10)]
+    steps = [loop.batch_positions(10, seed=3, step=k, batch_size=4) for k in range(10)]
     order = np.concatenate(steps).reshape(4, 10)
     for epoch in order:
         assert sorted(epoch) == list(range(10))
     assert not np.array_equal(order[0], order[1])
-    other = train.batch_positions(10, seed=4, step=0, batch_size=4)
+    other = loop.batch_positions(10, seed=4, step=0, batch_size=4)
     assert not np.array_equal(steps[0], other)
     # A batch may hold more than an epoch.
-    counts = np.bincount(train.batch_positions(3, seed=0, step=0, batch_size=8))
+    counts = np.bincount(loop.batch_positions(3, seed=0, step=0, batch_size=8))
     assert sorted(counts) == [2, 3, 3]
 
 
@@ -176,11 +179,11 @@ def test_a_cluster_must_share_the_batch_evenly(monkeypatch):
     class Three:
         size = 3
 
-    train.check_batch_size(8, Three())  # one process may have any number of devices
+    devices.check_batch_size(8, Three())  # one process may have any number of devices
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    train.check_batch_size(9, Three())
+    devices.check_batch_size(9, Three())
     with pytest.raises(ValueError, match="batch_size must be a multiple.*8 for 3 dev"):
-        train.check_batch_size(8, Three())
+        devices.check_batch_size(8, Three())
 
 
 SHAPE = (32, 32, 3)
@@ -208,16 +211,19 @@ def test_steps_of_the_accelerator_preset_lower_for_cuda_and_tpu(model, fewer):
             rngs=nnx.Rngs(0),
         )
     )
-    apply, params = train.split_model(module)
+    apply, params = optim.split_model(module)
     choice = Augment(flip=True, crop=4, mixup=True)
-    numbers = hyper()._replace(pixel_mean=jnp.zeros(3), pixel_std=jnp.ones(3))
-    state = jax.eval_shape(train.init_state, params, numbers)
+    numbers = hyper()
+    numbers = numbers._replace(
+        more=numbers.more | dict(pixel_mean=jnp.zeros(3), pixel_std=jnp.ones(3))
+    )
+    state = jax.eval_shape(optim.init_state, params, numbers)
     batch = Batch(
         jax.ShapeDtypeStruct((512, *SHAPE), jnp.uint8),
         jax.ShapeDtypeStruct((512,), jnp.int32),
     )
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.jit(train.make_train_step(apply, 10, choice), donate_argnums=0)
+    step = jax.jit(step_fn(apply, 10, choice), donate_argnums=0)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 in norms
         exported = export.export(step, platforms=["cuda", "tpu"])(state, batch, rng)
     assert exported.platforms == ("cuda", "tpu")
@@ -245,7 +251,7 @@ def test_a_random_variant_draws_anew_each_step_of_training(tmp_path):
     )
     module.encoder.norm.bias[...] = jnp.arange(8.0)
     module.head.kernel[...] = jnp.eye(8, 3)
-    apply, params = train.split_model(module)
+    apply, params = optim.split_model(module)
     images = jnp.ones((1, 4, 4, 1))
     one, two = (jax.random.key(i) for i in range(2))
     run = jax.jit(apply)
@@ -266,10 +272,10 @@ def test_centroids_move_by_their_update_alone(attention):
         overrides=dict(patch=2, depth=1, dim=8, num_heads=2, mlp_dim=8),
         rngs=nnx.Rngs(0),
     )
-    apply, params = train.split_model(module)
+    apply, params = optim.split_model(module)
     numbers = hyper()._replace(weight_decay=np.float32(50.0))
-    state = train.init_state(params, numbers)
-    step = jax.jit(train.make_train_step(apply, 3, Augment()))
+    state = optim.init_state(params, numbers)
+    step = jax.jit(step_fn(apply, 3, Augment()))
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)
     batch = Batch(images, np.arange(4, dtype=np.int32) % 3)
 
@@ -278,11 +284,11 @@ def test_centroids_move_by_their_update_alone(attention):
         return [x for path, x in found if "centroid" in jax.tree_util.keystr(path)]
 
     (start,) = centroids(params)
-    inputs = train.normalize(images, numbers)
+    inputs = tasks.normalize(images, numbers)
     _, moved = apply(params, inputs, rng=jax.random.key(0), mutable=True)
     (want,) = centroids(moved)
     (now,) = centroids(step(state, batch, jax.random.key(1))[0].params)
     np.testing.assert_allclose(now, want, atol=1e-6)
     assert not np.allclose(now, start, atol=1e-4)
     assert apply.has_state and apply(params, inputs, mutable=True)[1] == {}
-    assert not train.split_model(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))[0].has_state
+    assert not optim.split_model(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))[0].has_state
