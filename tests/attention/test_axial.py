@@ -12,6 +12,7 @@ import pytest
 
 from attn_jax.attention.axial_attention import axial
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 6, 5
 
@@ -59,18 +60,15 @@ def test_equals_the_mask_of_row_and_column(
         options["key_mask"] = real
     pair = lambda q, k: 0.4 * float(q @ k)  # noqa: E731
     expected = by_loops(pair, **arrays, mask=mask, **options)
-    cotangent = jnp.asarray(np.cos(np.arange(expected.size)), jnp.float32)
-
-    def run(fn, arrays):
-        out, pullback = jax.vjp(lambda a: fn(**a, scale=0.4, **options), arrays)
-        return out, pullback(cotangent.reshape(out.shape))[0]
-
-    ours = functools.partial(axial, width=width, axis=axis)
-    theirs = functools.partial(dot_product, mask=mask)
-    (out, grads), (_, dense) = jax.jit(lambda a: (run(ours, a), run(theirs, a)))(arrays)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    for name, grad in grads.items():
-        np.testing.assert_allclose(grad, dense[name], atol=1e-5, err_msg=name)
+    ours, theirs = (
+        functools.partial(fn, scale=0.4, **options, **more)
+        for fn, more in (
+            (axial, {"width": width, "axis": axis}),
+            (dot_product, {"mask": mask}),
+        )
+    )
+    found = helpers.same(ours, theirs, arrays, atol=1e-5)
+    np.testing.assert_allclose(found["out"], expected, atol=1e-5)
 
 
 def test_one_row_is_plain_attention(draw):
@@ -83,21 +81,11 @@ def test_one_row_is_plain_attention(draw):
     np.testing.assert_allclose(column, plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("length", [3, 13])
-def test_padding_is_invisible(length, draw):
-    arrays = _draw_arrays(draw, 27)
-    arrays = {
-        n: np.where(np.arange(27)[:, None] < length, x, 1e9).astype("f")
-        for n, x in arrays.items()
-    }
-    short = {n: x[:length] for n, x in arrays.items()}
-    for causal in (False, True):
-        whole = axial(
-            **arrays, width=5, is_causal=causal, key_mask=np.arange(27) < length
-        )
-        np.testing.assert_allclose(
-            whole[:length], _axial(**short, width=5, is_causal=causal), atol=1e-6
-        )
+def test_padding_is_invisible(length, causal, draw):
+    fn = functools.partial(axial, width=5, is_causal=causal)
+    helpers.padding_is_invisible(fn, _draw_arrays(draw, 27), length)
 
 
 def test_two_layers_reach_everything():

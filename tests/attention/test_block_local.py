@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,21 +11,13 @@ import pytest
 from attn_jax.attention import _tiles
 from attn_jax.attention.local import block_local
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 4, 3
 
 
 def _draw_arrays(draw, length, seed=0):
     return draw({"query": (length, H), "key": (length, H), "value": (length, V)}, seed)
-
-
-def _value_and_grads(fn, arrays):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        cotangent = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
 
 
 def _blocks(length, size, back, ahead):
@@ -52,15 +43,13 @@ def test_equals_a_mask_of_blocks(length, size, back, ahead, causal, draw):
     key_mask = rng.random(length) < 0.8
     given = {"key_mask": key_mask, "is_causal": causal}
     blocks = _blocks(length, size, back, ahead)
-    theirs = _value_and_grads(
-        functools.partial(dot_product, mask=mask & blocks, **given), arrays
-    )
     options = {"block_size": size, "look_back": back, "look_ahead": ahead}
-    ours = _value_and_grads(
-        functools.partial(block_local, mask=mask, **given, **options), arrays
+    helpers.same(
+        functools.partial(block_local, mask=mask, **given, **options),
+        functools.partial(dot_product, mask=mask & blocks, **given),
+        arrays,
+        atol=2e-6,
     )
-    for name, found in ours.items():
-        np.testing.assert_allclose(found, theirs[name], atol=2e-6, err_msg=name)
 
 
 def test_equals_the_equation(draw, by_loops, slope):
@@ -72,17 +61,7 @@ def test_equals_the_equation(draw, by_loops, slope):
             lambda q, k: float(q @ k) / np.sqrt(H), **arrays, mask=_blocks(11, 4, 1, 0)
         )
 
-    ours = _value_and_grads(near, arrays)
-    wide = {name: np.asarray(a, np.float64) for name, a in arrays.items()}
-    np.testing.assert_allclose(ours["out"], loops(**wide), atol=2e-6)
-    directions = {
-        n: np.sin(np.arange(a.size)).reshape(a.shape) for n, a in wide.items()
-    }
-    cotangent = np.cos(np.arange(11 * V)).reshape(11, V)
-    for name, found in slope(loops, wide, directions, cotangent).items():
-        np.testing.assert_allclose(
-            np.sum(ours[name] * directions[name]), found, atol=1e-4, err_msg=name
-        )
+    helpers.agree(near, loops, arrays, atol=2e-6, slopes=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 13), (13, 1), (1, 1)])
@@ -132,11 +111,9 @@ def test_tiles_at_any_index_equal_a_mask(dynamic, draw):
         plain = (arrays.pop(name) for name in ("query", "key", "value"))
         return _tiles.attend(*plain, *index, **arrays).out
 
-    ours = _value_and_grads(near, arrays)
-    theirs = _value_and_grads(functools.partial(dot_product, mask=mask), arrays)
+    dense = functools.partial(dot_product, mask=mask)
+    ours = helpers.same(near, dense, arrays, atol=2e-6)
     assert not ours["out"][4].any() and ours["out"][5].any()
-    for name, found in ours.items():
-        np.testing.assert_allclose(found, theirs[name], atol=2e-6, err_msg=name)
 
 
 def test_merged_parts_are_one_softmax(draw):
@@ -155,12 +132,8 @@ def test_merged_parts_are_one_softmax(draw):
             )
         ).out
 
-    ours = _value_and_grads(near, arrays)
-    theirs = _value_and_grads(functools.partial(dot_product, mask=mask), arrays)
-    for name, found in ours.items():
-        np.testing.assert_allclose(
-            found, theirs[name], atol=2e-6, rtol=1e-5, err_msg=name
-        )
+    dense = functools.partial(dot_product, mask=mask)
+    ours = helpers.same(near, dense, arrays, atol=2e-6, rtol=1e-5)
     assert not ours["out"][2].any() and not ours["query"][2].any()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from attn_jax.attention.blockwise_attention import blockwise
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 T, S, H, V = 13, 17, 8, 5
 
@@ -19,14 +20,6 @@ T, S, H, V = 13, 17, 8, 5
 @pytest.fixture(scope="module")
 def arrays(draw):
     return draw({"query": (T, H), "key": (S, H), "value": (S, V), "bias": (T, S)})
-
-
-def _value_and_grads(fn, arrays, cotangent):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
 
 
 # T=13 and S=17 are divisible by no block size here; 6 and 5 give three and four blocks.
@@ -47,17 +40,13 @@ def test_equals_reference_forward_and_gradient(
     else:
         del arrays["bias"]
     cotangent = jnp.asarray(draw({"g": (T, V)}, seed=2)["g"])
-    ours = _value_and_grads(
-        lambda **given: blockwise(**given, **options, block_size=block_size),
+    ours = helpers.same(
+        functools.partial(blockwise, **options, block_size=block_size),
+        functools.partial(dot_product, **options),
         arrays,
         cotangent,
+        atol=1e-5,
     )
-    theirs = _value_and_grads(
-        lambda **given: dot_product(**given, **options), arrays, cotangent
-    )
-    assert set(ours) == set(theirs)
-    for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
     if masked:
         assert not np.any(ours["out"][3])
 
@@ -65,10 +54,10 @@ def test_equals_reference_forward_and_gradient(
 def test_bfloat16_equals_reference(arrays, draw):
     narrow = {name: jnp.asarray(a, jnp.bfloat16) for name, a in arrays.items()}
     cotangent = jnp.asarray(draw({"g": (T, V)}, seed=2)["g"], jnp.bfloat16)
-    ours = _value_and_grads(
+    ours = helpers.value_and_grads(
         lambda **given: blockwise(**given, block_size=6), narrow, cotangent
     )
-    theirs = _value_and_grads(dot_product, narrow, cotangent)
+    theirs = helpers.value_and_grads(dot_product, narrow, cotangent)
     for name in ours:
         assert ours[name].dtype == jnp.bfloat16
         scale = max(1.0, float(jnp.abs(theirs[name]).max()))
@@ -133,12 +122,9 @@ def test_shared_axes_of_bias_and_mask(shape, arrays, draw):
     options = {"mask": np.random.default_rng(1).random((1, S)) < 0.5, "is_causal": True}
     arrays = {**arrays, **draw({"bias": shape}, seed=5)}
     cotangent = jnp.asarray(draw({"g": (T, V)}, seed=2)["g"])
-    ours, theirs = (
-        _value_and_grads(functools.partial(fn, **options), arrays, cotangent)
-        for fn in (functools.partial(blockwise, block_size=6), dot_product)
-    )
-    for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
+    ours = functools.partial(blockwise, block_size=6, **options)
+    theirs = functools.partial(dot_product, **options)
+    helpers.same(ours, theirs, arrays, cotangent, atol=1e-5)
 
 
 def test_wholly_masked_blocks_are_skipped(arrays):
@@ -231,13 +217,13 @@ def test_a_bias_of_minus_infinity_masks(fn, block_size, arrays):
         fn = functools.partial(blockwise, block_size=block_size)
 
     def run(**given):
-        return _value_and_grads(
+        return helpers.value_and_grads(
             lambda **given: fn(**given), {**arrays, **given}, jnp.ones((T, V))
         )
 
     ours, theirs = (
         run(bias=biased),
-        _value_and_grads(
+        helpers.value_and_grads(
             lambda **given: dot_product(**given, mask=mask), arrays, jnp.ones((T, V))
         ),
     )

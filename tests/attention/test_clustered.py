@@ -18,6 +18,7 @@ from attn_jax.attention.clustered_attention import (
     kmeans,
 )
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V, T = 6, 3, 26
 RNG = jax.random.key(2)
@@ -25,21 +26,6 @@ RNG = jax.random.key(2)
 
 def _draw_arrays(draw, length=T, seed=0):
     return draw({"query": (length, H), "key": (length, H), "value": (length, V)}, seed)
-
-
-def _grads(fn, arrays):
-    def loss(arrays):
-        out = fn(**arrays)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
-
-    slopes, out = jax.jit(jax.grad(loss, has_aux=True))(arrays)
-    return {"out": out, **slopes}
-
-
-def _expect_same(ours, theirs, atol=2e-5):
-    assert set(ours) == set(theirs)
-    for name, found in ours.items():
-        np.testing.assert_allclose(found, theirs[name], atol=atol, err_msg=name)
 
 
 def _softmax(logits):
@@ -107,14 +93,7 @@ def test_equals_the_equation(top_k, draw, slope):
     if top_k:
         fn = functools.partial(improved_clustered, rng=RNG, num_clusters=4, top_k=top_k)
     theirs = functools.partial(_clustered_by_loops, labels=labels, top_k=top_k)
-    wide = {k: a.astype(np.float64) for k, a in arrays.items()}
-    found = _grads(fn, arrays)
-    np.testing.assert_allclose(found["out"], theirs(**wide), atol=1e-5)
-    cotangent = np.cos(np.arange(T * V)).reshape(T, V)
-    directions = _draw_arrays(draw, seed=7)
-    for name, expected in slope(theirs, wide, directions, cotangent).items():
-        got = np.sum(found[name] * directions[name])
-        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4, err_msg=name)
+    helpers.agree(fn, theirs, arrays)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +108,9 @@ def test_equals_the_equation(top_k, draw, slope):
 def test_exact_at_the_limit(fn, options, draw):
     arrays = _draw_arrays(draw)
     arrays["query"][3] = arrays["query"][9]  # twins share a cluster
-    ours = _grads(functools.partial(fn, rng=RNG, **options), arrays)
-    theirs = _grads(dot_product, arrays)
-    _expect_same({"out": ours["out"]}, {"out": theirs["out"]})
-    for name in ("key", "value"):
+    ours = helpers.value_and_grads(functools.partial(fn, rng=RNG, **options), arrays)
+    theirs = helpers.value_and_grads(dot_product, arrays)
+    for name in ("out", "key", "value"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5, err_msg=name)
 
 
@@ -153,7 +131,7 @@ def test_clusterformer_is_dense_attention_within_clusters(causal, draw):
         pairs &= np.tri(T, dtype=bool)
     ours = functools.partial(clusterformer, params=params, is_causal=causal)
     theirs = functools.partial(dot_product, mask=pairs)
-    _expect_same(_grads(ours, arrays), _grads(theirs, arrays))
+    helpers.same(ours, theirs, arrays, atol=2e-5)
     # Small chunks leave pairs out.
     small = jax.jit(functools.partial(ours, chunk_size=2))(**arrays)
     assert np.abs(small - theirs(**arrays)).max() > 0.1

@@ -13,6 +13,7 @@ import pytest
 from attn_jax import masks
 from attn_jax.attention import graph
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 6, 5
 SCORES = ["dot_product", "gat", "gatv2"]
@@ -79,27 +80,11 @@ def test_dense_forms_are_the_equations(score, queries, keys, draw, slope, by_loo
             pair = lambda q, k: float(given["score"] @ _leaky(q + k))  # noqa: E731
         return by_loops(pair, **plain, **options)
 
-    def ours(arrays):
+    def ours(**arrays):
         plain, given = split(arrays)
         return getattr(graph, score)(**plain, params=given, **options)
 
-    wide = {n: np.asarray(x, np.float64) for n, x in arrays.items()}
-    expected = theirs(**wide)
-    cotangent = np.cos(np.arange(expected.size)).reshape(expected.shape)
-
-    @jax.jit
-    def run(arrays, cotangent):
-        out, pullback = jax.vjp(ours, arrays)
-        return out, pullback(cotangent)[0]
-
-    out, grads = run(arrays, jnp.asarray(cotangent, jnp.float32))
-    np.testing.assert_allclose(out, expected, atol=2e-5)
-    directions = draw({n: x.shape for n, x in arrays.items()}, 9)
-    for name, expected_slope in slope(theirs, wide, directions, cotangent).items():
-        found = float(np.sum(np.float64(grads[name]) * directions[name]))
-        np.testing.assert_allclose(
-            found, expected_slope, atol=2e-4, rtol=2e-4, err_msg=name
-        )
+    helpers.agree(ours, theirs, arrays, atol=2e-5)
 
 
 def test_gat_ranks_keys_alike_and_gatv2_does_not(draw):

@@ -20,6 +20,7 @@ from attn_jax.attention.linear_attention import (
     linear_recurrent,
     linear_step,
 )
+from tests import helpers
 
 H, V = 6, 3
 
@@ -67,14 +68,6 @@ def _cosformer_loops(query, key, value, key_mask, is_causal, horizon=None):
     return _loops(similarity, query, key, value, key_mask, is_causal)
 
 
-def _value_and_grads(fn, arrays, cotangent):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
-
-
 @pytest.mark.parametrize("name", [*FEATURE_MAPS, "cosformer"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_equals_the_equation(name, is_causal, draw, slope):
@@ -90,16 +83,7 @@ def test_equals_the_equation(name, is_causal, draw, slope):
     else:
         fn = functools.partial(linear, feature_map=name)
         loops = functools.partial(_linear_loops, feature_map=name, **given)
-    cotangent = np.cos(np.arange(length * V, dtype="f")).reshape(length, V)
-    ours = _value_and_grads(
-        functools.partial(fn, chunk_size=4, **given), arrays, cotangent
-    )
-    np.testing.assert_allclose(ours["out"], loops(**arrays), atol=1e-5)
-    directions = {k: np.float64(v) for k, v in _arrays(draw, length, seed=1).items()}
-    doubles = {k: np.float64(v) for k, v in arrays.items()}
-    for array, found in slope(loops, doubles, directions, cotangent).items():
-        ours_found = np.sum(np.float64(ours[array]) * directions[array])
-        np.testing.assert_allclose(ours_found, found, atol=2e-4, err_msg=array)
+    helpers.agree(functools.partial(fn, chunk_size=4, **given), loops, arrays)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +101,7 @@ def test_three_forms_are_equal(length, chunk_size, feature_map, draw):
         functools.partial(linear_recurrent, **options),
     )
     cotangent = jnp.cos(jnp.arange(length * V, dtype="float32")).reshape(length, V)
-    theirs, *others = (_value_and_grads(fn, arrays, cotangent) for fn in forms)
+    theirs, *others = (helpers.value_and_grads(fn, arrays, cotangent) for fn in forms)
     for ours in others:
         for name, found in ours.items():
             np.testing.assert_allclose(found, theirs[name], atol=2e-5, err_msg=name)
@@ -184,22 +168,16 @@ def test_products_with_logarithms(scaled, decayed, spread, draw, slope):
         return causal_product(query, key, value, chunk_size=3, **logs)
 
     given = {name: array for name, array in arrays.items() if array is not None}
-    cotangent = np.cos(np.arange(length * V, dtype="f")).reshape(length, V)
-    found = _value_and_grads(ours, given, cotangent)
-    np.testing.assert_allclose(found["out"], _product_by_pairs(**arrays), atol=5e-3)
     if spread > 1:
+        found = helpers.value_and_grads(ours, given)
+        np.testing.assert_allclose(found["out"], _product_by_pairs(**arrays), atol=5e-3)
         assert all(np.isfinite(array).all() for array in found.values())
         return
-    np.testing.assert_allclose(found["out"], _product_by_pairs(**arrays), atol=1e-5)
 
     def theirs(**changed):
         return _product_by_pairs(**{**arrays, **changed})
 
-    doubles = {name: np.float64(array) for name, array in given.items()}
-    directions = {name: np.cos(1 + array) for name, array in doubles.items()}
-    for name, expected in slope(theirs, doubles, directions, cotangent).items():
-        slope_found = np.sum(np.float64(found[name]) * directions[name])
-        np.testing.assert_allclose(slope_found, expected, rtol=1e-3, err_msg=name)
+    helpers.agree(ours, theirs, given, slopes=1e-3)
 
 
 def test_no_later_key_is_felt_even_in_its_chunk(draw):
@@ -229,7 +207,7 @@ def test_very_negative_inputs_keep_weights_and_gradients(is_causal, draw):
     arrays = _arrays(draw, 5)
     arrays = {**arrays, "query": arrays["query"] - 1e4, "key": arrays["key"] - 1e4}
     fn = functools.partial(linear, is_causal=is_causal)
-    found = _value_and_grads(fn, arrays, jnp.ones((5, V)))
+    found = helpers.value_and_grads(fn, arrays, jnp.ones((5, V)))
     mean = np.cumsum(arrays["value"], 0) / np.arange(1, 6)[:, None]
     np.testing.assert_allclose(
         found["out"],
@@ -245,7 +223,7 @@ def test_very_negative_inputs_keep_weights_and_gradients(is_causal, draw):
 def test_nothing_in_common_gives_zeros(fn, draw):
     arrays = _arrays(draw, 5)
     arrays["query"][2] = -1.0
-    found = _value_and_grads(fn, arrays, jnp.ones((5, V)))
+    found = helpers.value_and_grads(fn, arrays, jnp.ones((5, V)))
     assert not found["out"][2].any() and found["out"][1].any()
     assert all(np.isfinite(array).all() for array in found.values())
 

@@ -16,6 +16,7 @@ from attn_jax.attention.local import truncated
 from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import multi_head
 from attn_jax.tools.cost import count_flops
+from tests import helpers
 
 H, V = 8, 5
 
@@ -54,14 +55,6 @@ def _shares(array, shape):
     """Sums a [T, T] gradient over the axes that are shared."""
     axes = tuple(a for a, n in enumerate(shape) if n == 1 and array.shape[a] > 1)
     return array.sum(axis=axes, keepdims=True)
-
-
-def _value_and_grads(fn, arrays, cotangent):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
 
 
 def _cases():
@@ -114,7 +107,7 @@ def test_equals_the_equation(length, left, right, options, draw):
         bias = np.broadcast_to(arrays["bias"], (length, length))
     plain = (arrays["query"], arrays["key"], arrays["value"])
     out, grads, g = _by_equation(*plain, bias, allowed, H**-0.5)
-    ours = _value_and_grads(
+    ours = helpers.value_and_grads(
         functools.partial(truncated, **given), arrays, jnp.asarray(g, jnp.float32)
     )
     theirs = dict(zip(("query", "key", "value", "bias"), grads, strict=True))
@@ -141,9 +134,9 @@ def test_bfloat16_equals_a_band_mask(map_blocks, bias, draw):
     near = functools.partial(
         truncated, left=5, right=2, block_size=9, map_blocks=map_blocks
     )
-    ours = _value_and_grads(near, arrays, cotangent)
+    ours = helpers.value_and_grads(near, arrays, cotangent)
     band = functools.partial(dot_product, mask=masks.window(length, 5, 2))
-    theirs = _value_and_grads(band, arrays, cotangent)
+    theirs = helpers.value_and_grads(band, arrays, cotangent)
     assert set(ours) == set(theirs)
     for name, found in ours.items():
         assert found.dtype == jnp.bfloat16
@@ -161,8 +154,8 @@ def test_a_window_of_the_whole_sequence_is_dot_product(length, window, draw):
     arrays = _draw_arrays(draw, length)
     cotangent = jnp.ones((length, V))
     near = functools.partial(truncated, left=window, right=window)
-    ours = _value_and_grads(near, arrays, cotangent)
-    theirs = _value_and_grads(dot_product, arrays, cotangent)
+    ours = helpers.value_and_grads(near, arrays, cotangent)
+    theirs = helpers.value_and_grads(dot_product, arrays, cotangent)
     for name, found in ours.items():
         np.testing.assert_allclose(found, theirs[name], atol=1e-5, err_msg=name)
 
@@ -181,7 +174,7 @@ def test_no_gradient_beyond_the_window(map_blocks, causal, draw):
         block_size=9,
         map_blocks=map_blocks,
     )
-    grads = _value_and_grads(near, arrays, cotangent)
+    grads = helpers.value_and_grads(near, arrays, cotangent)
     seen = np.zeros(length, bool)
     seen[t - left : t + (0 if causal else right) + 1] = True
     for name in ("key", "value"):
@@ -207,7 +200,7 @@ def test_masked_keys_do_not_leak(map_blocks, draw):
         map_blocks=map_blocks,
     )
     clean, dirty = (
-        _value_and_grads(near, given, jnp.ones((length, V)))
+        helpers.value_and_grads(near, given, jnp.ones((length, V)))
         for given in (arrays, {**arrays, **poison})
     )
     for name in clean:
@@ -225,8 +218,8 @@ def test_a_bias_of_minus_infinity_masks(draw):
     arrays = _draw_arrays(draw, length) | draw({"bias": (length, length)}, seed=4)
     biased = {**arrays, "bias": np.where(mask, arrays["bias"], -np.inf)}
     near = functools.partial(truncated, left=4, right=4, block_size=9)
-    ours = _value_and_grads(near, biased, jnp.ones((length, V)))
-    theirs = _value_and_grads(
+    ours = helpers.value_and_grads(near, biased, jnp.ones((length, V)))
+    theirs = helpers.value_and_grads(
         functools.partial(near, mask=mask), arrays, jnp.ones((length, V))
     )
     assert not ours["out"][3].any()
@@ -307,7 +300,7 @@ def test_under_multi_head_with_a_shared_bias(draw):
     options = {"left": 5, "right": 9, "block_size": 4}
     cotangent = jnp.ones((2, length, heads, H))
     band = masks.window(length, 5, 9)[None, None]
-    theirs = _value_and_grads(
+    theirs = helpers.value_and_grads(
         functools.partial(multi_head("dot_product"), mask=band), arrays, cotangent
     )
     for heads_by, blocks_by in itertools.product(("vmap", "loop"), repeat=2):
@@ -316,7 +309,7 @@ def test_under_multi_head_with_a_shared_bias(draw):
             **options,
             map_blocks=blocks_by,
         )
-        ours = _value_and_grads(near, arrays, cotangent)
+        ours = helpers.value_and_grads(near, arrays, cotangent)
         for name, found in ours.items():
             np.testing.assert_allclose(found, theirs[name], atol=5e-5, err_msg=name)
 

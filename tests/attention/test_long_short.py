@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attn_jax.attention.long_short_attention import long_short, long_short_init
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 4, 3
 
@@ -30,15 +30,6 @@ def _apply(query, key, value, *, options, **params):
         return long_short(query, key, value, params=params, **options)
 
     return run(query, key, value, params)
-
-
-def _value_and_grads(fn, arrays):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        cotangent = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
 
 
 def _norm(x, scale_and_offset):
@@ -114,22 +105,9 @@ def test_equals_the_equation(length, window, segment, causal, masked, draw, slop
         keep[:] = True
     options = {"window": window, "segment": segment, "is_causal": causal}
     given = {**options, "key_mask": keep if masked else None}
-    ours = _value_and_grads(functools.partial(_apply, options=given), arrays)
+    ours = functools.partial(_apply, options=given)
     loops = functools.partial(_by_equation, **options, key_mask=keep)
-    wide = {name: np.asarray(a, np.float64) for name, a in arrays.items()}
-    np.testing.assert_allclose(ours["out"], loops(**wide), atol=1e-5)
-    directions = {
-        n: np.sin(np.arange(a.size)).reshape(a.shape) for n, a in wide.items()
-    }
-    cotangent = np.cos(np.arange(length * V)).reshape(length, V)
-    for name, expected in slope(loops, wide, directions, cotangent).items():
-        np.testing.assert_allclose(
-            np.sum(ours[name] * directions[name]),
-            expected,
-            atol=5e-4,
-            rtol=1e-4,
-            err_msg=name,
-        )
+    helpers.agree(ours, loops, arrays, slopes=5e-4)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -173,10 +151,8 @@ def test_one_segment_and_one_window_is_dot_product_of_normed_keys(draw):
 def test_nothing_to_attend_to_gives_zeros(draw):
     arrays = _draw_arrays(draw, 7)
     options = {"window": 2, "key_mask": np.zeros(7, bool)}
-    for name, found in _value_and_grads(
-        functools.partial(_apply, options=options), arrays
-    ).items():
-        assert not np.asarray(found).any(), name
+    found = helpers.value_and_grads(functools.partial(_apply, options=options), arrays)
+    assert not any(np.any(x) for x in found.values())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from attn_jax.attention.low_rank import (
     nystromformer_init,
 )
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 4, 3
 RNG = jax.random.key(0)
@@ -122,27 +123,15 @@ def _cases():
 
 @pytest.mark.parametrize("ours, theirs, shapes", list(_cases()))
 def test_equals_the_equation(ours, theirs, shapes, draw, slope):
-    names = [str(i) for i in range(len(shapes))]
+    names = [f"x{i}" for i in range(len(shapes))]
     arrays = draw(dict(zip(names, shapes, strict=True)))
-    directions = draw(dict(zip(names, shapes, strict=True)), seed=1)
-
-    def reference(**x):
-        return theirs([np.asarray(x[n], np.float64) for n in names])
-
-    out = reference(**arrays)
-    cotangent = np.cos(np.arange(out.size)).reshape(out.shape)
-
-    def run(x):
-        out, pullback = jax.vjp(ours, x)
-        return out, pullback(jnp.asarray(cotangent, jnp.float32))[0]
-
-    found, grads = jax.jit(run)([arrays[n] for n in names])
-    np.testing.assert_allclose(found, out, atol=1e-4, rtol=1e-4)
-    wide = {n: a.astype(np.float64) for n, a in arrays.items()}
-    slopes = slope(reference, wide, directions, cotangent)
-    for name, grad in zip(names, grads, strict=True):
-        ours_slope = float(np.sum(np.asarray(grad, np.float64) * directions[name]))
-        assert ours_slope == pytest.approx(slopes[name], rel=2e-3, abs=2e-3), name
+    helpers.agree(
+        lambda **x: ours([x[n] for n in names]),
+        lambda **x: theirs([x[n] for n in names]),
+        arrays,
+        atol=1e-4,
+        slopes=2e-3,
+    )
 
 
 def _draw_inputs(draw, length, seed=0):
@@ -203,43 +192,10 @@ VARIANTS = dict(_variants())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_padding_is_invisible_and_does_not_leak(name, draw):
-    length = 10
-    arrays = _draw_inputs(draw, length)
-    padded = {n: np.pad(a, ((0, 6), (0, 0))) for n, a in arrays.items()}
-    poisoned = {n: a.copy() for n, a in padded.items()}
-    for array in poisoned.values():
-        array[length:] = 1e9
-    fn, real = VARIANTS[name], np.arange(16) < length
-
-    @jax.jit
-    def run(arrays):
-        def loss(arrays):
-            out = fn(**arrays, key_mask=real)[:length]
-            return (out**2).sum(), out
-
-        grads, out = jax.grad(loss, has_aux=True)(arrays)
-        return {"out": out, **grads}
-
-    clean, dirty = run(padded), run(poisoned)
-    np.testing.assert_allclose(clean["out"], jax.jit(fn)(**arrays), atol=1e-5)
-    for key, found in clean.items():
-        np.testing.assert_array_equal(found, dirty[key], err_msg=key)
-        if key != "out":
-            assert not found[length:].any() and found[:length].any(), key
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_without_real_tokens_all_is_zero(name, draw):
-    none = np.zeros(7, bool)
-
-    def run(arrays):
-        fn = functools.partial(VARIANTS[name], key_mask=none)
-        out, pullback = jax.vjp(lambda x: fn(**x), arrays)
-        return out, pullback(jnp.ones_like(out))
-
-    for leaf in jax.tree.leaves(jax.jit(run)(_draw_inputs(draw, 7))):
-        assert not np.any(leaf)
+def test_padding_is_invisible_and_without_real_tokens_all_is_zero(name, draw):
+    arrays = _draw_inputs(draw, 16)
+    helpers.padding_is_invisible(VARIANTS[name], arrays, 10)
+    helpers.nothing_gives_zeros(VARIANTS[name], arrays)
 
 
 def test_a_compressed_key_is_seen_after_its_last_position(draw):

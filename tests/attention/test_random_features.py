@@ -19,6 +19,7 @@ from attn_jax.attention.random_features import (
     rfa_gate_init,
 )
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 6, 3
 performer_relu = functools.partial(performer, kernel="relu")
@@ -29,14 +30,6 @@ def _arrays(draw, num_queries, num_keys=None, seed=0):
     num_keys = num_queries if num_keys is None else num_keys
     shapes = {"query": (num_queries, H), "key": (num_keys, H), "value": (num_keys, V)}
     return draw(shapes, seed)
-
-
-def _value_and_grads(fn, arrays, cotangent):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
 
 
 def _unit(x):
@@ -117,21 +110,6 @@ def _directions(num_features, orthogonal=False):
     return np.float64(jax.random.normal(RNG, (num_features, H)))
 
 
-def _agree(fn, by_equation, arrays, draw, slope, atol=2e-5):
-    """Output, and the gradient along one direction for each array."""
-    shape = arrays["query"].shape[0], V
-    cotangent = np.cos(np.arange(np.prod(shape), dtype="f")).reshape(shape)
-    found = _value_and_grads(fn, arrays, cotangent)
-    doubles = {name: np.float64(array) for name, array in arrays.items()}
-    np.testing.assert_allclose(found["out"], by_equation(**doubles), atol=atol)
-    directions = draw({name: np.shape(a) for name, a in arrays.items()}, seed=9)
-    directions = {name: np.float64(a) for name, a in directions.items()}
-    expected = slope(by_equation, doubles, directions, cotangent)
-    for name, number in expected.items():
-        ours = np.sum(np.float64(found[name]) * directions[name])
-        np.testing.assert_allclose(ours, number, rtol=1e-3, atol=1e-3, err_msg=name)
-
-
 @pytest.mark.parametrize("num_features", [3, H, 2 * H + 2])
 def test_directions_are_orthogonal_and_normal(num_features):
     one = functools.partial(orthogonal_features, num_features=num_features, head_dim=H)
@@ -177,7 +155,7 @@ def test_performer_equals_the_equation(kernel, is_causal, draw, slope):
         scale=0.6,
         allowed=_allowed(num_queries, key_mask, is_causal),
     )
-    _agree(fn, by_equation, arrays, draw, slope)
+    helpers.agree(fn, by_equation, arrays, atol=2e-5, slopes=1e-3)
 
 
 def _mean_square_error(fn, exact, arrays, num_features, draws=32):
@@ -230,7 +208,7 @@ def test_performer_at_any_logits(is_causal, size, draw):
     fn = functools.partial(
         performer, rng=RNG, is_causal=is_causal, num_features=16, chunk_size=4
     )
-    found = _value_and_grads(fn, arrays, jnp.ones((9, V)))
+    found = helpers.value_and_grads(fn, arrays, jnp.ones((9, V)))
     assert all(np.isfinite(array).all() for array in found.values())
     out, value = np.asarray(found["out"]), arrays["value"]
     assert (out >= value.min(axis=0) - 1e-5).all()
@@ -273,14 +251,14 @@ def test_rfa_equals_the_equation(is_causal, draw, slope):
     held = (totals < allowed.sum(axis=1) * np.exp(-2 / 0.8**2)) & allowed.any(axis=1)
     assert held.any() and not held.all()
     by_equation = functools.partial(_rfa_by_equation, w=w, sigma=0.8, allowed=allowed)
-    _agree(fn, by_equation, arrays, draw, slope)
+    helpers.agree(fn, by_equation, arrays, atol=2e-5, slopes=1e-3)
 
 
 def test_few_features_and_a_narrow_kernel_stay_bounded(draw):
     arrays = _arrays(draw, 40)
     for sigma, bound in ((1.0, np.exp(2.0)), (0.05, 1e6)):
         fn = functools.partial(rfa, rng=RNG, num_features=1, sigma=sigma)
-        found = _value_and_grads(fn, arrays, jnp.ones((40, V)))
+        found = helpers.value_and_grads(fn, arrays, jnp.ones((40, V)))
         assert all(np.isfinite(array).all() for array in found.values())
         assert np.abs(found["out"]).max() <= bound * np.abs(arrays["value"]).max()
 
@@ -294,7 +272,7 @@ def test_rfa_exact_is_dot_product_on_unit_vectors(draw):
     # Rows of zeros have no direction; nothing breaks there.
     arrays["query"][2] = arrays["key"][3] = 0.0
     fn = functools.partial(rfa, rng=RNG, num_features=4)
-    found = _value_and_grads(fn, arrays, jnp.ones((7, V)))
+    found = helpers.value_and_grads(fn, arrays, jnp.ones((7, V)))
     assert all(np.isfinite(array).all() for array in found.values())
 
 
@@ -316,7 +294,7 @@ def test_gate_equals_the_recurrence(bias, draw, slope):
     given = {"key_mask": key_mask, "sigma": 0.8}
     fn = functools.partial(_gated, num_features=8, chunk_size=4, **given)
     by_equation = functools.partial(_gate_by_equation, w=_directions(8) / 0.8, **given)
-    _agree(fn, by_equation, arrays, draw, slope)
+    helpers.agree(fn, by_equation, arrays, atol=2e-5, slopes=1e-3)
 
 
 def test_an_open_gate_is_rfa(draw):
@@ -347,10 +325,10 @@ def test_padding_is_as_if_it_were_not_there(size, draw):
     for name in tokens:
         arrays[name][~real] = 1e9
     fn = functools.partial(_gated, num_features=8, chunk_size=4)
-    expected = _value_and_grads(fn, short, jnp.ones((real.sum(), V)))
+    expected = helpers.value_and_grads(fn, short, jnp.ones((real.sum(), V)))
     cotangent = np.where(real[:, None], np.float32(1), 0) * np.ones((1, V), "f")
     masked = functools.partial(fn, key_mask=real)
-    found = _value_and_grads(masked, arrays, cotangent)
+    found = helpers.value_and_grads(masked, arrays, cotangent)
     for name, array in found.items():
         assert np.isfinite(array).all()
         ours = array[real] if name in ("out", *tokens) else array

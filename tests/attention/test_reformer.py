@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from attn_jax.attention.reformer_attention import (
     reformer_exact,
 )
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 6, 3
 
@@ -45,21 +45,6 @@ def _union(buckets, chunk_size, causal, real=None):
     return pairs
 
 
-def _grads(fn, arrays):
-    def loss(arrays):
-        out = fn(**arrays)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
-
-    slopes, out = jax.jit(jax.grad(loss, has_aux=True))(arrays)
-    return {"out": out, **slopes}
-
-
-def _expect_same(ours, theirs, atol=2e-5):
-    assert set(ours) == set(theirs)
-    for name, found in ours.items():
-        np.testing.assert_allclose(found, theirs[name], atol=atol, err_msg=name)
-
-
 @pytest.mark.parametrize(
     "causal, length, chunk, rounds, buckets",
     [(False, 37, 4, 3, 3), (True, 37, 4, 3, 3), (True, 75, 20, 2, 1)],
@@ -82,7 +67,7 @@ def test_equals_dense_attention_under_the_union(
         chunk_size=chunk,
     )
     theirs = functools.partial(dot_product, mask=pairs)
-    _expect_same(_grads(ours, arrays), _grads(theirs, arrays))
+    helpers.same(ours, theirs, arrays, atol=2e-5)
 
 
 def _by_loops(query, key, value, pairs, scale):
@@ -110,14 +95,7 @@ def test_equals_the_equation(causal, scale, draw, slope):
     ours = functools.partial(
         reformer, rng=rng, scale=scale, is_causal=causal, chunk_size=4, **options
     )
-    found = _grads(ours, arrays)
-    np.testing.assert_allclose(found["out"], theirs(**arrays), atol=1e-5)
-    cotangent = np.cos(np.arange(length * V)).reshape(length, V)
-    directions = _draw_arrays(draw, length, seed=7)
-    wide = {k: a.astype(np.float64) for k, a in arrays.items()}
-    for name, expected in slope(theirs, wide, directions, cotangent).items():
-        got = np.sum(found[name] * directions[name])
-        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4, err_msg=name)
+    helpers.agree(ours, theirs, arrays)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -129,7 +107,7 @@ def test_exact_where_all_share_a_bucket(causal, draw):
     )
     arrays["key"] = arrays["key"] + 6.0  # all in about one direction
     theirs = functools.partial(reformer_exact, is_causal=causal)
-    _expect_same(_grads(ours, arrays), _grads(theirs, arrays))
+    helpers.same(ours, theirs, arrays, atol=2e-5)
 
 
 @pytest.mark.parametrize("causal, chunk", [(False, 20), (True, 20), (False, 64)])
@@ -142,9 +120,8 @@ def test_one_bucket_is_dot_product(causal, chunk, draw):
         chunk_size=chunk,
         is_causal=causal,
     )
-    _expect_same(
-        _grads(ours, arrays),
-        _grads(functools.partial(dot_product, is_causal=causal), arrays),
+    helpers.same(
+        ours, functools.partial(dot_product, is_causal=causal), arrays, atol=2e-5
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from attn_jax.attention import relative
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 H, V = 6, 5
 
@@ -94,25 +95,6 @@ def _transformer_xl_by_equation(query, key, value, u, v, position, memory, optio
     return _softmax(score, options, (len(query), len(key)), memory) @ value
 
 
-def _compare(ours, theirs, arrays, slope, draw):
-    """Value and directional slopes of a function with those of its equation."""
-    wide = {n: np.asarray(x, np.float64) for n, x in arrays.items()}
-    expected = theirs(**wide)
-    cotangent = np.cos(np.arange(expected.size)).reshape(expected.shape)
-    out, pullback = jax.jit(
-        lambda c: (lambda o, p: (o, p(c)[0]))(*jax.vjp(lambda a: ours(**a), arrays))
-    )(jnp.asarray(cotangent, jnp.float32))
-    np.testing.assert_allclose(out, expected, atol=2e-5)
-    directions = draw({n: x.shape for n, x in arrays.items()}, 9)
-    slopes = slope(theirs, wide, directions, cotangent)
-    for name, expected_slope in slopes.items():
-        found = float(np.sum(np.float64(pullback[name]) * directions[name]))
-        np.testing.assert_allclose(
-            found, expected_slope, atol=2e-4, rtol=2e-4, err_msg=name
-        )
-    return pullback
-
-
 @pytest.mark.parametrize("clip", [0, 3, 20])
 @pytest.mark.parametrize("queries, keys", LENGTHS)
 def test_shaw_is_the_equation(queries, keys, clip, draw, slope):
@@ -127,7 +109,7 @@ def test_shaw_is_the_equation(queries, keys, clip, draw, slope):
         return relative.shaw(query, key, value, params=params, **options)
 
     theirs = functools.partial(_shaw_by_equation, options=options)
-    _compare(ours, theirs, arrays, slope, draw)
+    helpers.agree(ours, theirs, arrays, atol=2e-5)
 
 
 def test_shaw_with_zero_tables_is_plain_attention(draw):
@@ -177,7 +159,7 @@ def test_transformer_xl_is_the_equation(queries, keys, memory, draw, slope):
     theirs = functools.partial(
         _transformer_xl_by_equation, memory=memory, options=options
     )
-    _compare(ours, theirs, arrays, slope, draw)
+    helpers.agree(ours, theirs, arrays, atol=2e-5)
 
 
 def test_projections_learn_from_the_memory_that_is_stopped_before_them(draw, slope):

@@ -11,6 +11,7 @@ import pytest
 
 from attn_jax.attention import _scores, softmax
 from attn_jax.multihead import multi_head
+from tests import helpers
 
 T, S, H, V = 5, 7, 4, 3
 
@@ -103,22 +104,7 @@ def test_dot_product_equals_loops_in_float64(
     given = masks if masked else {}
     exact = functools.partial(by_loops, _dot, **given, **options)
     ours = functools.partial(softmax.dot_product, **given, **options)
-    cotangent = draw({"cotangent": (T, V)}, seed=3)["cotangent"]
-    directions = draw({k: a.shape for k, a in arrays.items()}, seed=4)
-
-    @jax.jit
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: ours(**arrays), arrays)
-        return out, pullback(jnp.asarray(cotangent))[0]
-
-    out, grads = run(arrays)
-    np.testing.assert_allclose(out, exact(**arrays), atol=2e-6)
-    wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-    slopes = slope(exact, wide, directions, cotangent)
-    for name, exact_slope in slopes.items():
-        assert np.sum(grads[name] * directions[name]) == pytest.approx(
-            exact_slope, abs=2e-5
-        ), name
+    helpers.agree(ours, exact, arrays, atol=2e-6, slopes=3e-5)
 
 
 def _additive_concat(query, key, value, bias, *, params, **pairs):

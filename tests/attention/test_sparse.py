@@ -22,21 +22,13 @@ from attn_jax.attention.sparse import (
     sparse_fixed,
     sparse_strided,
 )
+from tests import helpers
 
 H, V = 4, 3
 
 
 def _draw_arrays(draw, length, seed=0):
     return draw({"query": (length, H), "key": (length, H), "value": (length, V)}, seed)
-
-
-def _value_and_grads(fn, arrays):
-    def run(arrays):
-        out, pullback = jax.vjp(lambda arrays: fn(**arrays), arrays)
-        cotangent = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
-        return {"out": out, **pullback(cotangent)[0]}
-
-    return jax.jit(run)(arrays)
 
 
 def _out(fn, arrays, **options):
@@ -85,14 +77,12 @@ def test_equals_its_mask(fn, sees, options, causal, draw):
     mask = rng.random((length, length)) < 0.8
     given = {"key_mask": rng.random(length) < 0.8, "is_causal": causal}
     pattern = _pairs(sees, length, **options)
-    theirs = _value_and_grads(
-        functools.partial(dot_product, mask=mask & pattern, **given), arrays
+    helpers.same(
+        functools.partial(fn, mask=mask, **given, **options),
+        functools.partial(dot_product, mask=mask & pattern, **given),
+        arrays,
+        atol=3e-6,
     )
-    ours = _value_and_grads(
-        functools.partial(fn, mask=mask, **given, **options), arrays
-    )
-    for name, found in ours.items():
-        np.testing.assert_allclose(found, theirs[name], atol=3e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("length", [2])
@@ -131,17 +121,7 @@ def test_equals_the_equation(draw, by_loops, slope):
         pattern = _pairs(_longformer, 11, **options)
         return by_loops(lambda q, k: float(q @ k) / np.sqrt(H), **arrays, mask=pattern)
 
-    ours = _value_and_grads(functools.partial(longformer, **options), arrays)
-    wide = {name: np.asarray(a, np.float64) for name, a in arrays.items()}
-    np.testing.assert_allclose(ours["out"], loops(**wide), atol=2e-6)
-    directions = {
-        n: np.sin(np.arange(a.size)).reshape(a.shape) for n, a in wide.items()
-    }
-    cotangent = np.cos(np.arange(11 * V)).reshape(11, V)
-    for name, found in slope(loops, wide, directions, cotangent).items():
-        np.testing.assert_allclose(
-            np.sum(ours[name] * directions[name]), found, atol=1e-4, err_msg=name
-        )
+    helpers.agree(functools.partial(longformer, **options), loops, arrays, atol=3e-6)
 
 
 def test_longformer_without_global_tokens_is_truncated(draw):
@@ -189,14 +169,12 @@ def test_bigbird_sees_window_global_and_random_blocks(num_global, num_window, dr
     arrays = _draw_arrays(draw, length) | draw({"bias": (length, length)}, seed=4)
     given = {"key_mask": np.arange(length) % 5 != 1}
     # The last real token is in the last block, as without a mask: the same draws.
-    ours = _value_and_grads(
-        functools.partial(bigbird, rng=jax.random.key(1), **given, **options), arrays
+    helpers.same(
+        functools.partial(bigbird, rng=jax.random.key(1), **given, **options),
+        functools.partial(dot_product, mask=seen, **given),
+        arrays,
+        atol=3e-6,
     )
-    theirs = _value_and_grads(
-        functools.partial(dot_product, mask=seen, **given), arrays
-    )
-    for name, found in ours.items():
-        np.testing.assert_allclose(found, theirs[name], atol=3e-6, err_msg=name)
 
 
 def test_bigbird_draws_different_blocks_that_it_does_not_see_and_all_alike():
@@ -284,17 +262,7 @@ def test_etc_equals_the_equation(length, radius, num_global, clip, draw, slope):
         return etc(**arrays, params=params, key_mask=keep, **options)
 
     loops = functools.partial(_etc_by_loops, keep=keep, **options)
-    found = _value_and_grads(ours, arrays)
-    wide = {name: np.asarray(a, np.float64) for name, a in arrays.items()}
-    np.testing.assert_allclose(found["out"], loops(**wide), atol=3e-6)
-    directions = {
-        n: np.sin(np.arange(a.size)).reshape(a.shape) for n, a in wide.items()
-    }
-    cotangent = np.cos(np.arange(length * V)).reshape(length, V)
-    for name, expected in slope(loops, wide, directions, cotangent).items():
-        np.testing.assert_allclose(
-            np.sum(found[name] * directions[name]), expected, atol=2e-4, err_msg=name
-        )
+    helpers.agree(ours, loops, arrays, atol=3e-6)
 
 
 def test_etc_without_labels_is_longformer(draw):

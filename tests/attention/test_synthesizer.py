@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attn_jax.attention import synthesizer
 from attn_jax.attention.softmax import dot_product
+from tests import helpers
 
 T, S, H, V, D, L = 6, 9, 4, 3, 5, 11
 RNG = jax.random.key(0)
@@ -94,28 +94,14 @@ def test_equals_the_equation(kind, causal, draw, slope, by_loops):
             score, np.arange(T), np.arange(S), wide["value"], wide["bias"], **options
         )
 
-    out = reference(**arrays)
-    cotangent = np.cos(np.arange(out.size)).reshape(out.shape)
+    def ours(**given):
+        plain = {n: a for n, a in given.items() if " " not in n}
+        return _fn(kind)(**plain, params=gather(given), **options)
 
-    def run(given):
-        def ours(given):
-            plain = {n: a for n, a in given.items() if " " not in n}
-            return _fn(kind)(**plain, params=gather(given), **options)
-
-        out, pullback = jax.vjp(ours, given)
-        return out, pullback(jnp.asarray(cotangent, jnp.float32))[0]
-
-    found, grads = jax.jit(run)(arrays)
-    np.testing.assert_allclose(found, out, atol=1e-5, rtol=1e-5)
-    directions = draw({n: a.shape for n, a in arrays.items()}, seed=3)
-    wide = {n: a.astype(np.float64) for n, a in arrays.items()}
-    slopes = slope(reference, wide, directions, cotangent)
-    for name, grad in grads.items():
-        ours_slope = float(np.sum(np.asarray(grad, np.float64) * directions[name]))
-        assert ours_slope == pytest.approx(slopes[name], rel=1e-3, abs=1e-3), name
+    found = helpers.agree(ours, reference, arrays, slopes=1e-3)
     # What a synthesizer is about: keys are not read, nor queries by a random one.
-    assert grads["key"].any() == (kind == "mixture")
-    assert grads["query"].any() == ("random" not in kind)
+    assert found["key"].any() == (kind == "mixture")
+    assert found["query"].any() == ("random" not in kind)
 
 
 def test_a_mixture_of_one_kind_is_that_kind(draw):
