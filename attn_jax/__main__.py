@@ -1,6 +1,6 @@
 """Command line of attn_jax: `python -m attn_jax COMMAND`; `attn-jax ...` is the same.
 
-Commands: list, models, bench, check, theorems.
+Commands: list, show, models, bench, check, theorems.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ast
 import concurrent.futures
 import contextlib
 import functools
-import inspect
 import json
 import multiprocessing
 import pathlib
@@ -18,73 +17,27 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from attn_jax import CAPABILITIES, VARIANTS, Variant, __version__, resolve
+from attn_jax import VARIANTS, __version__, resolve
 from attn_jax._program import program
+from attn_jax.tools import text
 
-__all__ = ["describe", "main"]
-
-
-def describe(variant: Variant) -> dict[str, Any]:
-    """What `list --json` says of a variant, as plain values.
-
-    Args:
-      variant: the record.
-
-    Returns:
-      A dictionary that `json.dumps` takes.
-
-    >>> describe(VARIANTS["blockwise"])["capabilities"]["dropout"]
-    False
-    """
-    return {
-        "name": variant.name,
-        "summary": variant.summary,
-        "capabilities": variant.capabilities(),
-        "exact": variant.exact,
-        "params": "params" in inspect.signature(variant.fn).parameters,
-        "stochastic": variant.stochastic,
-        "time": variant.time,
-        "memory": variant.memory,
-        "paper": variant.paper,
-    }
-
-
-def _paper(reference: str) -> str:
-    """An arXiv number as such, anything else as it stands."""
-    number = reference.replace(".", "", 1)
-    return f"arXiv:{reference}" if number.isdigit() else reference or "-"
-
-
-def _table(variants: Sequence[Variant]) -> str:
-    """Aligned columns, one variant a row, then one line on each."""
-    flags = (*CAPABILITIES, "exact", "params", "stochastic")
-    rows = [("variant", *flags, "time", "memory", "paper")]
-    for variant in variants:
-        told = describe(variant)
-        has = {**told["capabilities"], **told}
-        marks = ("yes" if has[flag] else "-" for flag in flags)
-        rows.append(
-            (variant.name, *marks, variant.time, variant.memory, _paper(variant.paper))
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    lines.append("")
-    lines += [f"{v.name.ljust(widths[0])}  {v.summary}" for v in variants]
-    return "\n".join(lines)
+__all__ = ["main"]
 
 
 def _list(arguments: argparse.Namespace) -> str:
     names = arguments.variants or list(VARIANTS)
     variants = [resolve(name) for name in names]
     if arguments.json:
-        told = {"attn_jax": __version__, "variants": [describe(v) for v in variants]}
+        told = {
+            "attn_jax": __version__,
+            "variants": [text.describe(v) for v in variants],
+        }
         return json.dumps(told, indent=2, ensure_ascii=False)
-    return _table(variants)
+    return text.table(variants)
+
+
+def _show(arguments: argparse.Namespace) -> str:
+    return "\n\n".join(text.show(resolve(name)) for name in arguments.variants)
 
 
 def _models(arguments: argparse.Namespace) -> str:
@@ -93,13 +46,12 @@ def _models(arguments: argparse.Namespace) -> str:
     rows = sizes_table()
     if arguments.json:
         return json.dumps({"attn_jax": __version__, "models": rows}, indent=2)
-    lines = [f"{'model':<8}{'size':<10}{'image':<10}{'params':>13}{'MFLOP':>12}"]
+    cells = [("model", "size", "image", "params", "MFLOP")]
     for row in rows:
         image = "x".join(map(str, row["image_shape"]))
-        lines.append(
-            f"{row['model']:<8}{row['size']:<10}{image:<10}{row['params']:>13,}"
-            f"{row['flops'] / 1e6:>12,.1f}"
-        )
+        counts = f"{row['params']:,}", f"{row['flops'] / 1e6:,.1f}"
+        cells.append((row["model"], row["size"], image, *counts))
+    lines = text.aligned(cells)
     lines += ["", "MFLOP: of the forward pass of one image, 10 classes."]
     return "\n".join(lines)
 
@@ -129,7 +81,7 @@ def _bench(arguments: argparse.Namespace) -> str:
         rounds=arguments.rounds,
         seconds=arguments.seconds,
         memory_share=arguments.memory_share,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if arguments.figure:
         benchmarking.figure(
@@ -152,11 +104,11 @@ def _bench(arguments: argparse.Namespace) -> str:
             "rows": rows,
             "exponents": benchmarking.exponents(rows),
         }
-        text = json.dumps(told, indent=2, ensure_ascii=False)
+        said = json.dumps(told, indent=2, ensure_ascii=False)
         if arguments.json == "-":
-            return text
+            return said
         try:
-            pathlib.Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+            pathlib.Path(arguments.json).write_text(said + "\n", encoding="utf-8")
         except OSError as error:
             raise ValueError(
                 f"--json: cannot write {arguments.json}: {error}"
@@ -225,21 +177,21 @@ def _theorems(arguments: argparse.Namespace) -> tuple[str, int]:
     return theorems.table(results), status
 
 
-def _lengths(text: str) -> tuple[int, ...]:
+def _lengths(given: str) -> tuple[int, ...]:
     """`256,1024` as numbers."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in given.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be whole numbers with commas between, as 256,1024, but is {text!r}"
+            f"must be whole numbers with commas between, as 256,1024, but is {given!r}"
         ) from None
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(told: str) -> tuple[str, Any]:
     """`left=64` as a name and a value: a Python literal, or else a string."""
-    name, equals, given = text.partition("=")
+    name, equals, given = told.partition("=")
     if not (name.isidentifier() and equals):
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, but is {text!r}")
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, but is {told!r}")
     try:
         return name, ast.literal_eval(given)
     except (ValueError, SyntaxError):
@@ -268,6 +220,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=_list)
+    showing = commands.add_parser(
+        "show",
+        help="show a variant in full: options, parameters, equation, paper",
+        description="Show all there is to tell of variants, with their docstrings.",
+    )
+    showing.add_argument("variants", nargs="+", metavar="VARIANT", help="as for `list`")
+    showing.set_defaults(run=_show)
     sizes = commands.add_parser(
         "models",
         help="show the models' named sizes with parameters and FLOPs",
@@ -386,13 +345,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     status = 0
     try:
-        text = arguments.run(arguments)
-        if isinstance(text, tuple):
-            text, status = text
+        said = arguments.run(arguments)
+        if isinstance(said, tuple):
+            said, status = said
     except (TypeError, ValueError) as error:
         print(f"attn-jax {arguments.command}: {error}", file=sys.stderr)
         return 2
-    print(text)
+    print(said)
     return status
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from attn_jax.__main__ import main
 from attn_jax.tools import bench as benchmarking
+from attn_jax.tools import cost
 
 MINE = '''
 import jax, jax.numpy as jnp
@@ -75,13 +76,13 @@ def test_summary_takes_ratios_round_by_round():
 def test_exponent_of_synthetic_costs(power):
     sizes = [256, 512, 1024, 4096]
     costs = [3e-5 * size**power for size in sizes]
-    assert benchmarking.fit_exponent(sizes, costs) == pytest.approx(power, abs=1e-9)
+    assert cost.fit_exponent(sizes, costs) == pytest.approx(power, abs=1e-9)
 
 
 def test_no_exponent_from_too_little():
-    assert benchmarking.fit_exponent([1, 2], [1.0, 2.0]) is None
-    assert benchmarking.fit_exponent([1, 2, 4], [0.0, 0.0, 1.0]) is None
-    assert benchmarking.fit_exponent([2, 2, 2], [1.0, 2.0, 3.0]) is None
+    assert cost.fit_exponent([1, 2], [1.0, 2.0]) is None
+    assert cost.fit_exponent([1, 2, 4], [0.0, 0.0, 1.0]) is None
+    assert cost.fit_exponent([2, 2, 2], [1.0, 2.0, 3.0]) is None
 
 
 def test_exponents_are_of_one_example_and_the_largest_lengths():
@@ -108,7 +109,7 @@ def test_exponents_are_of_one_example_and_the_largest_lengths():
 
 def test_program_tells_memory_before_it_runs():
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    made = benchmarking.program(lambda a, b: jnp.exp(a @ b), x, x)
+    made = cost.program(lambda a, b: jnp.exp(a @ b), x, x)
     assert made.flops.total == 2 * 64**3 + 64**2
     assert made.temp_bytes is not None and made.peak_bytes is not None
     assert made.peak_bytes == made.temp_bytes + 3 * 4 * 64**2
@@ -132,8 +133,8 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %ynn.2 = f32[2,4]{1,0} fusion(%x), kind=kCustom, calls=%small
 }
 """
-    assert benchmarking._unplanned_bytes(hlo) == 8 * 8 * 4
-    assert benchmarking._unplanned_bytes("ENTRY %main {\n}") == 0
+    assert cost._unplanned_bytes(hlo) == 8 * 8 * 4
+    assert cost._unplanned_bytes("ENTRY %main {\n}") == 0
 
 
 def test_users_variant_with_parameters(mine, capsys):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
-from jax.extend import core
 
 from attn_jax.testing.claims import growth
 from attn_jax.testing.outcome import Fault, Finding, NotApplicable
 from attn_jax.testing.trial import Trial, joined, split_moving
-from attn_jax.tools.bench import fit_exponent, program, size_text
-from attn_jax.tools.cost import count_flops
+from attn_jax.tools.cost import (
+    array_sizes,
+    count_flops,
+    fastest_growth,
+    fit_exponent,
+    program,
+    size_text,
+)
 from attn_jax.variant import Variant
 
-__all__ = ["array_sizes", "cost", "fastest_growth", "lowering"]
+__all__ = ["cost", "lowering"]
 
 LENGTHS = (1024, 2048, 4096)
 # How far above the claimed exponent a measured one may be: fixed costs, logarithms and
@@ -34,52 +38,6 @@ _NAMES = {
     "temp_bytes": "temporary memory",
     "array": "an array that it makes",
 }
-
-
-def array_sizes(jaxpr: Any) -> list[int]:
-    """Elements of every array that a jaxpr makes, in loops and calls too, in order.
-
-    >>> array_sizes(jax.make_jaxpr(lambda x: (x[:, None] + x[None, :]).sum())(
-    ...     jnp.ones(8)))
-    [8, 8, 64, 1]
-    """
-    sizes = []
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        for variable in eqn.outvars:
-            sizes.append(math.prod(getattr(variable.aval, "shape", ())))
-        for inner in core.jaxprs_in_params(eqn.params):
-            sizes += array_sizes(inner)
-    return sizes
-
-
-def fastest_growth(
-    sizes: Sequence[Sequence[int]], lengths: Sequence[int] = LENGTHS
-) -> tuple[float, int]:
-    """The exponent of the array that grows fastest, and its size at the last length.
-
-    Arrays are matched by their place in the program; if the programs of different
-    lengths differ in form, the largest array of each stands for all.
-
-    Args:
-      sizes: from `array_sizes`, one list for each length.
-      lengths: T, rising.
-
-    >>> fastest_growth([[1024, 1024**2], [2048, 2048**2], [4096, 4096**2]])
-    (2.0, 16777216)
-    """
-    if len({len(one) for one in sizes}) > 1:
-        sizes = [[max(one, default=1)] for one in sizes]
-    fastest, largest = 0.0, 1
-    for one in zip(*sizes, strict=True):
-        # Arrays below T elements are parts of a fixed size, or grow without harm.
-        if one[-1] < lengths[-1] or min(one) == 0:
-            continue
-        slope = fit_exponent(lengths, one) or 0.0
-        if round(slope, 6) > fastest or (
-            round(slope, 6) == fastest and one[-1] > largest
-        ):
-            fastest, largest = round(slope, 6), one[-1]
-    return fastest, largest
 
 
 def _exponents(formula: str) -> tuple[float | None, float | None]:

@@ -1,8 +1,7 @@
 """Time, FLOPs and memory of attention functions, side by side: `attn_jax bench`.
 
-`alternate` and `summarize` time any alternatives against one another; `program`
-compiles a call and says what it costs before it runs; `bench` puts both together for
-attention variants.
+`alternate` and `summarize` time any alternatives against one another; `bench` puts that
+and what `attn_jax.tools.cost` says of each program together for attention variants.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import math
 import pathlib
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,24 +20,26 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from attn_jax.multihead import multi_head, multi_head_init
-from attn_jax.tools.cost import Flops, count_flops
+from attn_jax.tools.cost import (
+    Program,
+    available_memory,
+    fit_exponent,
+    program,
+    size_text,
+)
+from attn_jax.tools.text import aligned
 from attn_jax.variant import Variant, resolve
 
 __all__ = [
     "BASE",
     "Call",
     "Direction",
-    "Program",
     "Setting",
     "alternate",
     "attention",
-    "available_memory",
     "bench",
     "exponents",
     "figure",
-    "fit_exponent",
-    "program",
-    "size_text",
     "summarize",
     "table",
 ]
@@ -124,135 +123,7 @@ def summarize(figures: Mapping[str, list[float]], base: str) -> list[Row]:
     return rows
 
 
-def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """Slope of log cost over log size by least squares: cost ~ size^slope.
-
-    Args:
-      sizes: such as lengths T.
-      costs: what each costs, in any unit.
-
-    Returns:
-      The slope; None for fewer than three sizes or a cost of zero.
-
-    >>> round(fit_exponent([1, 2, 4], [3, 12, 48]), 6)
-    2.0
-    """
-    if len(sizes) < 3 or min(costs) <= 0:
-        return None
-    x, y = [math.log(s) for s in sizes], [math.log(c) for c in costs]
-    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    if spread == 0:
-        return None
-    together = zip(x, y, strict=True)
-    return sum((a - mean_x) * (b - mean_y) for a, b in together) / spread
-
-
-# ------------------------------------------------------------------- programs
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled call and what it costs.
-
-    Attributes:
-      call: runs it and waits for the result, which it returns.
-      flops: counted from its jaxpr.
-      temp_bytes: temporary memory, by XLA's plan; None where XLA has none. Fusions
-        that XLA:CPU leaves to a library are not in that plan: for the largest of them
-        the products inside are added. What else libraries take is not in it.
-      peak_bytes: arguments, outputs and temporaries together.
-    """
-
-    call: Call
-    flops: Flops
-    temp_bytes: int | None
-    peak_bytes: int | None
-
-
-def program(fn: Callable[..., Any], *args: Any) -> Program:
-    """Compiles `fn(*args)`; nothing is computed.
-
-    Args:
-      fn: a function that JAX can trace.
-      *args: its arguments; with `jax.ShapeDtypeStruct` among them it can be costed,
-        but not called.
-
-    >>> x = jnp.ones((64, 64))
-    >>> made = program(jnp.matmul, x, x)
-    >>> made.flops.total, made.peak_bytes >= 3 * 64 * 64 * 4, made.call().shape
-    (524288, True, (64, 64))
-    """
-    compiled = jax.jit(fn).lower(*args).compile()
-    memory = compiled.memory_analysis()
-    temp = peak = None
-    if memory is not None:
-        temp = memory.temp_size_in_bytes
-        if jax.default_backend() == "cpu":
-            temp += _unplanned_bytes(compiled.as_text() or "")
-        peak = (
-            temp
-            + memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
-    return Program(
-        call=lambda: jax.block_until_ready(compiled(*args)),
-        flops=count_flops(fn, *args),
-        temp_bytes=temp,
-        peak_bytes=peak,
-    )
-
-
-_RESULT = re.compile(r"^\s+%\S+ = [a-z]+(\d+)\w*\[([\d,]*)\]\S* (?:dot|convolution)\(")
-
-
-def _unplanned_bytes(hlo: str) -> int:
-    """What the largest fusion of XLA:CPU that a library computes holds for itself.
-
-    Such a fusion may hold a whole attention, scores included, of which XLA's plan sees
-    only what goes in and comes out. Counted are the results of the products in it that
-    do not leave it.
-    """
-    held: dict[str, int] = {}
-    name = ""
-    for line in hlo.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            name = line.removeprefix("ENTRY ").split()[0]
-        found = _RESULT.match(line)  # not the ROOT, which is in the plan
-        if found:
-            bits, sizes = found.groups()
-            elements = math.prod(int(size) for size in sizes.split(",") if size)
-            held[name] = held.get(name, 0) + elements * int(bits) // 8
-    called = re.findall(r"kind=kCustom, calls=(%[\w.\-]+)", hlo)
-    return max((held.get(name, 0) for name in called), default=0)
-
-
-def available_memory() -> int | None:
-    """Bytes that are free on the default device; None where that cannot be told.
-
-    On CPU it is what Linux calls available, or what the control group still allows.
-
-    >>> free = available_memory()
-    >>> free is None or free > 0
-    True
-    """
-    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    found = []
-    try:
-        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
-        group = pathlib.Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            found.append(max(int(limit) - used, 1))
-    except (OSError, ValueError):
-        pass
-    return min(found) if found else None
+# ------------------------------------------------------------------- variants
 
 
 def attention(
@@ -289,9 +160,6 @@ def _with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., Any]:
         return out, gradients(cotangent)
 
     return both
-
-
-# ------------------------------------------------------------------- variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,32 +404,6 @@ def exponents(rows: Sequence[Row], largest: int | None = None) -> list[Row]:
 # --------------------------------------------------------------------- output
 
 
-def size_text(count: float | None) -> str:
-    """Bytes for people.
-
-    >>> size_text(3 * 2**20), size_text(100), size_text(None)
-    ('3.0 MiB', '100 B', '-')
-    """
-    if count is None:
-        return "-"
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def table(rows: Sequence[Row], setting: Setting) -> str:
     """The rows of `bench` as text, with exponents where three lengths were measured."""
     lines = []
@@ -603,7 +445,7 @@ def table(rows: Sequence[Row], setting: Setting) -> str:
                 shown.append(f"{least}{speed:.1f}")
             shown += [size_text(row["temp_bytes"]), size_text(row["peak_bytes"])]
             cells.append(tuple(shown))
-        lines += [*_aligned(cells), *notes, ""]
+        lines += [*aligned(cells), *notes, ""]
     if len(setting.lengths) >= 3:
         lines.append("growth of one example's cost with T, as the exponent of T")
         cells = [("variant", "direction", "timed", "time", "FLOPs", "temp")]
@@ -613,7 +455,7 @@ def table(rows: Sequence[Row], setting: Setting) -> str:
             cells.append(
                 (row["name"], row["direction"], f"{row['lengths']} lengths", *shown)
             )
-        lines += [*_aligned(cells), ""]
+        lines += [*aligned(cells), ""]
     lines.append(
         f"x {BASE}: how many times as fast, median of the rounds. GF/s: the program's "
         "own FLOPs a second; what it recomputes is among them. peak: arguments, "

@@ -1,14 +1,18 @@
-"""What a program costs: floating-point operations, counted from its jaxpr.
+"""What a JAX program costs: operations, memory, every array, and how they grow.
 
-XLA's own count (`compiled.cost_analysis()`) takes the body of a loop once, so it is
-wrong for every program that loops over blocks or heads. Here the body of a loop counts
-as often as it runs.
+Operations are counted from the jaxpr. XLA's own count (`compiled.cost_analysis()`)
+takes the body of a loop once, so it is wrong for every program that loops over blocks
+or heads. Here the body of a loop counts as often as it runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import pathlib
+import re
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +28,16 @@ __all__ = [
     "Cost",
     "Flops",
     "LabellerCost",
+    "Program",
+    "array_sizes",
+    "available_memory",
     "count_flops",
+    "fastest_growth",
+    "fit_exponent",
     "labeller_cost",
     "model_cost",
+    "program",
+    "size_text",
     "sizes_table",
 ]
 
@@ -349,3 +360,191 @@ def sizes_table() -> list[dict[str, Any]]:
             row = dict(model=model, size=size, image_shape=shape)
             rows.append(row | model_cost(abstract, shape)._asdict())
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled call and what it costs.
+
+    Attributes:
+      call: runs it and waits for the result, which it returns.
+      flops: counted from its jaxpr.
+      temp_bytes: temporary memory, by XLA's plan; None where XLA has none. Fusions
+        that XLA:CPU leaves to a library are not in that plan: for the largest of them
+        the products inside are added. What else libraries take is not in it.
+      peak_bytes: arguments, outputs and temporaries together.
+    """
+
+    call: Callable[[], Any]
+    flops: Flops
+    temp_bytes: int | None
+    peak_bytes: int | None
+
+
+def program(fn: Callable[..., Any], *args: Any) -> Program:
+    """Compiles `fn(*args)`; nothing is computed.
+
+    Args:
+      fn: a function that JAX can trace.
+      *args: its arguments; with `jax.ShapeDtypeStruct` among them it can be costed,
+        but not called.
+
+    >>> x = jnp.ones((64, 64))
+    >>> made = program(jnp.matmul, x, x)
+    >>> made.flops.total, made.peak_bytes >= 3 * 64 * 64 * 4, made.call().shape
+    (524288, True, (64, 64))
+    """
+    compiled = jax.jit(fn).lower(*args).compile()
+    memory = compiled.memory_analysis()
+    temp = peak = None
+    if memory is not None:
+        temp = memory.temp_size_in_bytes
+        if jax.default_backend() == "cpu":
+            temp += _unplanned_bytes(compiled.as_text() or "")
+        peak = (
+            temp
+            + memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+    return Program(
+        call=lambda: jax.block_until_ready(compiled(*args)),
+        flops=count_flops(fn, *args),
+        temp_bytes=temp,
+        peak_bytes=peak,
+    )
+
+
+_RESULT = re.compile(r"^\s+%\S+ = [a-z]+(\d+)\w*\[([\d,]*)\]\S* (?:dot|convolution)\(")
+
+
+def _unplanned_bytes(hlo: str) -> int:
+    """What the largest fusion of XLA:CPU that a library computes holds for itself.
+
+    Such a fusion may hold a whole attention, scores included, of which XLA's plan sees
+    only what goes in and comes out. Counted are the results of the products in it that
+    do not leave it.
+    """
+    held: dict[str, int] = {}
+    name = ""
+    for line in hlo.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = line.removeprefix("ENTRY ").split()[0]
+        found = _RESULT.match(line)  # not the ROOT, which is in the plan
+        if found:
+            bits, sizes = found.groups()
+            elements = math.prod(int(size) for size in sizes.split(",") if size)
+            held[name] = held.get(name, 0) + elements * int(bits) // 8
+    called = re.findall(r"kind=kCustom, calls=(%[\w.\-]+)", hlo)
+    return max((held.get(name, 0) for name in called), default=0)
+
+
+def available_memory() -> int | None:
+    """Bytes that are free on the default device; None where that cannot be told.
+
+    On CPU it is what Linux calls available, or what the control group still allows.
+
+    >>> free = available_memory()
+    >>> free is None or free > 0
+    True
+    """
+    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    found = []
+    try:
+        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(1024 * int(line.split()[1]))
+        group = pathlib.Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            found.append(max(int(limit) - used, 1))
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
+    """Slope of log cost over log size by least squares: cost ~ size^slope.
+
+    Args:
+      sizes: such as lengths T.
+      costs: what each costs, in any unit.
+
+    Returns:
+      The slope; None for fewer than three sizes or a cost of zero.
+
+    >>> round(fit_exponent([1, 2, 4], [3, 12, 48]), 6)
+    2.0
+    """
+    if len(sizes) < 3 or min(costs) <= 0:
+        return None
+    x, y = [math.log(s) for s in sizes], [math.log(c) for c in costs]
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    spread = sum((a - mean_x) ** 2 for a in x)
+    if spread == 0:
+        return None
+    together = zip(x, y, strict=True)
+    return sum((a - mean_x) * (b - mean_y) for a, b in together) / spread
+
+
+def array_sizes(jaxpr: Any) -> list[int]:
+    """Elements of every array that a jaxpr makes, in loops and calls too, in order.
+
+    >>> array_sizes(jax.make_jaxpr(lambda x: (x[:, None] + x[None, :]).sum())(
+    ...     jnp.ones(8)))
+    [8, 8, 64, 1]
+    """
+    sizes = []
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        for variable in eqn.outvars:
+            sizes.append(math.prod(getattr(variable.aval, "shape", ())))
+        for inner in core.jaxprs_in_params(eqn.params):
+            sizes += array_sizes(inner)
+    return sizes
+
+
+def fastest_growth(
+    sizes: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> tuple[float, int]:
+    """The exponent of the array that grows fastest, and its size at the last length.
+
+    Arrays are matched by their place in the program; if the programs of different
+    lengths differ in form, the largest array of each stands for all.
+
+    Args:
+      sizes: from `array_sizes`, one list for each length.
+      lengths: T, rising.
+
+    >>> fastest_growth([[8, 8**2], [16, 16**2], [32, 32**2]], (8, 16, 32))
+    (2.0, 1024)
+    """
+    if len({len(one) for one in sizes}) > 1:
+        sizes = [[max(one, default=1)] for one in sizes]
+    fastest, largest = 0.0, 1
+    for one in zip(*sizes, strict=True):
+        # Arrays below T elements are parts of a fixed size, or grow without harm.
+        if one[-1] < lengths[-1] or min(one) == 0:
+            continue
+        slope = fit_exponent(lengths, one) or 0.0
+        if round(slope, 6) > fastest or (
+            round(slope, 6) == fastest and one[-1] > largest
+        ):
+            fastest, largest = round(slope, 6), one[-1]
+    return fastest, largest
+
+
+def size_text(count: float | None) -> str:
+    """Bytes for people.
+
+    >>> size_text(3 * 2**20), size_text(100), size_text(None)
+    ('3.0 MiB', '100 B', '-')
+    """
+    if count is None:
+        return "-"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -377,125 +378,61 @@ def _positions() -> Settings:
 # ------------------------------------------------------------------------- limits
 
 
-def _limit_rows(length: int, head_dim: int) -> Iterator[tuple[str, Any, Any]]:
-    """What an approximation becomes in its limit, and what it should be."""
-    query, key, value = _inputs(length, head_dim)
+def _limit_forms(length: int, head_dim: int) -> Iterator[tuple[str, str, Any]]:
+    """Claims, the name of a variant, and what it is given in its limit."""
     rng = jax.random.key(0)
-    exact = dot_product(query, key, value)
-    causal = dot_product(query, key, value, is_causal=True)
 
-    def close(
-        fn: Callable[..., jax.Array], params: Any = None, **options: Any
-    ) -> jax.Array:
-        arrays = {} if params is None else {"params": params}
-        if "rng" in options:
-            arrays["rng"] = options.pop("rng")
-        return jax.jit(functools.partial(fn, **options))(query, key, value, **arrays)
+    def made(name: str, **options: Any) -> Any:
+        return getattr(attention, f"{name}_init")(rng, head_dim, **options)
 
-    windows: Mapping[str, tuple[Callable[..., jax.Array], dict[str, Any]]] = {
-        "truncated": (attention.truncated, {"left": length, "right": length}),
-        "block_local": (attention.block_local, {"block_size": length}),
-        "longformer": (attention.longformer, {"window": length}),
-        "sparse_strided": (attention.sparse_strided, {"stride": length}),
-        "sparse_fixed": (attention.sparse_fixed, {"block_size": length}),
-        "axial": (attention.axial, {"width": length}),
-    }
-    for name, (fn, options) in windows.items():
-        yield f"{name}, window or block >= T", close(fn, **options), exact
-        yield f"{name}, the same, causal", close(fn, is_causal=True, **options), causal
-    etc_params = jax.tree.map(jnp.zeros_like, attention.etc_init(rng, head_dim))
-    yield (
-        "etc, radius >= T, labels 0",
-        close(attention.etc, etc_params, radius=length),
-        exact,
-    )
-    yield (
-        "bigbird, one block",
-        close(attention.bigbird, rng=rng, block_size=length),
-        exact,
-    )
-    yield (
-        "linformer, rank T (pooling over one key each)",
-        close(
-            attention.linformer,
-            attention.linformer_init(
-                rng, head_dim, max_length=length, rank=length, scheme="pool"
-            ),
-        ),
-        exact,
-    )
-    windows_of_one = attention.memory_compressed_init(
-        rng, head_dim, compression=1, scheme="pool"
-    )
-    for is_causal, want in ((False, exact), (True, causal)):
-        yield (
-            f"memory_compressed, windows of one key{', causal' if is_causal else ''}",
-            close(attention.memory_compressed, windows_of_one, is_causal=is_causal),
-            want,
-        )
-    yield (
-        "nystromformer, T landmarks",
-        close(
-            attention.nystromformer,
-            jax.tree.map(jnp.zeros_like, attention.nystromformer_init(rng, head_dim)),
-            num_landmarks=length,
-            pinv_iterations=30,
-        ),
-        exact,
-    )
+    def zeros(name: str) -> Any:
+        return jax.tree.map(jnp.zeros_like, made(name))
+
+    near = "window or block >= T"
+    yield near, "truncated", dict(left=length, right=length)
+    yield near, "block_local", dict(block_size=length)
+    yield near, "longformer", dict(window=length)
+    yield near, "sparse_strided", dict(stride=length)
+    yield near, "sparse_fixed", dict(block_size=length)
+    yield near, "axial", dict(width=length)
+    yield "radius >= T, labels 0", "etc", dict(params=zeros("etc"), radius=length)
+    yield "one block", "bigbird", dict(rng=rng, block_size=length)
+    pooled = made("linformer", max_length=length, rank=length, scheme="pool")
+    yield "rank T (pooling over one key each)", "linformer", dict(params=pooled)
+    pooled = made("memory_compressed", compression=1, scheme="pool")
+    yield "windows of one key", "memory_compressed", dict(params=pooled)
+    landmarks = dict(num_landmarks=length, pinv_iterations=30)
+    none = zeros("nystromformer")
+    yield "T landmarks", "nystromformer", dict(params=none, **landmarks)
     # Two buckets, and so many rounds that every pair shares one in some of them.
-    rounds = {"num_buckets": 2, "chunk_size": length, "num_rounds": 96}
-    for is_causal in (False, True):
-        yield (
-            f"reformer, 96 rounds of 2 buckets{', causal' if is_causal else ''}",
-            close(attention.reformer, rng=rng, is_causal=is_causal, **rounds),
-            attention.reformer_exact(query, key, value, is_causal=is_causal),
-        )
-    yield (
-        "clustered, a cluster for each query",
-        close(attention.clustered, rng=rng, num_clusters=length),
-        exact,
-    )
-    yield (
-        "improved_clustered, all keys exact",
-        close(attention.improved_clustered, rng=rng, num_clusters=3, top_k=length),
-        exact,
-    )
-    one = attention.clusterformer_init(rng, head_dim, num_clusters=1)
-    for is_causal, want in ((False, exact), (True, causal)):
-        yield (
-            f"clusterformer, one cluster and chunk{', causal' if is_causal else ''}",
-            close(attention.clusterformer, one, chunk_size=length, is_causal=is_causal),
-            want,
-        )
-    centre = attention.routing_init(rng, head_dim, num_clusters=1)
-    for is_causal in (False, True):
-        how = ", causal" if is_causal else ""
-        yield (
-            f"routing, one cluster (on normalised queries and keys){how}",
-            close(attention.routing, centre, is_causal=is_causal, chunk_size=length),
-            attention.routing_exact(query, key, value, is_causal=is_causal),
-        )
-    sinkhorn_params = attention.sinkhorn_init(
-        rng, head_dim, max_length=length, block_size=length
-    )
-    for is_causal, want in ((False, exact), (True, causal)):
-        yield (
-            f"sinkhorn, one block{', causal' if is_causal else ''}",
-            close(
-                attention.sinkhorn,
-                sinkhorn_params,
-                block_size=length,
-                is_causal=is_causal,
-            ),
-            want,
-        )
+    rounds = dict(num_buckets=2, chunk_size=length, num_rounds=96)
+    yield "96 rounds of 2 buckets", "reformer", dict(rng=rng, **rounds)
+    each = dict(rng=rng, num_clusters=length)
+    yield "a cluster for each query", "clustered", each
+    exact = dict(rng=rng, num_clusters=3, top_k=length)
+    yield "all keys exact", "improved_clustered", exact
+    for name in ("clusterformer", "routing"):
+        centre = made(name, num_clusters=1)
+        yield "one cluster and chunk", name, dict(params=centre, chunk_size=length)
+    block = dict(block_size=length)
+    params = made("sinkhorn", max_length=length, **block)
+    yield "one block", "sinkhorn", dict(params=params, **block)
 
 
 def _limits() -> Settings:
-    for claim, got, want in _limit_rows(48, 16):
-        bound = 2e-3 if "nystromformer" in claim else 1e-5
-        yield claim, _away(got, want), bound
+    inputs = _inputs(48, 16)
+    for claim, name, given in _limit_forms(48, 16):
+        fn: Callable[..., jax.Array] = getattr(attention, name)
+        limit = getattr(attention, f"{name}_exact", dot_product)
+        arrays = {k: x for k, x in given.items() if k in ("params", "rng")}
+        options = {k: x for k, x in given.items() if k not in arrays}
+        causal = "is_causal" in inspect.signature(fn).parameters
+        for is_causal in (False, True) if causal else (False,):
+            how = {"is_causal": is_causal} if causal else {}
+            got = jax.jit(functools.partial(fn, **options, **how))(*inputs, **arrays)
+            told = f"{name}, {claim}{', causal' if is_causal else ''}"
+            bound = 2e-3 if name == "nystromformer" else 1e-5
+            yield told, _away(got, limit(*inputs, is_causal=is_causal)), bound
 
 
 def _rate(
