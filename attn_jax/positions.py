@@ -46,7 +46,7 @@ _LARGEST = 2**31 - 1
 
 
 def frequencies(dim: int, max_wavelength: float) -> np.ndarray:
-    """ω_i = max_wavelength^(−2i/dim), [dim/2] in float64.
+    """Frequencies ω_i = max_wavelength^(−2i/dim), [dim/2] in float64.
 
     Raises:
       ValueError: if `max_wavelength` is not positive.

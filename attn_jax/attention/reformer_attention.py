@@ -269,7 +269,8 @@ def shared_vector(
     query, key = (
         _checks.zero_masked(x, key_mask).astype(dtype) / 2 for x in (query, key)
     )
-    return query + key, unit_rows(query + key)
+    x = query + key
+    return x, unit_rows(x)
 
 
 def reformer_exact(
