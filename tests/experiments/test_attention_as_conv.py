@@ -15,12 +15,11 @@ import pytest
 from experiments.attention_as_conv.presets import CPU, PRESETS, Experiment
 from flax import nnx
 
-from experiments.attention_as_conv import report, run
+from experiments.attention_as_conv import run
 from experiments.core import train, trial
 from experiments.core.cell import Runtime
 from experiments.core.loop import StopSignal
 from experiments.core.observe import Progress
-from experiments.core.report import rows_of
 from experiments.core.store import ResultsStore
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -183,80 +182,6 @@ def test_train_step_at_the_papers_sizes_lowers_for_accelerators(model):
     assert exported.platforms == ("cuda", "tpu")
 
 
-# ------------------------------------------------------------------- the report
-
-
-def test_measures_of_a_convolution_and_of_a_blur():
-    places = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), -1)
-    centres = np.stack([places.reshape(9, 2), 0.5 + 2 * places.reshape(9, 2)])
-    precisions = np.stack([24.0 * np.eye(2)] * 9 + [np.eye(2)] * 9).reshape(2, 9, 2, 2)
-    found = report.grid_measures(centres, precisions)
-    assert found["distinct"].tolist() == [9, 9]
-    assert found["in_3x3"].tolist() == [1.0, pytest.approx(1 / 9)]
-    assert found["one_token"].tolist() == [1.0, 0.0]
-    np.testing.assert_allclose(found["distance"], [0.0, np.sqrt(0.5)])
-    # Four tokens are nearest to a centre in the middle of them.
-    side = np.arange(-20, 20) + 0.5
-    line = np.exp(-0.5 * side**2)
-    np.testing.assert_allclose(found["peak"][1], (line / line.sum()).max() ** 2)
-
-
-def test_chance_is_that_of_a_place_anywhere():
-    places = np.random.default_rng(0).uniform(-5, 5, (200_000, 2))
-    apart = np.linalg.norm(places - np.round(places), axis=-1).mean()
-    assert abs(apart - report.CHANCE) < 1e-3
-
-
-def finished(model, start, end, seed=0):
-    """A record of heads that went from ``start`` to ``end``, each (spread, shift)."""
-    places = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), -1)
-    places = places.reshape(1, 9, 2)
-    ends = [
-        (places + shift, np.tile(spread**2 * np.eye(2), (1, 9, 1, 1)))
-        for spread, shift in (start, end)
-    ]
-    return dict(
-        config=dict(
-            model=model, start="random", n=10, seed=seed, phase="final", updates=5
-        ),
-        status="done",
-        metrics=dict(test_accuracy=0.5),
-        curves=dict(
-            observed_at=[0, 5],
-            centres=[c.tolist() for c, _ in ends],
-            precisions=[p.tolist() for _, p in ends],
-        ),
-    )
-
-
-@pytest.mark.parametrize(
-    ("end", "answer"), [((5.0, 0.0), "yes"), ((1.0, 0.0), "no"), ((5.0, 0.4), "no")]
-)
-def test_the_verdict_follows_its_rule(end, answer):
-    rows = rows_of([finished("quadratic", (1.0, 0.4), end, s) for s in range(3)])
-    *_, text = report.verdict(rows)
-    assert f"**{answer}**" in text
-
-
-def test_report_is_drawn_from_the_records_alone(store, tmp_path):
-    report.REPORT.write(store.records(), tmp_path)
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for name in [
-        "training_quadratic.png",
-        "training_quadratic_convolution.png",
-        "training_gaussian.png",
-        "centres.png",
-        "maps_relative.png",
-        "maps_relative_content.png",
-        "starts.png",
-    ]:
-        assert f"]({name})" in text
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    for name in ("ResNet", "majority class", "generalised Gaussian"):
-        assert f"| {name}" in text or f", {name} |" in text
-    assert "| 9 |" in text and "| 18 |" in text
-
-
 # ------------------------------------------------------------- the command line
 
 
@@ -295,16 +220,7 @@ def test_from_the_command_line(npz, tmp_path):
     assert "Do heads move to a pixel grid?" in done.stdout
 
 
-def test_a_baseline_counts_at_the_number_of_images_that_it_saw():
-    def floor(n, used, accuracy):
-        config = dict(phase="baseline", model=f"logistic_regression n={n}", seed=0)
-        metrics = dict(baseline="logistic_regression", n=n, n_used=used)
-        return dict(config=config, metrics=metrics | dict(test_accuracy=accuracy))
-
-    capped, whole = floor(60_000, 10_000, 0.829), floor(60_000, 60_000, 0.844)
-    assert report.baselines([capped]) == {}
-    found = report.baselines([capped, whole])
-    assert found[60_000]["logistic_regression"].mean == 0.844
+def test_a_baseline_is_of_the_images_that_it_saw():
     # What was fitted to a part is not taken for what is fitted to all.
     had = run.floor_differs("logistic_regression n=10000 seed=0", ())
     now = run.floor_differs("logistic_regression n=60000 seed=0", ())

@@ -13,7 +13,7 @@ import pytest
 from experiments.attention_vs_rnn.presets import PRESETS, Experiment
 
 from experiments.attention_vs_rnn import __main__ as program
-from experiments.attention_vs_rnn import report, run, tasks, timing
+from experiments.attention_vs_rnn import report, run, tasks
 from experiments.attention_vs_rnn.logistic_mixture import (
     logistic_mixture_log_prob,
     logistic_mixture_sample,
@@ -141,91 +141,6 @@ def test_cells_are_scored_and_drawn(store, dataset):
     np.testing.assert_array_equal(truth[:, :32], completed[:, :32])
     assert (truth[:, 32:] != completed[:, 32:]).any()
     assert tasks.unpack(metrics["samples"], 64).shape == (1, 64)
-
-
-def _timing():
-    """What the timing program would write, without measuring it."""
-    rows = [
-        dict(model=m, batch=1, seconds=[s], images_per_s=1 / s)
-        for m, s in (("softmax", 2.0), ("linear", 0.5), ("lstm", 1.0))
-    ]
-    rows.append(
-        dict(
-            model="softmax, uncached",
-            batch=1,
-            lengths=[2, 4],
-            seconds_at=[1.0, 2.0],
-            seconds=[50.0],
-            images_per_s=0.02,
-        )
-    )
-    scaling = [
-        dict(name=n, length=t, seconds=1e-3 * t, temp_bytes=1024 * t)
-        for n in report.SCALING_NAMES
-        for t in (512, 1024)
-    ]
-    scaling[-1] = dict(
-        name="reformer", length=1024, temp_bytes=None, skipped="needs 9 GiB"
-    )
-    return dict(
-        sizes=timing.PAPER_MODEL,
-        images=rows,
-        tokens=dict(
-            positions=[0, 5], batch=1, seconds=dict(softmax=[1, 2], linear=[1, 1])
-        ),
-        scaling=scaling,
-        train_steps=[
-            dict(model=m, length=t, batch=2, seconds=t)
-            for m in ("linear", "lstm")
-            for t in (8, 16)
-        ],
-        train_sizes=dict(depth=1, dim=8),
-        cores=2,
-    )
-
-
-def test_the_report_tells_ratios_and_draws(store, tmp_path):
-    (tmp_path / "timing.json").write_text(json.dumps(_timing()))
-    text = report.write_report(store.records(), tmp_path)
-    written = (tmp_path / "report.md").read_text()
-    assert text.startswith(written)
-    assert "| softmax attention, uncached | 1 | 0.02 | 100× | 0.45 | 317× |" in text
-    assert (
-        "| softmax attention, key-value cache | 1 | 0.5 | 4× | 7.56 | 18.9× |" in text
-    )
-    assert "key-value cache 2.00×, linear attention 1.00×" in text
-    assert "needs 9 GiB" in text
-    assert "| uniform guess |" in text
-    assert "| histogram at each position |" in text
-    figures = {path.name for path in tmp_path.glob("*.png")}
-    wanted = "copy images samples completions tokens scaling train_steps".split()
-    assert figures == {f"{name}.png" for name in wanted}
-    with pytest.raises(ValueError, match="no finished cell"):
-        report.write_report([], tmp_path)
-
-
-def test_an_image_is_timed_by_its_positions():
-    sizes = timing.SMALL_MODEL
-    cached = timing.whole_images("linear", sizes, 2, 1)
-    assert cached["images_per_s"] == pytest.approx(2 / cached["seconds"][0])
-    seconds = timing.by_position("linear", sizes, 2, [0, 15], 1)
-    assert len(seconds) == 2
-    assert min(seconds) > 0
-    whole = timing.uncached_images(sizes, 1, [8, 16], 1)
-    first, second = whole["seconds_at"]
-    rising = [first * t / 8 for t in range(1, 9)]
-    rising += [first + (second - first) * t / 8 for t in range(1, 9)]
-    assert whole["seconds"] == [pytest.approx(sum(rising))]
-
-
-def test_what_needs_too_much_is_told_and_not_run(monkeypatch):
-    monkeypatch.setattr(timing, "SCALING", ("dot_product",))
-    monkeypatch.setattr(timing, "MOST_BYTES", 8 * 64 * 64 * 4)
-    rows = timing.scaling([16, 128, 256], 1)
-    assert [row["length"] for row in rows] == [16, 128]
-    assert rows[0]["seconds"] > 0
-    assert rows[1]["skipped"].startswith("needs")
-    assert "seconds" not in rows[1]
 
 
 def test_the_accelerators_train_step_lowers():

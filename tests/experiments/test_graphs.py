@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.core import plots, train, trial
+from experiments.core import train, trial
 from experiments.core.cell import Runtime
 from experiments.core.loop import StopSignal
 from experiments.core.observe import Progress
-from experiments.core.report import Group
 from experiments.core.store import ResultsStore
 from experiments.data import graphs, molecules
 from experiments.data.fetch import DataError
@@ -25,9 +23,7 @@ from experiments.graphs import (
     nodes,
     presets,
     regression,
-    report,
     run,
-    timing,
 )
 from experiments.graphs.cells import DictionaryCell, MoleculeCell, NodeCell
 
@@ -417,90 +413,6 @@ def test_steps_lower_for_accelerators(node_task, molecule_task):
 # --- Report and command line -------------------------------------------------------
 
 
-def record(config, metrics, status="done", loss=(1.0, 0.5)):
-    curves = {"step": [1, 2], "loss": list(loss), "accuracy": [0.1, 0.2]}
-    return dict(config=config, metrics=metrics, status=status, curves=curves)
-
-
-def test_the_report_says_who_is_ahead_and_who_is_not(
-    tmp_path, node_task, molecule_task
-):
-    records = []
-    for seed, (accuracy, rmse) in enumerate([(0.90, 50.0), (0.92, 52.0), (0.94, 54.0)]):
-        node = node_cell(node_task, seed=seed)
-        records.append(record(node.config(), dict(test_accuracy=accuracy, params=7)))
-        molecule = molecule_cell(molecule_task, task="melting_point", seed=seed)
-        predictions = [10.0 + seed, 20.0]
-        found = dict(
-            test_rmse=rmse,
-            test_mae=40.0,
-            test_r2=0.5,
-            train_rmse=30.25,
-            test_predictions=predictions,
-            n=5,
-        )
-        records.append(record(molecule.config(), found))
-        lookup = lookup_cell(seed=seed)
-        found = dict(train_accuracy=1.0, train_whole_graphs=1.0, test_accuracy=0.99)
-        records.append(record(lookup.config(), found))
-
-    def baseline(task, model, **metrics):
-        config = dict(task=task, model=model, phase="baseline", seed=0)
-        records.append(record(config, metrics))
-
-    baseline("wordnet", "majority", test_accuracy_40=0.3)
-    baseline(
-        "wordnet", "label_propagation", test_accuracy_40=0.93, chosen_40="50 steps"
-    )
-    scores = dict(test_mae=1.0, test_r2=0.0)
-    baseline("melting_point", "mean", test_rmse=90.0, test_targets=[11, 21], **scores)
-    baseline("melting_point", "forest", test_rmse=60.5, **scores)
-    text = report.write_report(records, tmp_path)
-    assert text.startswith((tmp_path / "report.md").read_text())
-    for part in (
-        ".9200 ± .0200",
-        "gatv2 (.9200) does not beat label propagation, all edges (.9300)",
-        "52.00 ± 2.00",
-        "all pairs (52.00) is ahead of random forest, Morgan counts (60.50)",
-        "* By MAE mean (1.00) is ahead of all pairs (40.00).",
-        "no network (.9200 at best) beats label propagation, all edges (.9300).**",
-        "30.25 ± .00",
-        "| .71 |",  # √((0² + 1²) / 2): the mean of the three seeds says 11 and 20
-        "| label propagation, all edges | .9300 | 50 steps |",
-        "### k = 3: 64 training graphs",
-    ):
-        assert part in text, part
-    for name in ("dictionary.png", "wordnet.png", "melting_point.png"):
-        assert (tmp_path / name).stat().st_size > 1_000
-    with pytest.raises(ValueError, match="no finished cell"):
-        report.write_report([], tmp_path)
-
-
-def test_a_model_has_one_colour_in_every_panel_and_each_a_legend(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        plots, "save_figure", lambda figure, path: drawn.update({path.name: figure})
-    )
-    records = []
-    # Of other keys the other model is ahead, and a third one is there as well.
-    for keys, order in ((3, ("gat", "gatv2")), (4, ("gatv2", "no edges", "gat"))):
-        for place, model in enumerate(order):
-            cell = lookup_cell(model=model, keys=keys)
-            found = dict(train_accuracy=0.5 + 0.1 * place, train_whole_graphs=0.0)
-            records.append(record(cell.config(), found | dict(test_accuracy=0.5)))
-    report.write_report(records, tmp_path)
-    panels = drawn["dictionary.png"].axes
-    assert len(panels) == 2
-    colours: dict[str, set[str]] = {}
-    for axes in panels:
-        named = {line.get_label(): line.get_color() for line in axes.get_lines()}
-        assert {text.get_text() for text in axes.get_legend().get_texts()} == set(named)
-        for name, colour in named.items():
-            colours.setdefault(name, set()).add(colour)
-    assert all(len(found) == 1 for found in colours.values())
-    assert len(set.union(*colours.values())) == len(colours) == 3
-
-
 def test_settings_that_make_no_sense_are_named(capsys):
     with pytest.raises(SystemExit) as ended:
         main.parse(["--preset", "quick", "--seeds", "0"])
@@ -519,18 +431,3 @@ def test_plans_of_every_preset():
     graph = graphs.toy_graph(9, seed=0)
     for model in presets.WORDNET:
         assert run.node_cell(presets.CPU, graph, model, 5).model == model
-
-
-def test_time_and_memory_are_measured(tmp_path, optimized):
-    few = dataclasses.replace(
-        presets.CPU, node_ns=(50,), node_features=4, node_dim=4, node_depth=1
-    )
-    found = timing.measure(timing.RANDOM, few, 4_000)
-    assert found["nodes"] == 1_000 and found["edges"] == 5_000
-    assert found["seconds"] > 0 and found["program_bytes"] > 0
-    assert found["peak_bytes"] > 5e7
-    written = dict(cores=1, nodes=found["nodes"], rows=[found])
-    (tmp_path / report.TIMING).write_text(json.dumps(written))
-    assert "| gatv2, random graph | 5,000 |" in "\n".join(
-        report._timing(Group([], [], tmp_path, []))
-    )

@@ -16,21 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiments.core.studies import Study, run_studies
-from experiments.positions.presets import PRESETS as POSITION_PRESETS
 from experiments.sequence_labelling.presets import PRESETS, Experiment
 
-from attn_jax import inputs
 from experiments.core import train
 from experiments.core.cell import Runtime, attention_digest
 from experiments.core.loop import Interrupted, StopSignal
 from experiments.core.observe import Progress
 from experiments.core.store import ResultsStore
-from experiments.data import sequence_tasks, sequences, speech
+from experiments.data import sequence_tasks, sequences
 from experiments.positions import __main__ as positions_main
-from experiments.positions import report as positions_report
-from experiments.positions import run as positions_run
 from experiments.sequence_labelling import __main__ as labelling_main
-from experiments.sequence_labelling import report, run, streaming
+from experiments.sequence_labelling import report, run
 from experiments.tasks import labelling
 from experiments.tasks.labelling import LabelCell, LabelRunner
 
@@ -297,94 +293,6 @@ def test_every_preset_plans_cells_that_models_can_be_built_of():
     assert heads["heads=4"].final(0) == heads["score=dot_product"].final(0)
     with pytest.raises(ValueError, match="'heads=2' is a variation of 'transformer'"):
         run.plan_studies(Experiment(models=("gru",), heads=(2,)), "pos")
-
-
-def record(config, **metrics):
-    return dict(config=config, status="done", metrics=metrics, curves={})
-
-
-def test_a_report_is_drawn_from_records_alone(tmp_path):
-    records = []
-    preset = PRESETS["pos"]
-    for study in run.plan_studies(preset, "pos").values():
-        for cell in study.final(0):
-            wide = cell.window or 0
-            value = 0.9 + 0.01 * cell.seed - 0.0001 * wide
-            records.append(
-                record(
-                    cell.config(),
-                    test_accuracy=value,
-                    test_accuracy_unknown=value - 0.1,
-                    train_accuracy=0.95,
-                    params=1000 + wide,
-                    input_params=10,
-                    flops=5.0,
-                    n=cell.n or 50_000,
-                )
-            )
-    text = report.write_report(records, tmp_path)
-    whole = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert ".9100 ± .0100" in text and "| unknown |" in text
-    assert "## The window: 5,000 training sequences" in whole
-    assert "additive, 4 heads, 2 layers, positions: rope" in whole
-    assert "| Transformer | " in whole and "N = 500" in whole
-    for name in ("window.png", "scaling.png"):
-        assert (tmp_path / name).stat().st_size > 5_000
-    with pytest.raises(ValueError, match="no finished cell"):
-        report.write_report([], tmp_path)
-
-
-def test_positions_are_reported_by_length(data, tmp_path):
-    experiment = POSITION_PRESETS["smoke"]
-    cut = positions_run.by_length(data, experiment)
-    names = set(cut.test.groups)
-    assert names == {"length_1_8", "length_9_64"}
-    records = []
-    for encoding in experiment.encodings:
-        cell = positions_run.cell_of(experiment, cut, encoding)
-        cell = dataclasses.replace(cell, phase="final")
-        metrics = {"test_accuracy_length_1_8": 0.9, "test_accuracy_length_9_64": 0.8}
-        records.append(record(cell.config(), position_params=7, **metrics))
-    (tmp_path / "overhead.json").write_text(
-        '{"turns": 3, "tokens": 64, "length": 8, "encodings": '
-        '{"rope": {"ratio": 1.25}, "floater, adjoint": {"ratio": 1.5}}}',
-        encoding="utf-8",
-    )
-    text = positions_report.write_report(records, tmp_path)
-    assert "not learnt" in text  # none is clearly ahead of the encoder without
-    assert "+25 %" in text and "+50 %" in text
-    assert "✓ ✓ ✓" in text
-    assert (tmp_path / "lengths_toy_pos.png").is_file()
-
-
-def test_sound_is_labelled_as_it_comes_as_it_is_as_a_whole():
-    data = sequence_tasks.load_task("toy_phones")
-    signal = speech.toy_speech(1, seed=3).audio[0]
-    cell = run.base_cell(
-        PRESETS["smoke_phones"],
-        "toy_phones",
-        "transformer",
-        attention="truncated",
-        left=4,
-        right=2,
-    )
-    params = labelling.programs(labelling.program_key(cell, data)).initial_params(0)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), params
-    )
-    model = streaming.labeller_of(cell, data, params, 10_000)
-    mean, std = np.zeros(120, np.float32), np.ones(120, np.float32)
-    sound = streaming.SoundLabeller(model, mean, std, chunk=4)
-    assert sound.delay == 2 + 4  # one layer, and the differences of the features
-    parts = list(sound.logits(signal))
-    assert not len(parts[0])  # nothing is known before its look-ahead has come
-    count = inputs.num_frames(len(signal), sound.window, sound.hop)
-    whole = streaming.offline(model, signal, mean, std, length=count + 3)
-    assert np.concatenate(parts).shape == whole.shape
-    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="signal must have at least 400 samples"):
-        next(sound.logits(signal[:399]))
 
 
 DEVICES = """

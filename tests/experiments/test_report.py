@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 
 import pytest
@@ -10,8 +9,6 @@ import pytest
 from experiments import __main__ as program
 from experiments.core import report
 from experiments.core.store import ResultsStore
-from experiments.positions import report as positions
-from experiments.sequence_labelling import report as labelling
 
 
 def record(seed, phase="final", **fields):
@@ -105,132 +102,3 @@ def test_what_the_test_set_cannot_tell_is_named():
     assert said[0].endswith("of the 10,000 items, √(p(1 − p)/m) = .004, in: near.")
     for size in (None, 10**9):
         assert noted(size) == []
-
-
-def encodings(**shortest):
-    metric = "test_accuracy_length_1_9"
-    spread = (-0.0001, 0.0, 0.0001)
-    return [
-        row([mean + x for x in spread], metric, positions=name)
-        for name, mean in shortest.items()
-    ]
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.02])
-def test_the_order_is_learnt_from_midway_between_none_and_the_best(scale):
-    group = encodings(none=0.9 - scale / 2, shaw=0.9, floater=0.9 - 0.45 * scale)
-    needed = positions.threshold(group, "test_accuracy_length_1_9")
-    assert needed == pytest.approx(0.9 - scale / 4)
-
-
-def test_nothing_is_learnt_where_none_is_clearly_behind():
-    metric = "test_accuracy_length_1_9"
-    assert positions.threshold(encodings(none=0.9, shaw=0.9), metric) == math.inf
-    assert positions.threshold(encodings(shaw=0.9), metric) == 0.0
-
-
-def test_what_was_not_learnt_or_cannot_be_told_is_no_induction(tmp_path):
-    records = []
-    for name, short in (
-        ("none", 0.9),
-        ("shaw", 0.92),
-        ("floater", 0.901),
-        ("alibi", 1),
-    ):
-        for seed in range(3):
-            found = dict(m_test_accuracy_length_1_9=short + 1e-4 * seed)
-            found |= dict(m_test_accuracy_length_10_20=short - 0.1)
-            records.append(
-                record(
-                    seed,
-                    task="words",
-                    positions=name,
-                    learning_rate=1e-3,
-                    train_length=9,
-                    updates=5,
-                    **found,
-                )
-            )
-    # ALiBi is the best here, which tells nothing of what the others learnt.
-    written = positions.REPORT.write(records, tmp_path)
-    cells = {
-        line.split("|")[1].strip(): line.split("|")[4].strip()
-        for line in written.splitlines()
-        if line.startswith("| ")
-    }
-    assert cells["none"] == "–" and cells["alibi"] == "void"
-    assert cells["shaw"].startswith("−.1") and cells["floater"] == "not learnt"
-
-
-LABELLER = dict(
-    model="transformer",
-    window=None,
-    left=None,
-    right=None,
-    n=None,
-    updates=9,
-    num_heads=4,
-    depth=2,
-    attention="dot_product",
-    positions="rope",
-    learning_rate=1e-3,
-)
-
-
-def labellers(task, variants, metric="test_accuracy", **more):
-    return [
-        record(
-            s,
-            task=task,
-            **(LABELLER | change),
-            **{f"m_{metric}": mean + 1e-4 * s},
-            **more,
-        )
-        for change, mean in variants
-        for s in range(3)
-    ]
-
-
-def test_models_behind_a_baseline_are_said_first(tmp_path):
-    variants = [({}, 0.9), (dict(model="window", window=0), 0.8)]
-    records = labellers("pos", variants)
-    floor = dict(
-        task="pos", model="most_frequent", phase="baseline", m_test_accuracy=0.85
-    )
-    written = labelling.REPORT.write([*records, record(0, **floor)], tmp_path)
-    said = "**Not ahead of the baseline most frequent (.8500): fully connected, each"
-    assert said in written and written.index(said) < written.index("## Models")
-    floor["m_test_accuracy"] = 0.95
-    written = labelling.REPORT.write([*records, record(0, **floor)], tmp_path)
-    assert "**No model beats the baseline most frequent (.9500):" in written
-
-
-def test_encodings_worse_than_none_and_unfair_scores_are_told(tmp_path):
-    whole = labellers("pos", [({}, 0.9)])
-    varied = [
-        (dict(positions="none"), 0.5),
-        (dict(positions="sinusoidal"), 0.4),
-        (dict(positions="rope"), 0.6),
-        (dict(attention="additive"), 0.55),
-    ]
-    varied = [(change | dict(n=100, updates=3), mean) for change, mean in varied]
-    labelling.REPORT.write([*whole, *labellers("pos", varied)], tmp_path)
-    written = (tmp_path / "report.md").read_text()
-    assert "sinusoidal −.1000 [−.1000, −.1000], **worse than none**" in written
-    assert "rope +.1000 [+.1000, +.1000]; sinu" in written
-    assert "no fair comparison here: RoPE" in written
-    labelling.REPORT.write([*whole, *labellers("pos", varied[:3])], tmp_path)
-    assert "fair" not in (tmp_path / "report.md").read_text()
-
-
-def test_whole_utterances_stand_beside_their_crops(tmp_path):
-    variants = [({}, 0.9), (dict(model="gru"), 0.8)]
-    cut = labelling.REPORT.write(labellers("phones", variants), tmp_path)
-    assert "| model | crops of 2.56 s |" in cut and "whole utterances" not in cut
-    both = [
-        *labellers("phones", variants[:1], m_test_whole_accuracy=0.5),
-        *labellers("phones", variants[1:], m_test_whole_accuracy=0.7),
-    ]
-    written = labelling.REPORT.write(both, tmp_path)
-    assert "| model | whole utterances | crops of 2.56 s |" in written
-    assert written.index("| bidirectional GRU | .7000") < written.index("| Transformer")

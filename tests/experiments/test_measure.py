@@ -1,0 +1,112 @@
+"""Programs beside an experiment: what they measure, and the files that reports read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from attn_jax import inputs
+from experiments.attention_vs_rnn import timing as decoders
+from experiments.core.measure import Folder, measures
+from experiments.data import sequence_tasks, speech
+from experiments.graphs import timing as graphs
+from experiments.graphs.experiment import PRESETS
+from experiments.sequence_labelling import experiment as labelling_experiment
+from experiments.sequence_labelling import streaming
+from experiments.tasks import labelling
+
+
+def measure(folder: Folder, *, turns: int = 3, seconds: tuple[float, ...] = (1.0,)):
+    """Measures nothing.
+
+    Args:
+      folder: of the results.
+      turns: how often.
+      seconds: how long.
+    """
+    if turns < 1:
+        raise FileNotFoundError(f"{folder} holds nothing.")
+    return dict(turns=turns, seconds=seconds)
+
+
+def test_arguments_are_flags_and_what_is_measured_a_file(tmp_path, capsys):
+    main = measures("found.json", measure)
+    folder = tmp_path / "new"
+    assert main([str(folder), "--turns", "4", "--seconds", "1", "2"]) == 0
+    found = json.loads((folder / "found.json").read_text())
+    assert (found["turns"], found["seconds"]) == (4, [1.0, 2.0])
+    assert found["provenance"]["python"] and found["wall_time_s"] >= 0
+    assert main([str(tmp_path / "none"), "--turns", "0"]) == 2
+    assert "none holds nothing" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "how often" in capsys.readouterr().out
+
+
+def test_an_image_is_timed_by_its_positions():
+    sizes = decoders.SMALL_MODEL
+    cached = decoders.whole_images("linear", sizes, 2, 1)
+    assert cached["images_per_s"] == pytest.approx(2 / cached["seconds"][0])
+    seconds = decoders.by_position("linear", sizes, 2, [0, 15], 1)
+    assert len(seconds) == 2 and min(seconds) > 0
+    whole = decoders.uncached_images(sizes, 1, [8, 16], 1)
+    first, second = whole["seconds_at"]
+    rising = [first * t / 8 for t in range(1, 9)]
+    rising += [first + (second - first) * t / 8 for t in range(1, 9)]
+    assert whole["seconds"] == [pytest.approx(sum(rising))]
+
+
+def test_what_needs_too_much_is_told_and_not_run(monkeypatch):
+    monkeypatch.setattr(decoders, "SCALING", ("dot_product",))
+    monkeypatch.setattr(decoders, "MOST_BYTES", 8 * 64 * 64 * 4)
+    rows = decoders.scaling([16, 128, 256], 1)
+    assert [row["length"] for row in rows] == [16, 128]
+    assert rows[0]["seconds"] > 0
+    assert rows[1]["skipped"].startswith("needs")
+    assert "seconds" not in rows[1]
+
+
+def test_time_and_memory_of_a_graph_are_measured(optimized):
+    few = dataclasses.replace(
+        PRESETS["cpu"], node_ns=(50,), node_features=4, node_dim=4, node_depth=1
+    )
+    found = graphs.measure(graphs.RANDOM, few, 4_000)
+    assert found["nodes"] == 1_000 and found["edges"] == 5_000
+    assert found["seconds"] > 0 and found["program_bytes"] > 0
+    assert found["peak_bytes"] > 5e7
+
+
+def test_sound_is_labelled_as_it_comes_as_it_is_as_a_whole():
+    data = sequence_tasks.load_task("toy_phones")
+    signal = speech.toy_speech(1, seed=3).audio[0]
+    cell = labelling_experiment.base_cell(
+        labelling_experiment.PRESETS["smoke_phones"],
+        "toy_phones",
+        "transformer",
+        attention="truncated",
+        left=4,
+        right=2,
+    )
+    program = labelling.program_of(labelling.program_key(cell, data))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32),
+        program.initial_params(0),
+    )
+    model = streaming.labeller_of(cell, data, params, 10_000)
+    mean, std = np.zeros(120, np.float32), np.ones(120, np.float32)
+    stream = streaming.SoundLabeller(model, mean, std, chunk=4)
+    assert stream.delay == 2 + 4  # one layer, and the differences of the features
+    parts = list(stream.logits(signal))
+    assert not len(parts[0])  # nothing is known before its look-ahead has come
+    count = inputs.num_frames(len(signal), stream.window, stream.hop)
+    whole = streaming.offline(model, signal, mean, std, length=count + 3)
+    assert np.concatenate(parts).shape == whole.shape
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="signal must have at least 400 samples"):
+        next(stream.logits(signal[:399]))
