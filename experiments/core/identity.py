@@ -7,7 +7,6 @@ was, and only what differs from it enters a hash, under the key "differs" of the
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -114,13 +113,6 @@ def _same(value: Any, other: Any) -> bool:
             np.allclose(value, other, rtol=0, atol=2e-3)
         )
     return bool(value == other)
-
-
-def config_of(cell: Any) -> dict[str, Any]:
-    """A cell with a field ``differs`` as the dictionary that the store hashes."""
-    found = dataclasses.asdict(cell)
-    del found["differs"]
-    return with_differs(found, cell.differs)
 
 
 def with_differs(config: dict[str, Any], found: Differs) -> dict[str, Any]:

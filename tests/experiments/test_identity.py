@@ -8,23 +8,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.attention_as_conv import presets as conv_presets
-from experiments.attention_as_conv import run as conv
-from experiments.attention_vs_rnn import presets as rnn_presets
-from experiments.attention_vs_rnn import run as rnn
+from experiments.attention_as_conv import experiment as conv
+from experiments.attention_vs_rnn import experiment as rnn
 from experiments.core import identity, store
 from experiments.data import graphs, molecules, sequence_tasks
 from experiments.data import images as data
 from experiments.data.sequences import Part, SequenceData
-from experiments.data_scaling import presets as scaling_presets
-from experiments.data_scaling import run as scaling
-from experiments.graphs import presets as graph_presets
+from experiments.data_scaling import experiment as scaling
+from experiments.graphs import experiment as graph
 from experiments.graphs import regression
-from experiments.graphs import run as graph_run
-from experiments.positions import presets as position_presets
-from experiments.positions import run as positions
-from experiments.sequence_labelling import presets as labelling_presets
-from experiments.sequence_labelling import run as labelling
+from experiments.positions import experiment as positions
+from experiments.sequence_labelling import experiment as labelling
 
 ROOT = pathlib.Path(__file__).parents[2] / "experiments"
 RESULTS = sorted(ROOT.glob("*/results/**/results.jsonl"))
@@ -45,8 +39,8 @@ def test_a_committed_record_has_the_hash_of_its_config(path):
 # ---------------------------------------- what the present code plans, without data
 
 
-def images(name="fashion_mnist", count=60_000, **changes):
-    pixels = np.broadcast_to(np.zeros((1, 28, 28, 1), np.uint8), (count, 28, 28, 1))
+def images(name="fashion_mnist", count=60_000, side=28, **changes):
+    pixels = np.broadcast_to(np.uint8(0), (count, side, side, 1))
     labels = (np.arange(count) % 10).astype(np.int32)
     known = identity.COMMITTED.get(name, {})
     settings = dict(
@@ -76,13 +70,13 @@ def sequences(name, monkeypatch):
 
 
 def stub_graphs(monkeypatch):
-    graph = dataclasses.replace(
+    words = dataclasses.replace(
         graphs.toy_graph(9, seed=0),
         labels=np.zeros(33_000, np.int32),
         kind_names=("@", "@i", "~", "~i"),
         sha256=identity.COMMITTED["wordnet"]["data_sha256"],
     )
-    monkeypatch.setattr(graphs, "load_wordnet", lambda: graph)
+    monkeypatch.setattr(graphs, "load_wordnet", lambda: words)
     toys = molecules.toy_molecules()
     monkeypatch.setattr(
         molecules,
@@ -100,7 +94,7 @@ def stub_graphs(monkeypatch):
 
     class Epochs:
         def __init__(self, task, *rest):
-            passes = getattr(graph_presets.CPU, epochs[task.data.name])
+            passes = getattr(graph.PRESETS["cpu"], epochs[task.data.name])
             self.size = lengths[task.data.name] // passes
 
     monkeypatch.setattr(regression, "Epochs", Epochs)
@@ -116,31 +110,8 @@ def stub_graphs(monkeypatch):
 
 
 def planned(plans):
-    """Hashes of all cells that may be run, whatever tuning chooses."""
-    found = set()
-    for plan in plans:
-        found |= {store.config_hash(plan.baseline_config(n)) for n in plan.baselines}
-        for study in plan.studies.values():
-            cells = [*study.tuning()]
-            for best in range(len(study.grid)):
-                cells += study.final(best)
-            found |= {store.config_hash(cell.config()) for cell in cells}
-    return found
-
-
-def scaling_hashes(preset, dataset):
-    experiment = scaling_presets.PRESETS[preset]
-    units = scaling.plan(
-        experiment, *identity.of_images(dataset)[:1], dataset.image_shape
-    )
-    found = set()
-    for unit in units:
-        found |= {store.config_hash(config) for config in unit.baseline}
-        found |= {store.config_hash(cell.config()) for cell in unit.grid}
-        for best in range(len(unit.grid)):
-            cells = scaling.final_cells(unit, best, experiment)
-            found |= {store.config_hash(cell.config()) for cell in cells}
-    return found
+    """Hashes of all records that there may be, whatever tuning chooses."""
+    return {store.config_hash(made) for plan in plans for made in plan.possible()}
 
 
 def missing(folder, hashes):
@@ -150,37 +121,37 @@ def missing(folder, hashes):
 @pytest.mark.parametrize("preset", ["pos", "pos_fine", "phones"])
 def test_labelling_plans_the_cells_that_are_committed(preset, monkeypatch):
     sequences(preset, monkeypatch)
-    plans = labelling.make_plans(labelling_presets.PRESETS[preset])
+    plans = labelling.plans(labelling.PRESETS[preset])
     assert not missing(f"sequence_labelling/results/{preset}", planned(plans))
 
 
 def test_positions_plans_the_cells_that_are_committed(monkeypatch):
     sequences("pos", monkeypatch)
-    plans = positions.make_plans(position_presets.CPU)
+    plans = positions.plans(positions.PRESETS["cpu"])
     assert not missing("positions/results", planned(plans))
 
 
 def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, **_: images())
     monkeypatch.setattr(rnn, "load", lambda name: images())
-    plans = conv.make_plans(conv_presets.CPU)
     # Were fitted to 10,000 of their images: to be run again.
     known = {f"logistic_regression n=60000 seed={seed}" for seed in range(3)}
+    plans = conv.plans(conv.PRESETS["cpu"])
     lost = missing("attention_as_conv/results", planned(plans))
     assert {config["model"] for config in lost} <= known
-    plans = rnn.make_plans(rnn_presets.CPU)
+    plans = rnn.plans(rnn.PRESETS["cpu"])
     assert not missing("attention_vs_rnn/results", planned(plans))
-    name = "scenes-pointer-3x3-4cells-10classes-10px"
-    scenes = images(name, test_images=np.zeros((1, 30, 30, 1), np.uint8))
-    scenes = dataclasses.replace(scenes, train_images=scenes.test_images)
-    hashes = scaling_hashes("cpu", images()) | scaling_hashes("scenes", scenes)
-    assert not missing("data_scaling/results", hashes)
+    scenes = images("scenes-pointer-3x3-4cells-10classes-10px", 64_000, side=30)
     assert not identity.of_images(scenes)[1]
+    plans = scaling.plans(scaling.PRESETS["cpu"])
+    monkeypatch.setattr(scaling, "load_task", lambda *_, **__: scenes)
+    plans += scaling.plans(scaling.PRESETS["scenes"])
+    assert not missing("data_scaling/results", planned(plans))
 
 
 def test_graphs_plans_the_cells_that_are_committed(monkeypatch):
     stub_graphs(monkeypatch)
-    found = planned(graph_run.make_plans(graph_presets.CPU))
+    found = planned(graph.plans(graph.PRESETS["cpu"]))
     lost = missing("graphs/results", found)
     # Scored on 480 of their 500 graphs: to be run again.
     assert all(c["task"] == "dictionary" and "held_out" not in c for c in lost)
@@ -223,32 +194,31 @@ def _exact_sketch(toy):
 
 
 def of_baseline(plan, name):
-    return store.config_hash(plan.baseline_config(name))
+    (config,) = (b.config for b in plan.baselines if b.config["model"] == name)
+    return store.config_hash(config)
 
 
 def test_a_baseline_of_other_data_or_sizes_has_a_record_of_its_own(monkeypatch):
     stub_graphs(monkeypatch)
     monkeypatch.setattr(rnn, "load", lambda name: images())
-    cpu = graph_presets.CPU
 
-    def plan(make, preset, **changes):
-        return make(dataclasses.replace(preset, **changes))[-1]
+    def plan(experiment, **changes):
+        (found,) = experiment.plans(
+            dataclasses.replace(experiment.PRESETS["cpu"], **changes)
+        )
+        return found
 
-    for make, preset, task, changes, name in (
-        (graph_run.make_plans, cpu, "logp", dict(trees=7), "forest"),
-        (graph_run.make_plans, cpu, "wordnet", dict(node_ns=(50,)), "text"),
-        (graph_run.make_plans, cpu, "wordnet", dict(node_test=70), "majority"),
-        (rnn.make_plans, rnn_presets.CPU, "images", dict(image_test=9), "uniform"),
+    for experiment, task, changes, name in (
+        (graph, "logp", dict(trees=7), "forest"),
+        (graph, "wordnet", dict(node_ns=(50,)), "text"),
+        (graph, "wordnet", dict(node_test=70), "majority"),
+        (rnn, "images", dict(image_test=9), "uniform"),
     ):
-        one = plan(make, preset, task=task)
-        two = plan(make, preset, task=task, **changes)
+        one, two = plan(experiment, task=task), plan(experiment, task=task, **changes)
         assert of_baseline(one, name) != of_baseline(two, name), changes
-    one, two = (plan(graph_run.make_plans, cpu, task="logp", trees=n) for n in (100, 7))
+    one, two = (plan(graph, task="logp", trees=n) for n in (100, 7))
     assert of_baseline(one, "ridge") == of_baseline(two, "ridge")
-    one, two = (
-        plan(graph_run.make_plans, cpu, task="wordnet", node_test=n)
-        for n in (8_000, 6_000)
-    )
+    one, two = (plan(graph, task="wordnet", node_test=n) for n in (8_000, 6_000))
     assert planned([one]).isdisjoint(planned([two]))
 
 
@@ -258,7 +228,7 @@ def test_images_of_one_name_are_told_apart_by_their_content(monkeypatch):
         for name in ("npz:toy.npz", "fashion_mnist", "digits"):
             dataset = images(name, 200, sha256=sha256)
             monkeypatch.setattr(data, "load", lambda *_, d=dataset, **__: d)
-            found.append(planned(conv.make_plans(conv_presets.QUICK)))
+            found.append(planned(conv.plans(conv.PRESETS["quick"])))
     assert len(set.union(*found)) == sum(map(len, found))
 
 
