@@ -44,7 +44,6 @@ def _decoder(mixer="dot_product"):
         depth=1,
         num_heads=1,
         max_length=9,
-        options=dict(num_buckets=2, num_rounds=1) if mixer == "reformer" else None,
         rngs=nnx.Rngs(0),
     )
 

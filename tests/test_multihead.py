@@ -177,9 +177,7 @@ def test_a_function_in_a_file_works(tmp_path, arrays):
     np.testing.assert_allclose(flat[:, 0], flat[:, 1], atol=1e-6)
     with pytest.raises(TypeError, match="takes no option `pover`; it takes: power"):
         run(params, pover=0.0)
-    with pytest.raises(
-        TypeError, match="`init` of .* takes no option `bain`; it takes"
-    ):
+    with pytest.raises(TypeError, match="no option `bain` of `init`; it takes: gain"):
         multi_head_init(spec, rng, N, H, bain=1.0)
     with pytest.raises(ValueError, match="needs `params`; make them with"):
         attend(**x, rng=rng)
@@ -611,7 +609,7 @@ def test_an_implementation_that_cannot_serve_says_so(arrays):
     x = {name: arrays[name] for name in ("query", "key", "value")}
     with pytest.raises(ValueError, match="'xla' needs V = H, but V=3 and H=8; use"):
         dot_product_attention(**x, implementation="xla")
-    with pytest.raises(ValueError, match="`implementation` must be None, 'reference'"):
+    with pytest.raises(ValueError, match="`implementation` must be 'reference'"):
         dot_product_attention(**x, implementation="flash")
     if importlib.util.find_spec("tokamax") is None:
         with pytest.raises(ValueError, match="needs the package `tokamax`"):
@@ -674,7 +672,7 @@ def test_bad_options_are_named(arrays):
         unscaled(*given, scale=0.0)
     with pytest.raises(ValueError, match="'blockwise' cannot honour dropout"):
         multi_head("blockwise")(**arrays, dropout_rate=0.1, rng=jax.random.key(0))
-    with pytest.raises(TypeError, match="takes no options of `init`: gain"):
+    with pytest.raises(TypeError, match="takes no option `gain` of `init`"):
         multi_head_init("dot_product", jax.random.key(0), N, H, gain=1.0)
     with pytest.raises(ValueError, match="takes `params` but has no `init`"):
         multi_head_init(

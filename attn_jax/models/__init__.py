@@ -108,8 +108,6 @@ def build(
       overrides: constructor arguments that replace those of the size, such as
         ``{"patch": 4}``.
       dropout_rate: for the families that have dropout (all but "resnet").
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Returns:
       A module that maps images [B, height, width, C] to logits [B, classes].
@@ -118,7 +116,6 @@ def build(
       ValueError: for an unknown family or size, or for an attention variant,
         dropout or override that the family cannot honour.
 
-    >>> from flax import nnx
     >>> model = build("vit", "mu", image_shape=(28, 28, 1), num_classes=10,
     ...               rngs=nnx.Rngs(0))
     >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attn_jax.models.resnet import GroupNorm, StdConv, _groups
-from attn_jax.nn.encoder import Encoder, add_positions, check_images
+from attn_jax.nn.encoder import Encoder, add_positions, check_images, zero_head
 from attn_jax.positions import sinusoidal_2d
 from attn_jax.variant import Variant
 
@@ -25,14 +25,10 @@ class Hybrid(nnx.Module):
       dim, depth, num_heads, mlp_dim: width, blocks, heads and feed-forward width.
       attention: any attention variant, see `EncoderBlock`.
       dropout_rate: see `EncoderBlock`.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Reference: Dosovitskiy et al., arXiv:2010.11929, "Hybrid Architecture"; Xiao et
     al., Early Convolutions Help Transformers See Better, arXiv:2106.14881.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> model = Hybrid((8, 8, 1), 10, stem_widths=(4, 8), dim=8, depth=1,
     ...                num_heads=2, mlp_dim=16, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((3, 8, 8, 1))).shape
@@ -55,7 +51,7 @@ class Hybrid(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not stem_widths:
-            raise ValueError("stem_widths must name at least one convolution, got ().")
+            raise ValueError("`stem_widths` must name at least one convolution.")
         height, width, self.channels = image_shape
         convs, norms, features = [], [], self.channels
         for out_features in stem_widths:
@@ -91,13 +87,7 @@ class Hybrid(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.head = nnx.Linear(
-            dim,
-            num_classes,
-            kernel_init=nnx.initializers.zeros_init(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.head = zero_head(dim, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

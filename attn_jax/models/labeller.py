@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from attn_jax.attention import _checks
-from attn_jax.nn.encoder import Encoder, MlpBlock
+from attn_jax.nn.encoder import Encoder, MlpBlock, zero_head
 from attn_jax.nn.positional import make_positions
 from attn_jax.variant import Variant
 
@@ -45,6 +45,11 @@ def _where_real(x: jax.Array, key_mask: jax.Array) -> jax.Array:
     return jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype))
 
 
+def _many(count: int, make: Callable[..., nnx.Module], *args: Any, **kw: Any) -> Any:
+    """Several layers of one kind."""
+    return nnx.List([make(*args, **kw) for _ in range(count)])
+
+
 class IdInput(nnx.Module):
     """A token with K ids, such as word, suffix and shape, as the sum of their vectors.
 
@@ -53,11 +58,7 @@ class IdInput(nnx.Module):
     Args:
       sizes: number of rows of each table.
       dim: width D.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> IdInput((10, 4), 8, rngs=nnx.Rngs(0))(jnp.zeros((2, 3, 2), jnp.int32)).shape
     (2, 3, 8)
     """
@@ -91,8 +92,8 @@ class IdInput(nnx.Module):
         """
         if ids.ndim != 3 or ids.shape[-1] != len(self.sizes):
             raise ValueError(
-                f"inputs must be ids [B, T, {len(self.sizes)}], one for each table, "
-                f"got shape {tuple(ids.shape)}."
+                f"`inputs` must be ids [B, T, {len(self.sizes)}], one for each table, "
+                f"but has shape {tuple(ids.shape)}."
             )
         ids = _checks.check_ids("inputs", ids, self.sizes)
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
@@ -108,11 +109,7 @@ class VectorInput(nnx.Module):
     Args:
       features: size F of an input vector.
       dim: width D.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> VectorInput(40, 8, rngs=nnx.Rngs(0))(jnp.zeros((2, 3, 40))).shape
     (2, 3, 8)
     """
@@ -127,7 +124,7 @@ class VectorInput(nnx.Module):
         """Maps vectors [B, T, F] to [B, T, D]."""
         if vectors.ndim != 3 or vectors.shape[-1] != self.features:
             raise ValueError(
-                f"inputs must be vectors [B, T, {self.features}], got shape "
+                f"`inputs` must be vectors [B, T, {self.features}], but has shape "
                 f"{tuple(vectors.shape)}."
             )
         return self.linear(vectors)
@@ -143,7 +140,6 @@ def side_by_side(x: jax.Array, window: int) -> jax.Array:
     Returns:
       [B, T, (2w + 1) · D].
 
-    >>> import jax.numpy as jnp
     >>> side_by_side(jnp.arange(1.0, 4.0).reshape(1, 3, 1), 1)[0].tolist()
     [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 0.0]]
     """
@@ -166,11 +162,7 @@ class WindowBody(nnx.Module):
       mlp_dim: hidden width of the blocks.
       window: w.
       dropout_rate: of hidden units while training.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> body = WindowBody(8, depth=2, mlp_dim=16, window=3, rngs=nnx.Rngs(0))
     >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
     (2, 5, 8)
@@ -188,21 +180,13 @@ class WindowBody(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if window < 0:
-            raise ValueError(f"window must be 0 or more, got {window}.")
+            raise ValueError(f"`window` must be 0 or more, but is {window}.")
         self.window = window
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
         self.mix = nnx.Linear((2 * window + 1) * dim, dim, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
-            [
-                MlpBlock(
-                    dim, mlp_dim, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
-                )
-                for _ in range(depth)
-            ]
-        )
-        self.norms = nnx.List(
-            [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(depth + 1)]
-        )
+        mlp = dict(dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
+        self.blocks = _many(depth, MlpBlock, dim, mlp_dim, **mlp)
+        self.norms = _many(depth + 1, nnx.LayerNorm, dim, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -229,11 +213,7 @@ class ConvolutionBody(nnx.Module):
       mlp_dim: hidden width of the position-wise networks.
       kernel: width of a convolution, odd; L of them see L · (kernel − 1) + 1 vectors.
       dropout_rate: of hidden units while training.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> body = ConvolutionBody(8, depth=2, mlp_dim=16, kernel=3, rngs=nnx.Rngs(0))
     >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
     (2, 5, 8)
@@ -251,31 +231,17 @@ class ConvolutionBody(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd and at least 1, got {kernel}.")
+            raise ValueError(f"`kernel` must be odd and at least 1, but is {kernel}.")
         self.kernel = kernel
-
-        def norms() -> nnx.List:
-            return nnx.List(
-                [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(depth)]
-            )
-
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         # A convolution as one product over the window: XLA:CPU's own for one axis is
         # several times slower.
-        self.convolutions = nnx.List(
-            [
-                nnx.Linear(kernel * dim, dim, dtype=dtype, rngs=rngs)
-                for _ in range(depth)
-            ]
+        self.convolutions = _many(depth, nnx.Linear, kernel * dim, dim, **common)
+        self.blocks = _many(
+            depth, MlpBlock, dim, mlp_dim, dropout_rate=dropout_rate, **common
         )
-        self.blocks = nnx.List(
-            [
-                MlpBlock(
-                    dim, mlp_dim, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
-                )
-                for _ in range(depth)
-            ]
-        )
-        self.convolution_norms, self.mlp_norms = norms(), norms()
+        self.convolution_norms = _many(depth, nnx.LayerNorm, dim, **common)
+        self.mlp_norms = _many(depth, nnx.LayerNorm, dim, **common)
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -310,14 +276,10 @@ class RecurrentBody(nnx.Module):
       depth: number of layers.
       cell: "gru" or "lstm".
       dropout_rate: of the layers' outputs while training.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Reference: Cho et al., 2014, arXiv:1406.1078; Graves & Schmidhuber, 2005, framewise
     phoneme classification with bidirectional LSTM.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> body = RecurrentBody(8, depth=1, rngs=nnx.Rngs(0))
     >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
     (2, 5, 8)
@@ -335,7 +297,7 @@ class RecurrentBody(nnx.Module):
     ):
         cells = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
         if cell not in cells:
-            raise ValueError(f"cell must be 'gru' or 'lstm', got {cell!r}.")
+            raise ValueError(f"`cell` must be 'gru' or 'lstm', but is {cell!r}.")
         self.cell = cell
 
         def direction() -> nnx.RNN:
@@ -347,12 +309,9 @@ class RecurrentBody(nnx.Module):
                 for _ in range(depth)
             ]
         )
-        self.norms = nnx.List(
-            [nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) for _ in range(depth + 1)]
-        )
-        self.outs = nnx.List(
-            [nnx.Linear(2 * dim, dim, dtype=dtype, rngs=rngs) for _ in range(depth)]
-        )
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        self.norms = _many(depth + 1, nnx.LayerNorm, dim, **common)
+        self.outs = _many(depth, nnx.Linear, 2 * dim, dim, **common)
         self.dropout = nnx.Dropout(dropout_rate)
 
     def __call__(
@@ -390,8 +349,6 @@ class TransformerBody(nnx.Module):
       positions: name of the position encoding, see `attn_jax.nn.positional`.
       position_options: its options, such as ``{"clip": 8}``.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> body = TransformerBody(8, depth=1, num_heads=2, mlp_dim=16, max_length=5,
     ...                        rngs=nnx.Rngs(0))
     >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
@@ -472,15 +429,11 @@ class Labeller(nnx.Module):
         over its real vectors.
       max_length: the longest sequence; a longer one is an error.
       dropout_rate: of the body while training.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
       **options: of the body, see its class.
 
     Raises:
       ValueError: for an unknown body or pool, or an option that the body has not.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> model = Labeller(40, 6, body="window", dim=8, depth=1, mlp_dim=16, window=2,
     ...                  max_length=9, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((2, 9, 40)), jnp.ones((2, 9), bool)).shape
@@ -502,9 +455,11 @@ class Labeller(nnx.Module):
         **options: Any,
     ):
         if body not in BODIES:
-            raise ValueError(f"body must be one of {', '.join(BODIES)}, got {body!r}.")
+            raise ValueError(
+                f"`body` must be one of {', '.join(BODIES)}, but is {body!r}."
+            )
         if pool not in (None, "mean"):
-            raise ValueError(f"pool must be None or 'mean', got {pool!r}.")
+            raise ValueError(f"`pool` must be None or 'mean', but is {pool!r}.")
         self.max_length = max_length
         self.pool = pool
         common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
@@ -525,13 +480,7 @@ class Labeller(nnx.Module):
             raise ValueError(f"options: the body {body!r} does not take {unknown}.")
         self.body = make(dim, dropout_rate=dropout_rate, **options, **common)
         self.dropout = nnx.Dropout(dropout_rate)
-        self.head = nnx.Linear(
-            dim,
-            num_classes,
-            kernel_init=nnx.initializers.zeros_init(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.head = zero_head(dim, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -555,14 +504,14 @@ class Labeller(nnx.Module):
         """
         if key_mask.shape != inputs.shape[:2] or key_mask.dtype != jnp.bool_:
             raise ValueError(
-                f"key_mask must be bool [B, T] = {list(inputs.shape[:2])}, got "
+                f"`key_mask` must be bool [B, T] = {list(inputs.shape[:2])}, but is "
                 f"{key_mask.dtype} {list(key_mask.shape)}."
             )
         length = inputs.shape[1]
         if not 1 <= length <= self.max_length:
             raise ValueError(
-                f"inputs must have 1 to max_length={self.max_length} vectors a "
-                f"sequence, got {length}."
+                f"`inputs` must have 1 to max_length={self.max_length} vectors a "
+                f"sequence, but has {length}."
             )
         # Padding may hold anything: a row of zeros, or ids of 0, has finite gradients.
         x = self.input(_where_real(inputs, key_mask))

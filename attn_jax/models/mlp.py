@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from attn_jax.nn.encoder import check_images
+from attn_jax.nn.encoder import check_images, zero_head
 
 
 class Mlp(nnx.Module):
@@ -19,11 +19,8 @@ class Mlp(nnx.Module):
       num_classes: number of labels.
       hidden_dims: widths of the hidden layers.
       dropout_rate: probability of dropping a hidden unit while training.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> model = Mlp((8, 8, 1), 10, hidden_dims=(16,), rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((3, 8, 8, 1))).shape
     (3, 10)
@@ -54,13 +51,7 @@ class Mlp(nnx.Module):
             features = hidden_dim
         self.layers = nnx.List(layers)
         self.dropout = nnx.Dropout(dropout_rate)
-        self.head = nnx.Linear(
-            features,
-            num_classes,
-            kernel_init=nnx.initializers.zeros_init(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.head = zero_head(features, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -73,8 +64,8 @@ class Mlp(nnx.Module):
         check_images(images, self.image_shape[2])
         if images.shape[1:] != self.image_shape:
             raise ValueError(
-                f"images must be [B, {', '.join(map(str, self.image_shape))}], got "
-                f"shape {tuple(images.shape)}."
+                f"`images` must be [B, {', '.join(map(str, self.image_shape))}], but "
+                f"has shape {tuple(images.shape)}."
             )
         x = images.reshape(images.shape[0], -1)
         for layer in self.layers:

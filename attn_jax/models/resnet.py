@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from attn_jax.nn.encoder import check_images
+from attn_jax.nn.encoder import check_images, zero_head
 
 
 def standardize_kernel(kernel: jax.Array, *, epsilon: float = 1e-8) -> jax.Array:
@@ -28,7 +28,6 @@ def standardize_kernel(kernel: jax.Array, *, epsilon: float = 1e-8) -> jax.Array
     Reference: Qiao et al., Micro-Batch Training with Batch-Channel Normalization
     and Weight Standardization, arXiv:1903.10520.
 
-    >>> import jax
     >>> w = standardize_kernel(jax.random.normal(jax.random.key(0), (3, 3, 4, 2)))
     >>> bool(abs((w ** 2).sum((0, 1, 2)) - 1).max() < 1e-4)
     True
@@ -45,11 +44,7 @@ class StdConv(nnx.Module):
       in_features, out_features: channels.
       kernel_size: side of the square kernel.
       stride: step in both directions.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> conv = StdConv(3, 8, kernel_size=3, stride=2, rngs=nnx.Rngs(0))
     >>> conv(jnp.ones((1, 8, 8, 3))).shape
     (1, 4, 4, 8)
@@ -103,7 +98,6 @@ class GroupNorm(nnx.Module):
 
     Reference: Wu and He, Group Normalization, arXiv:1803.08494.
 
-    >>> import jax.numpy as jnp
     >>> GroupNorm(8, num_groups=2)(jnp.ones((1, 4, 4, 8))).shape
     (1, 4, 4, 8)
     """
@@ -118,8 +112,8 @@ class GroupNorm(nnx.Module):
     ):
         if num_groups < 1 or features % num_groups:
             raise ValueError(
-                f"num_groups must divide features, got num_groups={num_groups} and "
-                f"features={features}."
+                f"`num_groups` must divide `features`, but they are {num_groups} and "
+                f"{features}."
             )
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
@@ -169,8 +163,6 @@ class ResidualBlock(nnx.Module):
     Reference: He et al., Identity Mappings in Deep Residual Networks,
     arXiv:1603.05027; Kolesnikov et al., Big Transfer, arXiv:1912.11370.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> block = ResidualBlock(8, 16, stride=2, rngs=nnx.Rngs(0))
     >>> block(jnp.ones((1, 8, 8, 8))).shape
     (1, 4, 4, 16)
@@ -236,16 +228,12 @@ class ResNet(nnx.Module):
       stem_kernel, stem_stride: of the first convolution: 3 and 1 for small images,
         3 and 2 for the smallest models, 7 and 2 for large images.
       max_pool: 3x3 max-pooling of stride 2 after the stem, for large images.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Raises:
       ValueError: if ``widths`` and ``depths`` differ in length.
 
     Reference: Kolesnikov et al., Big Transfer, arXiv:1912.11370.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> model = ResNet((8, 8, 1), 10, widths=(8, 16), depths=(1, 1), rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((3, 8, 8, 1))).shape
     (3, 10)
@@ -269,8 +257,8 @@ class ResNet(nnx.Module):
     ):
         if len(widths) != len(depths) or not widths:
             raise ValueError(
-                "widths and depths must have one entry a stage, got "
-                f"widths={tuple(widths)} and depths={tuple(depths)}."
+                "`widths` and `depths` must have one entry a stage, but are "
+                f"{tuple(widths)} and {tuple(depths)}."
             )
         self.channels = image_shape[2]
         self.max_pool = max_pool
@@ -298,13 +286,7 @@ class ResNet(nnx.Module):
                 blocks.append(block)
         self.blocks = nnx.List(blocks)
         self.norm = GroupNorm(features, num_groups=_groups(features), dtype=dtype)
-        self.head = nnx.Linear(
-            features,
-            num_classes,
-            kernel_init=nnx.initializers.zeros_init(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.head = zero_head(features, num_classes, dtype=dtype, rngs=rngs)
 
     def receptive_field(self) -> int:
         """Side, in pixels, of the square that one output position depends on.

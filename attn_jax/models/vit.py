@@ -8,10 +8,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attn_jax.nn.encoder import Encoder, add_positions, check_images
+from attn_jax.nn.encoder import Encoder, add_positions, check_images, zero_head
 from attn_jax.nn.positional import LearnedPositions
 from attn_jax.positions import sinusoidal_2d
 from attn_jax.variant import Variant
+
+
+def _grid(height: int, width: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(
+            f"`patch` must divide the image, but is {patch} for images of {height} x "
+            f"{width} pixels."
+        )
+    return height // patch, width // patch
 
 
 def patchify(images: jax.Array, patch: int) -> jax.Array:
@@ -30,17 +40,11 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
     Reference: Dosovitskiy et al., An Image is Worth 16x16 Words,
     arXiv:2010.11929, §3.1.
 
-    >>> import jax.numpy as jnp
     >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1]
     Array([2., 3., 6., 7.], dtype=float32)
     """
     batch, height, width, channels = images.shape
-    if patch < 1 or height % patch or width % patch:
-        raise ValueError(
-            f"patch must divide the image: got patch={patch} for images of "
-            f"{height} x {width} pixels."
-        )
-    rows, columns = height // patch, width // patch
+    rows, columns = _grid(height, width, patch)
     x = images.reshape(batch, rows, patch, columns, patch, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, rows * columns, patch * patch * channels)
@@ -85,8 +89,6 @@ class ViT(nnx.Module):
       positions: "sincos2d" (fixed), "learned", or "none".
       attention: any attention variant, see `EncoderBlock`.
       dropout_rate: see `EncoderBlock`.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Raises:
       ValueError: if the patch does not divide the image, the heads do not divide
@@ -95,8 +97,6 @@ class ViT(nnx.Module):
     Reference: Dosovitskiy et al., arXiv:2010.11929; average pooling and fixed 2-D
     sinusoids as in Beyer et al., Better plain ViT baselines, arXiv:2205.01580.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> model = ViT((8, 8, 1), 10, patch=4, dim=8, depth=1, num_heads=2,
     ...             mlp_dim=16, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((3, 8, 8, 1))).shape
@@ -120,18 +120,14 @@ class ViT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         height, width, channels = image_shape
-        if patch < 1 or height % patch or width % patch:
-            raise ValueError(
-                f"patch must divide the image: got patch={patch} for images of "
-                f"{height} x {width} pixels."
-            )
+        self.grid = _grid(height, width, patch)
         if positions not in ("sincos2d", "learned", "none"):
             raise ValueError(
-                f"positions must be 'sincos2d', 'learned' or 'none', got {positions!r}."
+                "`positions` must be 'sincos2d', 'learned' or 'none', but is "
+                f"{positions!r}."
             )
         self.patch = patch
         self.positions = positions
-        self.grid = (height // patch, width // patch)
         self.dim = dim
         self.channels = channels
         self.embed = nnx.Linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
@@ -151,13 +147,7 @@ class ViT(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.head = nnx.Linear(
-            dim,
-            num_classes,
-            kernel_init=nnx.initializers.zeros_init(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.head = zero_head(dim, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -1,4 +1,11 @@
-"""Flax layers and the parts of models: what of attn_jax needs Flax."""
+"""Flax layers and the parts of models: what of attn_jax needs Flax.
+
+Arguments of every layer and model, where nothing else is said:
+  dropout_rate: probability of dropping what is said, while training.
+  dtype: dtype of the computation; parameters stay float32.
+  rngs: source of initialisation randomness; at a call, the stream `dropout`.
+  deterministic: whether dropout is off.
+"""
 
 from attn_jax.nn.attention_fn import *
 from attn_jax.nn.decoder import *

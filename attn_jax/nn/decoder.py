@@ -49,7 +49,6 @@ class CausalAttention(nnx.Module):
       num_heads: N; D must be a multiple of it.
       variant: name, `path/file.py:function`, function, or `Variant`, with a step.
       max_length: the longest sequence, for a variant whose parameters depend on it.
-      rngs: source of initialisation randomness.
 
     Raises:
       ValueError: if D is no multiple of N, or the variant has no step.
@@ -152,7 +151,6 @@ class LstmLayer(nnx.Module):
     Args:
       dim: width D of input and output.
       hidden_dim: number of hidden units.
-      rngs: source of initialisation randomness.
 
     Reference: Hochreiter and Schmidhuber, 1997, long short-term memory; the bias as in
     Jozefowicz et al., 2015, an empirical exploration of recurrent networks.
@@ -231,7 +229,6 @@ class DecoderBlock(nnx.Module):
       make_mix: makes the layer that mixes tokens over time.
       mlp_dim: hidden width of the feed-forward network; None = there is none, as in the
         LSTM of the textbook, which has norm and residual connection alone.
-      rngs: source of initialisation randomness.
     """
 
     def __init__(
@@ -293,7 +290,6 @@ class Decoder(nnx.Module):
         the parameters of an attention block.
       positions: "sinusoidal", "learned", or a fixed table [max_length, D].
       head_bias: first bias [O] of the output layer; None = zeros.
-      rngs: source of initialisation randomness.
 
     Raises:
       ValueError: for a mixer without a step, or positions or shapes that do not fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from attn_jax.nn.attention_fn import as_attention_fn, training
 from attn_jax.nn.positional import Positions
 from attn_jax.variant import Variant
 
-__all__ = ["Encoder", "EncoderBlock", "MlpBlock", "add_positions", "check_images"]
+__all__ = ["Encoder", "EncoderBlock", "MlpBlock"]
+
+DType = jax.typing.DTypeLike
 
 
 class MlpBlock(nnx.Module):
@@ -25,13 +28,9 @@ class MlpBlock(nnx.Module):
       dim: width D of input and output.
       hidden_dim: width of the hidden layer.
       dropout_rate: probability of dropping a hidden unit while training.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Reference: Vaswani et al., Attention Is All You Need, arXiv:1706.03762, §3.3.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> MlpBlock(4, 8, rngs=nnx.Rngs(0))(jnp.ones((2, 3, 4))).shape
     (2, 3, 4)
     """
@@ -42,7 +41,7 @@ class MlpBlock(nnx.Module):
         hidden_dim: int,
         *,
         dropout_rate: float = 0.0,
-        dtype: jax.typing.DTypeLike | None = None,
+        dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
         self.expand = nnx.Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
@@ -82,8 +81,6 @@ class EncoderBlock(nnx.Module):
         None leaves that to the tokens. What a kind adds to the input is added by
         `Encoder` alone.
       block_index: number of the block among those that share ``positions``.
-      dtype: dtype of the computation; parameters stay float32.
-      rngs: source of initialisation randomness.
 
     Raises:
       ValueError: if the heads do not divide the width, or ``positions`` were made for
@@ -93,8 +90,6 @@ class EncoderBlock(nnx.Module):
     Reference: Xiong et al., On Layer Normalization in the Transformer
     Architecture, arXiv:2002.04745.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> block = EncoderBlock(8, num_heads=2, mlp_dim=16, rngs=nnx.Rngs(0))
     >>> block(jnp.ones((2, 5, 8))).shape
     (2, 5, 8)
@@ -111,13 +106,13 @@ class EncoderBlock(nnx.Module):
         dropout_rate: float = 0.0,
         positions: Positions | None = None,
         block_index: int = 0,
-        dtype: jax.typing.DTypeLike | None = None,
+        dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
         if dim % num_heads:
             raise ValueError(
-                f"dim must be a multiple of num_heads, got dim={dim} and "
-                f"num_heads={num_heads}."
+                f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
+                f"{num_heads}."
             )
         self.attention_norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
         attend: Callable[..., jax.Array]
@@ -196,8 +191,6 @@ class Encoder(nnx.Module):
       ValueError: as `EncoderBlock`, and if ``positions`` were made for another depth.
       TypeError: as `EncoderBlock`.
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
     >>> encoder = Encoder(2, 8, num_heads=2, mlp_dim=16, rngs=nnx.Rngs(0))
     >>> encoder(jnp.ones((2, 5, 8))).shape
     (2, 5, 8)
@@ -214,29 +207,25 @@ class Encoder(nnx.Module):
         max_length: int | None = None,
         dropout_rate: float = 0.0,
         positions: Positions | None = None,
-        dtype: jax.typing.DTypeLike | None = None,
+        dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
         if positions is not None:
             _check_positions(positions, dim, num_heads, depth)
         self.positions = positions
-        self.blocks = nnx.List(
-            [
-                EncoderBlock(
-                    dim,
-                    num_heads=num_heads,
-                    mlp_dim=mlp_dim,
-                    attention=attention,
-                    max_length=max_length,
-                    dropout_rate=dropout_rate,
-                    positions=positions,
-                    block_index=index,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for index in range(depth)
-            ]
+        make = functools.partial(
+            EncoderBlock,
+            dim,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            attention=attention,
+            max_length=max_length,
+            dropout_rate=dropout_rate,
+            positions=positions,
+            dtype=dtype,
+            rngs=rngs,
         )
+        self.blocks = nnx.List([make(block_index=index) for index in range(depth)])
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -269,8 +258,8 @@ class Encoder(nnx.Module):
         if key_mask is not None:
             if key_mask.shape != x.shape[:2] or key_mask.dtype != jnp.bool_:
                 raise ValueError(
-                    f"key_mask must be bool [B, T] = {tuple(x.shape[:2])}, True = a "
-                    f"real token, got {key_mask.dtype} {tuple(key_mask.shape)}."
+                    f"`key_mask` must be bool [B, T] = {tuple(x.shape[:2])}, True = a "
+                    f"real token, but is {key_mask.dtype} {tuple(key_mask.shape)}."
                 )
             # What a weight of zero hides in attention, its gradient would not: 0 · NaN.
             x = jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype))
@@ -311,8 +300,8 @@ def _check_positions(
     """Raises unless ``positions`` were made for an encoder of these sizes."""
     if not isinstance(positions, Positions):
         raise TypeError(
-            "positions must be a module by make_positions(name, dim=..., ...) or None, "
-            f"got {type(positions).__name__}: {positions!r}."
+            "`positions` must be a module by make_positions(name, dim=..., ...) or "
+            f"None, but is {type(positions).__name__}: {positions!r}."
         )
     for name, size in (("dim", dim), ("num_heads", num_heads), ("depth", depth)):
         made = getattr(positions, name)
@@ -323,11 +312,19 @@ def _check_positions(
             )
 
 
+def zero_head(
+    features: int, num_classes: int, *, dtype: DType | None, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """The last layer of a classifier, which begins with logits of zero."""
+    zeros = nnx.initializers.zeros_init()
+    return nnx.Linear(features, num_classes, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+
 def check_images(images: jax.Array, channels: int) -> None:
     """Raises ValueError unless ``images`` is [B, height, width, channels]."""
     if images.ndim != 4 or images.shape[-1] != channels:
         raise ValueError(
-            f"images must be [B, height, width, {channels}], got shape "
+            f"`images` must be [B, height, width, {channels}], but has shape "
             f"{tuple(images.shape)}."
         )
 
@@ -336,8 +333,7 @@ def add_positions(tokens: jax.Array, table: jax.Array) -> jax.Array:
     """Adds a position table [T, D] to tokens [B, T, D], in the tokens' dtype."""
     if tokens.shape[1:] != table.shape:
         raise ValueError(
-            f"tokens have shape [B, T, D] = {tuple(tokens.shape)}, but the position "
-            f"table has [T, D] = {tuple(table.shape)}: the input must have the size "
-            "the model was built for."
+            f"`tokens` must be [B, T, D] with [T, D] = {tuple(table.shape)}, the size "
+            f"that the model was built for, but has shape {tuple(tokens.shape)}."
         )
     return tokens + jnp.asarray(table, tokens.dtype)[None]

@@ -116,7 +116,6 @@ class Positions(nnx.Module):
       num_heads: number of heads N.
       depth: number of blocks L that will share the module.
       max_length: the longest sequence T, for a kind that has a table of all positions.
-      rngs: source of initialisation randomness.
     """
 
     name = "none"
@@ -134,11 +133,11 @@ class Positions(nnx.Module):
         del max_length, rngs
         for name, value in (("dim", dim), ("num_heads", num_heads), ("depth", depth)):
             if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}.")
+                raise ValueError(f"`{name}` must be positive, but is {value}.")
         if dim % num_heads:
             raise ValueError(
-                f"dim must be a multiple of num_heads, got dim={dim} and "
-                f"num_heads={num_heads}."
+                f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
+                f"{num_heads}."
             )
         self.dim = dim
         self.num_heads = num_heads
@@ -194,8 +193,8 @@ class Positions(nnx.Module):
     def _check_block(self, block_index: int) -> None:
         if not 0 <= block_index < self.depth:
             raise ValueError(
-                f"block_index must be 0 … {self.depth - 1}, because the positions were "
-                f"made with depth={self.depth}, got {block_index}."
+                f"`block_index` must be 0 … {self.depth - 1}, since the positions were "
+                f"made with depth={self.depth}, but is {block_index}."
             )
 
 
@@ -249,7 +248,7 @@ class _Sinusoidal(Positions):
         self.max_wavelength = max_wavelength
         if self.dim % 2:
             raise ValueError(
-                f"positions 'sinusoidal' need an even dim, got {self.dim}."
+                f"positions 'sinusoidal' need an even `dim`, but it is {self.dim}."
             )
 
     def embed(self, x: jax.Array) -> jax.Array:
@@ -273,7 +272,7 @@ class _Learned(Positions):
         max_length = common["max_length"]
         if max_length is None:
             raise ValueError(
-                "positions 'learned' need max_length, the longest sequence, got None."
+                "positions 'learned' need `max_length`, the longest sequence."
             )
         self.max_length = max_length
         self.add = LearnedPositions(
@@ -426,7 +425,7 @@ class _Rope(Positions):
         super().__init__(**common)
         if self.head_dim % 2:
             raise ValueError(
-                "positions 'rope' need an even head size dim / num_heads, got "
+                "positions 'rope' need an even head size dim / num_heads, but it is "
                 f"{self.dim} / {self.num_heads} = {self.head_dim}."
             )
         self.max_wavelength = max_wavelength
@@ -565,7 +564,6 @@ def make_positions(
       num_heads: its number of heads N.
       depth: its number of blocks L.
       max_length: the longest sequence T; "learned" needs it.
-      rngs: source of initialisation randomness.
       **options: of the kind: `max_wavelength` ("sinusoidal", "rope"), `stddev`
         ("learned", "t5", "floater", "floater_input"), `clip` ("shaw"), `num_buckets`
         and `max_distance` ("t5"), `hidden_dim`, `step`, `adjoint` and the others of
@@ -591,7 +589,7 @@ def make_positions(
     """
     if name not in _KINDS:
         raise ValueError(
-            f"positions must be one of {', '.join(POSITIONS)}, got {name!r}."
+            f"`name` must be one of {', '.join(POSITIONS)}, but is {name!r}."
         )
     kind = _KINDS[name]
     known = _options(kind)

@@ -9,7 +9,6 @@ look-ahead is not complete. The outputs are those of the encoder on the whole se
 `stream_step` is one pure step on chunks of c frames, `stream` its `lax.scan` over a
 sequence, and `Streamer` an object that takes frames as they come:
 
->>> from flax import nnx
 >>> near = functools.partial(truncated, left=3, right=2)
 >>> encoder = Encoder(
 ...     1, 4, num_heads=1, mlp_dim=8, attention=near, rngs=nnx.Rngs(0))
@@ -245,7 +244,6 @@ def look_ahead(encoder: Encoder) -> int:
         that cannot stream.
       TypeError: if it is no `Encoder`.
 
-    >>> from flax import nnx
     >>> near = functools.partial(truncated, left=3, right=2)
     >>> look_ahead(Encoder(
     ...     4, 8, num_heads=2, mlp_dim=16, attention=near, rngs=nnx.Rngs(0)))
@@ -272,7 +270,6 @@ def stream_init(
       ValueError: if the encoder cannot stream, or `chunk` is below 1.
       TypeError: if it is no `Encoder`, or `chunk` is no int.
 
-    >>> from flax import nnx
     >>> near = functools.partial(truncated, left=3, right=2)
     >>> encoder = Encoder(
     ...     1, 8, num_heads=2, mlp_dim=16, attention=near, rngs=nnx.Rngs(0))
@@ -376,7 +373,6 @@ def stream_step(
 
     Reference: Yeh et al., 2019, arXiv:1910.12977, section 3.2.
 
-    >>> from flax import nnx
     >>> near = functools.partial(truncated, left=3, right=1)
     >>> encoder = Encoder(
     ...     2, 8, num_heads=2, mlp_dim=16, attention=near, rngs=nnx.Rngs(0))
@@ -483,7 +479,6 @@ def stream(
 
     Reference: Yeh et al., 2019, arXiv:1910.12977, section 3.2.
 
-    >>> from flax import nnx
     >>> near = functools.partial(truncated, left=3, right=1)
     >>> encoder = Encoder(
     ...     2, 8, num_heads=2, mlp_dim=16, attention=near, rngs=nnx.Rngs(0))
@@ -557,7 +552,6 @@ class Streamer:
 
     Reference: Yeh et al., 2019, arXiv:1910.12977, section 3.2.
 
-    >>> from flax import nnx
     >>> near = functools.partial(truncated, left=3, right=1)
     >>> encoder = Encoder(
     ...     2, 8, num_heads=2, mlp_dim=16, attention=near, rngs=nnx.Rngs(0))

@@ -143,9 +143,9 @@ def test_side_by_side_puts_neighbours_in_order():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(body="rnn"), "body must be one of window, cnn"),
-        (dict(pool="max"), "pool must be None or 'mean', got 'max'"),
-        (dict(window=-1), "window must be 0 or more, got -1"),
+        (dict(body="rnn"), "`body` must be one of window, cnn"),
+        (dict(pool="max"), "`pool` must be None or 'mean', but is 'max'"),
+        (dict(window=-1), "`window` must be 0 or more, but is -1"),
         (dict(heads=3), "'window' does not take .*heads"),
         (dict(body="cnn", window=None), "'cnn' does not take"),
     ],
@@ -165,17 +165,17 @@ def test_a_wrong_option_is_named(change, message):
 def test_wrong_input_is_named():
     model = build("window")
     real = np.ones((1, 3), bool)
-    with pytest.raises(ValueError, match=r"inputs must be ids \[B, T, 2\]"):
+    with pytest.raises(ValueError, match=r"`inputs` must be ids \[B, T, 2\]"):
         model(ids(1, 3)[..., :1], real)
     with pytest.raises(TypeError, match="`inputs` must be integers, but .* float32"):
         model(ids(1, 3).astype(np.float32), real)
-    with pytest.raises(ValueError, match=r"key_mask must be bool \[B, T\] = \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"`key_mask` must be bool \[B, T\] = \[1"):
         model(ids(1, 3), real[:, :2])
-    with pytest.raises(ValueError, match="1 to max_length=9 vectors .*, got 10"):
+    with pytest.raises(ValueError, match="1 to max_length=9 vectors .*, but has 10"):
         model(ids(1, 10), np.ones((1, 10), bool))
-    with pytest.raises(ValueError, match="1 to max_length=9 vectors .*, got 0"):
+    with pytest.raises(ValueError, match="1 to max_length=9 vectors .*, but has 0"):
         model(ids(1, 0), np.ones((1, 0), bool))
-    with pytest.raises(ValueError, match=r"inputs must be vectors \[B, T, 3\]"):
+    with pytest.raises(ValueError, match=r"`inputs` must be vectors \[B, T, 3\]"):
         build("window", 3)(jnp.zeros((1, 3, 4)), real)
-    with pytest.raises(ValueError, match="kernel must be odd and at least 1, got 4"):
+    with pytest.raises(ValueError, match="`kernel` must be odd and .* but is 4"):
         build("cnn", kernel=4)

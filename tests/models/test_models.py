@@ -147,8 +147,8 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bit", "mu"), "model must be one of vit, resnet.*'bit'"),
-        (("vit", "xl"), "size must be one of mu, ti, s, b for model 'vit'.*'xl'"),
+        (("bit", "mu"), "`model` must be one of vit, resnet.*'bit'"),
+        (("vit", "xl"), "`size` must be one of mu, ti, s, b for model 'vit'.*'xl'"),
         (("resnet", "mu", dict(attention="dot_product")), "'resnet' has no attention"),
         (("resnet", "mu", dict(dropout_rate=0.1)), "'resnet' has no dropout"),
         (("vit", "mu", dict(overrides=dict(width=3))), "no argument 'width'; it has"),

@@ -320,17 +320,17 @@ def test_other_variants():
 
 
 def test_wrong_input_is_refused(heads, x):
-    with pytest.raises(ValueError, match=r"one of none, .*, got 'rotary'"):
+    with pytest.raises(ValueError, match=r"one of none, .*, but is 'rotary'"):
         make("rotary")
     with pytest.raises(TypeError, match="'t5' take no option `clip`; they take: num_"):
         make("t5", clip=3)
     with pytest.raises(ValueError, match=r"even head size .* 6 / 2 = 3"):
         make("rope", dim=6)
-    with pytest.raises(ValueError, match="even dim, got 3"):
+    with pytest.raises(ValueError, match="even `dim`, but it is 3"):
         make("sinusoidal", dim=3, num_heads=1)
-    with pytest.raises(ValueError, match="dim must be a multiple of num_heads"):
+    with pytest.raises(ValueError, match="`dim` must be a multiple of `num_heads`"):
         make("none", num_heads=3)
-    with pytest.raises(ValueError, match="need max_length"):
+    with pytest.raises(ValueError, match="need `max_length`"):
         make("learned", max_length=None)
     with pytest.raises(ValueError, match="length 6, but .* max_length=5"):
         make("learned", max_length=5).embed(x)
@@ -338,14 +338,14 @@ def test_wrong_input_is_refused(heads, x):
         make("t5", num_buckets=5)
     with pytest.raises(ValueError, match="`solver` must be 'heun'"):
         make("floater", solver="rk4")
-    with pytest.raises(TypeError, match=r"make_positions\(name.* got str: 'rope'"):
+    with pytest.raises(TypeError, match=r"make_positions\(name.* but is str: 'rope'"):
         encoder("rope")
     with pytest.raises(ValueError, match="made with depth=2, but the encoder has dep"):
         encoder(make("none", depth=2))
-    with pytest.raises(ValueError, match="block_index must be 0 … 0.*got 1"):
+    with pytest.raises(ValueError, match="`block_index` must be 0 … 0.*but is 1"):
         make("rope").attention_fn(1, PLAIN)
     few = {name: array[:, :4] for name, array in heads.items()}
     with pytest.raises(ValueError, match="6 queries and 4 keys"):
         attend(make("rope"), few | {"query": heads["query"]})
-    with pytest.raises(ValueError, match=r"key_mask must be bool \[B, T\] = \(1, 6\)"):
+    with pytest.raises(ValueError, match=r"`key_mask` must be bool \[B, T\] = \(1"):
         encoder(None)(x, key_mask=jnp.ones((1, 5), bool))

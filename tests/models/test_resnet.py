@@ -82,7 +82,7 @@ def test_group_norm_of_a_constant_image_and_in_bfloat16():
     )(constant)
     assert abs(out) < 0.1 and bool(jnp.isfinite(gradient).all())
     assert norm(constant.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    with pytest.raises(ValueError, match=r"num_groups.*3.*features=4"):
+    with pytest.raises(ValueError, match=r"num_groups.*3 and 4"):
         GroupNorm(4, num_groups=3)
 
 
@@ -180,8 +180,8 @@ def test_a_block_is_the_identity_plus_its_branch():
 
 
 def test_wrong_arguments_say_so():
-    with pytest.raises(ValueError, match="one entry a stage.*depths=\\(1,\\)"):
+    with pytest.raises(ValueError, match="one entry a stage.* and \\(1,\\)"):
         ResNet((8, 8, 1), 2, widths=(4, 8), depths=(1,), rngs=nnx.Rngs(0))
     model = ResNet((8, 8, 1), 2, widths=(4,), depths=(1,), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"images must be \[B, height, width, 1\]"):
+    with pytest.raises(ValueError, match=r"`images` must be \[B, height, width, 1\]"):
         model(jnp.zeros((8, 8, 1)))

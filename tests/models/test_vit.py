@@ -44,7 +44,7 @@ def test_patchify_is_a_loop_over_patches(images):
                 np.testing.assert_array_equal(
                     tokens[b, 3 * row + column], patch.reshape(-1)
                 )
-    with pytest.raises(ValueError, match=r"patch=5 for images of 8 x 12"):
+    with pytest.raises(ValueError, match=r"is 5 for images of 8 x 12"):
         patchify(images, 5)
 
 
@@ -162,9 +162,9 @@ def test_the_hybrid_halves_odd_images_rounding_up():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (dict(patch=5), "patch must divide.*patch=5"),
-        (dict(num_heads=3), "dim must be a multiple of num_heads.*num_heads=3"),
-        (dict(positions="rope"), "positions must be.*'rope'"),
+        (dict(patch=5), "`patch` must divide.* is 5"),
+        (dict(num_heads=3), "`dim` must be a multiple of `num_heads`.* and 3"),
+        (dict(positions="rope"), "`positions` must be.*'rope'"),
         (dict(attention="dotproduct"), "Did you mean 'dot_product'"),
     ],
 )
@@ -174,7 +174,7 @@ def test_wrong_arguments_say_so(more, message):
 
 
 def test_images_of_another_size_are_refused(images):
-    with pytest.raises(ValueError, match="the input must have the size"):
+    with pytest.raises(ValueError, match="the size that the model was built for"):
         vit()(images[:, :4])
-    with pytest.raises(ValueError, match=r"images must be \[B, height, width, 2\]"):
+    with pytest.raises(ValueError, match=r"`images` must be \[B, height, width, 2\]"):
         vit()(images[..., :1])
