@@ -7,7 +7,7 @@ figures of a folder that holds results.jsonl and, if it was measured, timing.jso
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -222,35 +222,33 @@ def _scaling(timing: Mapping[str, Any], group: Group) -> list[str]:
         found.append(Panel(title, "length N", label, lines, log=True, doubling=True))
     panels(found, group.folder / "scaling.png", _styles(group))
 
-    def cell(row: dict[str, Any] | None) -> str:
-        if row is None or "skipped" in row:
-            return tell.NONE if row is None else row["skipped"]
+    def cell(row: dict[str, Any]) -> str:
+        if "skipped" in row:
+            return row["skipped"]
         return f"{row['seconds']:.3g} s, {(row['temp_bytes'] or 0) / 2**20:,.0f} MiB"
 
+    cells: dict[str, dict[int, str]] = {name: {} for name in SCALING_NAMES.values()}
+    for (name, length), row in rows.items():
+        cells[SCALING_NAMES[name]][length] = cell(row)
     return [
         "## Long sequences: attention forward and backward",
         "One example, causal, 8 heads of 32, float32; memory as XLA plans it. What "
         "needs more than 8 GiB or 20 s was not run, and no longer one either.",
         "![scaling](scaling.png)",
-        tell.table(
-            ["attention", *(f"N = {n:,}" for n in lengths)],
-            [
-                [shown, *(cell(rows.get((name, n))) for n in lengths)]
-                for name, shown in SCALING_NAMES.items()
-            ],
-        ),
+        tell.pivot("attention", cells, "N = {:,}"),
     ]
 
 
 def _train_steps(timing: Mapping[str, Any], group: Group) -> list[str]:
     rows, sizes = timing["train_steps"], timing["train_sizes"]
-    lengths = sorted({row["length"] for row in rows})
-    seconds: dict[str, Sequence[float]] = {}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        known = {r["length"]: r["seconds"] for r in rows if r["model"] == model}
-        seconds[NAMES[model]] = [known[length] for length in lengths]
+    seconds: dict[str, dict[int, float]] = {}
+    for row in rows:
+        seconds.setdefault(NAMES[row["model"]], {})[row["length"]] = row["seconds"]
     title = f"one train step, {rows[0]['batch']} sequences"
-    lines = [Series(name, lengths, values) for name, values in seconds.items()]
+    lines = [
+        Series(k, list(found), list(found.values())) for k, found in seconds.items()
+    ]
+    cells = {k: {n: f"{x:.3g}" for n, x in v.items()} for k, v in seconds.items()}
     panel = Panel(title, "length T", "seconds", lines, log=True, doubling=True)
     panels([panel], group.folder / "train_steps.png", _styles(group))
     return [
@@ -259,10 +257,7 @@ def _train_steps(timing: Mapping[str, Any], group: Group) -> list[str]:
         "sequences: loss, gradients and AdamW. Attention sees all tokens at once, the "
         "LSTM one after the other.",
         "![train steps](train_steps.png)",
-        tell.table(
-            ["seconds", *(f"T = {n:,}" for n in lengths)],
-            [[name, *(f"{x:.3g}" for x in found)] for name, found in seconds.items()],
-        ),
+        tell.pivot("seconds", cells, "T = {:,}"),
     ]
 
 

@@ -112,29 +112,17 @@ class Styles:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line of a figure.
+    """One line of a figure."""
 
-    Attributes:
-        label: Text of the legend.
-        x: Where it was measured: sizes, lengths, updates.
-        y: The mean at each.
-        low: Lower end of the bar or band, None where there is none.
-        high: Upper end.
-        seeds: Number of seeds at each; a hollow marker shows fewer than three.
-        baseline: Drawn thin and grey, without bars.
-        fit: x and y of a fitted curve, drawn thin in place of the joining line.
-        name: Whose style it has, by default that of the label.
-    """
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float | None] = ()
+    label: str  # in the legend
+    x: Sequence[float]  # where it was measured: sizes, lengths, updates
+    y: Sequence[float]  # the mean at each
+    low: Sequence[float | None] = ()  # end of the bar or band, where there is one
     high: Sequence[float | None] = ()
-    seeds: Sequence[int] = ()
-    baseline: bool = False
-    fit: tuple[Any, Any] | None = None
-    name: str = ""
+    seeds: Sequence[int] = ()  # at each; a hollow marker shows fewer than three
+    baseline: bool = False  # drawn thin and grey, without bars
+    fit: tuple[Any, Any] | None = None  # x, y of a curve drawn in place of the line
+    name: str = ""  # whose style it has, by default that of the label
 
     @classmethod
     def of(
@@ -337,28 +325,16 @@ def _signed(number: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Lines on axes of their own, one of several beside one another.
-
-    Attributes:
-        title: Over the axes.
-        xlabel: What x is.
-        ylabel: What y is.
-        series: The lines; where they have ends, these bound a band.
-        level: A level drawn dotted, and its name.
-        ylim: Ends of y, where they are not those of the lines.
-        log: Whether y is on a log scale.
-        doubling: Whether x is, each length a tick.
-        markersize: Of the points.
-    """
+    """Lines on axes of their own, one of several beside one another."""
 
     title: str
     xlabel: str
     ylabel: str
-    series: Sequence[Series]
-    level: tuple[float, str] | None = None
+    series: Sequence[Series]  # where they have ends, these bound a band
+    level: tuple[float, str] | None = None  # drawn dotted, and its name
     ylim: tuple[float, float | None] | None = None
-    log: bool = False
-    doubling: bool = False
+    log: bool = False  # whether y is on a log scale
+    doubling: bool = False  # whether x is, each length a tick
     markersize: float = 4
 
 

@@ -125,22 +125,32 @@ def tabulate(
     return table([title for title, _ in columns], [*rows, *more])
 
 
+def pivot(title: str, rows: Mapping[str, Mapping[Any, str]], form: str = "{:,}") -> str:
+    """A table of cells by row and by a number, which stands in the header.
+
+    >>> print(pivot("model", {"a": {5: "x"}, "b": {9: "y"}}, "N = {}"))
+    | model | N = 5 | N = 9 |
+    |---|---|---|
+    | a | x | – |
+    | b | – | y |
+    """
+    keys = sorted({key for cells in rows.values() for key in cells})
+    return table(
+        [title, *(form.format(key) for key in keys)],
+        [[name, *(cells.get(k, NONE) for k in keys)] for name, cells in rows.items()],
+    )
+
+
 # --------------------------------------------------------------------- rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """All seeds of one setting.
+    """All seeds of one setting."""
 
-    Attributes:
-      config: of the first seed.
-      records: one a seed that was trained to its end.
-      lost: the others.
-    """
-
-    config: dict[str, Any]
-    records: tuple[Record, ...]
-    lost: tuple[Record, ...] = ()
+    config: dict[str, Any]  # of the first seed
+    records: tuple[Record, ...]  # one a seed that was trained to its end
+    lost: tuple[Record, ...] = ()  # the others
 
     def of(self, metric: str | Callable[[Record], float | None]) -> Summary | None:
         """Mean and deviation of a metric, or of a function of records, over seeds."""
@@ -227,21 +237,13 @@ DIVERGED = ("diverged", lambda row: str(len(row.lost)))
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """What a section is about.
-
-    Attributes:
-      rows: its rows.
-      records: all of the report, baselines included.
-      folder: where the report goes, and where what was measured besides lies.
-      every: all rows of the report.
-      columns: of the section's table; the first names a row.
-    """
+    """What a section is about."""
 
     rows: Sequence[Row]
-    records: Sequence[Record]
-    folder: pathlib.Path
-    every: Sequence[Row]
-    columns: Sequence[Column] = ()
+    records: Sequence[Record]  # all of the report, baselines included
+    folder: pathlib.Path  # where the report goes, and what was measured besides lies
+    every: Sequence[Row]  # all rows of the report
+    columns: Sequence[Column] = ()  # of the section's table; the first names a row
 
     @property
     def config(self) -> dict[str, Any]:
@@ -260,6 +262,20 @@ class Group:
             for record in found
             if all(record["config"].get(k) == v for k, v in settings.items())
         }
+
+    def best(
+        self, metric: str, *, less: bool = False, **settings: Any
+    ) -> tuple[str, float] | None:
+        """Name and metric of the best of these baselines, where one has it."""
+        found = self.floors(**settings).items()
+        known = [(name, m[metric]) for name, m in found if m.get(metric) is not None]
+        best = min if less else max
+        return best(known, key=lambda item: item[1], default=None)
+
+    def rates(self) -> list[float]:
+        """Learning rates that were tried in tuning."""
+        tuned = (r["config"] for r in self.records if r["config"]["phase"] == "tune")
+        return sorted({config["learning_rate"] for config in tuned})
 
     def measured(self, name: str) -> Any:
         """What a JSON file of the folder holds, or None."""
@@ -294,31 +310,18 @@ def where(**settings: Any) -> Callable[[Group], list[Row]]:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a report.
+    """A part of a report: heading, text, table, further sections, notes."""
 
-    Attributes:
-      title: its heading, with its #.
-      rows: which of those around it; by default all.
-      by: settings; each of their values has such a section.
-      least: rows that it takes to write one.
-      order: what rows are sorted by.
-      text: what stands above the table.
-      columns: of the table, or what gives them for a group; none without a table.
-      floors: rows of the table that no network gave, cells of text; the rest is filled.
-      notes: what stands below the table, figures too.
-      sections: further ones, before the notes.
-    """
-
-    title: Part
+    title: Part  # its heading, with its #
     rows: Callable[[Group], Sequence[Row]] = lambda group: group.rows
-    by: tuple[str, ...] = ()
-    least: int = 1
-    order: Callable[[Row], Any] | None = None
-    text: tuple[Part, ...] = ()
+    by: tuple[str, ...] = ()  # settings; each of their values has such a section
+    least: int = 1  # rows that it takes to write one
+    order: Callable[[Row], Any] | None = None  # what rows are sorted by
+    text: tuple[Part, ...] = ()  # above the table
     columns: Sequence[Column] | Callable[[Group], Sequence[Column]] = ()
-    floors: Callable[[Group], Iterable[Sequence[str]]] = lambda group: ()
-    notes: tuple[Part, ...] = ()
-    sections: tuple[Section, ...] = ()
+    floors: Callable[[Group], Iterable[Sequence[str]]] = lambda group: ()  # more rows
+    sections: tuple[Section, ...] = ()  # further ones, before the notes
+    notes: tuple[Part, ...] = ()  # below the table, figures too
 
     def said(self, whole: Group) -> list[str]:
         """The paragraphs of this section, for each group of rows that it is about."""
@@ -343,13 +346,9 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Report(Section):
-    """Everything that is told of an experiment.
+    """Everything that is told of an experiment."""
 
-    Attributes:
-      terminal: what is shown on a terminal; by default all.
-    """
-
-    terminal: Part | None = None
+    terminal: Part | None = None  # what is shown on a terminal; by default all
 
     def write(self, records: Sequence[Record], folder: pathlib.Path) -> str:
         """Writes report.md and the figures; returns the text for the terminal.
@@ -388,20 +387,19 @@ def sampling(
     """
 
     def said(group: Group) -> list[str]:
-        found: list[tuple[float, str]] = []
-        known = size(group.config)
+        known, found = size(group.config), {}
         for row in group.rows if known else ():
             summary = row.of(metric)
             if known and summary is not None and summary.std is not None:
                 error = sampling_error(summary.mean, known)
                 if summary.std < error:
-                    found.append((error, group.name(row)))
+                    found[group.name(row)] = error
         if not found:
             return []
-        errors = span((e for e, _ in found), lambda e: decimal(e, digits))
+        errors = span(found.values(), lambda e: decimal(e, digits))
         return [
             f"Seeds differ by less than the sampling error of the {known:,} {items}, "
-            f"√(p(1 − p)/m) = {errors}, in: {', '.join(text for _, text in found)}."
+            f"√(p(1 − p)/m) = {errors}, in: {', '.join(found)}."
         ]
 
     return said

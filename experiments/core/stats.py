@@ -55,21 +55,13 @@ def summarize(values: Sequence[float]) -> Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """Difference of two means with its intervals over seeds.
-
-    Attributes:
-        mean: Mean of the first minus mean of the second.
-        low: Lower end of Student's interval; None with fewer than 2 seeds.
-        high: Upper end.
-        seeds: Number of seeds of the first and of the second.
-        paired: Whether both have the same seeds, whose differences then count.
-    """
+    """Difference of two means with its interval over seeds."""
 
     mean: float
-    low: float | None
+    low: float | None  # end of Student's interval; None with fewer than 2 seeds
     high: float | None
-    seeds: tuple[int, int]
-    paired: bool
+    seeds: tuple[int, int]  # of the first and of the second
+    paired: bool  # whether both have the same seeds, whose differences then count
 
     @property
     def enough(self) -> bool:
@@ -91,9 +83,7 @@ def gap(first: Mapping[int, float], second: Mapping[int, float]) -> Gap:
     their differences count, else the interval is Welch's. (A bootstrap of k values
     cannot leave their range, so it would be too narrow for few seeds.)
 
-    Args:
-        first: Seed -> score.
-        second: Seed -> score.
+    Args are seed -> score.
 
     Raises:
         ValueError: A side is empty, or a score is not finite.
@@ -132,27 +122,16 @@ def sampling_error(accuracy: float, size: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """The saturating power law acc(N) = a − b·N^(−c), fitted to measured points.
+    """The saturating power law acc(N) = a − b·N^(−c), fitted to measured points."""
 
-    Attributes:
-        a: Accuracy that it tends to, 0 <= a <= 1.
-        b: Scale, >= 0.
-        c: Rate, between 0.02 and 3.
-        n_min: Smallest N of the data.
-        n_max: Largest N of the data.
-        sizes: Number of different N.
-        worst: Largest distance of a mean accuracy (at one N) from the curve.
-        at_bound: Which of a, b, c the bounds hold, by name.
-    """
-
-    a: float
-    b: float
-    c: float
+    a: float  # accuracy that it tends to, 0 <= a <= 1
+    b: float  # scale, >= 0
+    c: float  # rate, between 0.02 and 3
     n_min: int
     n_max: int
-    sizes: int
-    worst: float
-    at_bound: tuple[str, ...]
+    sizes: int  # number of different N
+    worst: float  # largest distance of a mean accuracy (at one N) from the curve
+    at_bound: tuple[str, ...]  # which of a, b, c the bounds hold
 
     def __call__(self, n: float | np.ndarray) -> np.ndarray:
         """Evaluate the law at N."""
@@ -229,19 +208,12 @@ def _fit_linear(x: np.ndarray, values: np.ndarray) -> tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Overtaking:
-    """Where the first model overtakes the second, to within the grid of N.
+    """Where the first model overtakes the second, to within the grid of N."""
 
-    Attributes:
-        after: Largest measured N at which its mean is not ahead.
-        until: The next measured N; from there on its mean stays ahead.
-        behind: Largest measured N, if any, at which it is clearly behind.
-        ahead: Smallest measured N, if any, from which on it is clearly ahead.
-    """
-
-    after: int
-    until: int
-    behind: int | None
-    ahead: int | None
+    after: int  # largest measured N at which its mean is not ahead
+    until: int  # the next measured N; from there on its mean stays ahead
+    behind: int | None  # largest measured N, if any, at which it is clearly behind
+    ahead: int | None  # smallest measured N from which on it is clearly ahead
 
 
 def overtaking(first: Scores, second: Scores) -> Overtaking | None:
@@ -249,10 +221,6 @@ def overtaking(first: Scores, second: Scores) -> Overtaking | None:
 
     The seeds of both sides share their data, so that `gap` of each common N, paired
     by seed, says what is clear there.
-
-    Args:
-        first: N -> seed -> accuracy of the model that may overtake.
-        second: The same of the other.
 
     Returns:
         None where the first model is ahead at every common N, or is not at the

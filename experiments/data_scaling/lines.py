@@ -51,32 +51,16 @@ EQUAL = 1.1  # updates within this ratio count as equal: whole passes are rounde
 
 @dataclasses.dataclass(eq=False)
 class Line:
-    """One model (with its size and attention), or one baseline.
-
-    Attributes:
-        model: Its family, or the baseline.
-        size: Of the family.
-        attention: Variant inside.
-        points: N -> its seeds; those that were lost alone are a point too.
-        other: N -> how many cells were finished under other settings.
-        tune: Tuning cells.
-        version: Of the variant's file, where there are several.
-        field: Receptive field, where it tells two CNNs apart.
-    """
+    """One model (with its size and attention), or one baseline."""
 
     model: str
     size: str | None
     attention: str | None
-    points: dict[int, Row]
-    other: dict[int, int]
+    points: dict[int, Row]  # N -> seeds; also where all were lost
+    other: dict[int, int]  # N -> how many cells were finished under other settings
     tune: list[Record]
-    version: str = ""
-    field: str = ""
-
-    @property
-    def baseline(self) -> bool:
-        """Whether it is no network."""
-        return all(r.config.get("phase") == "baseline" for r in self.points.values())
+    version: str = ""  # of the variant's file, where there are several
+    field: str = ""  # receptive field, where it tells two CNNs apart
 
     @property
     def name(self) -> str:
@@ -123,21 +107,13 @@ class Line:
 
 @dataclasses.dataclass(eq=False)
 class Section:
-    """One task under one protocol.
+    """One task under one protocol."""
 
-    Attributes:
-        keys: What tells it from others.
-        networks: Lines with colours.
-        baselines: Lines in grey.
-        apart: What sets it apart from another of the same task.
-        suffix: Of the names of its figures.
-    """
-
-    keys: dict[str, Any]
-    networks: list[Line]
-    baselines: list[Line]
-    apart: str = ""
-    suffix: str = ""
+    keys: dict[str, Any]  # what tells it from others
+    networks: list[Line]  # with colours
+    baselines: list[Line]  # in grey
+    apart: str = ""  # from another of the same task, in words
+    suffix: str = ""  # of the names of its figures
 
     @property
     def task(self) -> str:
@@ -155,7 +131,7 @@ class Section:
         name = TASKS.get(self.task, self.task)
         if self.scene:
             name = "{}: {rule}, {grid} × {grid} cells of {item} pixels".format(
-                TASKS["scenes"], **self.scene.groupdict()
+                TASKS["scenes"], **self.scene
             )
         return f"{name} ({self.apart})" if self.apart else name
 
@@ -200,29 +176,29 @@ class Section:
         counts = [u for found in self.updates.values() for u in found]
         return bool(counts) and max(counts) > EQUAL * min(counts)
 
-    @property
-    def scene(self) -> re.Match[str] | None:
-        """What the task's name says of composed scenes; None for other tasks."""
+    @functools.cached_property
+    def scene(self) -> dict[str, Any]:
+        """What the task's name says of composed scenes; nothing for other tasks."""
         found = SCENES_NAME.match(self.task)
-        return found if found and found["rule"] in scenes.TASKS else None
+        if not found or found["rule"] not in scenes.TASKS:
+            return {}
+        return {k: v if k == "rule" else int(v) for k, v in found.groupdict().items()}
 
     @property
     def chance(self) -> float | None:
         """Highest accuracy on scenes without relating the centre to the rim."""
-        if not self.scene:
+        if not (s := self.scene):
             return None
-        cells, classes = int(self.scene["cells"]), int(self.scene["classes"])
         return scenes.chance_level(
-            self.scene["rule"], cells=cells, item_classes=classes
+            s["rule"], cells=s["cells"], item_classes=s["classes"]
         )
 
     @property
     def span(self) -> int | None:
         """Pixels that a relation spans on scenes."""
-        if not self.scene:
-            return None
-        grid, item, cells = (int(self.scene[k]) for k in ("grid", "item", "cells"))
-        return scenes.span(grid=grid, item=item, cells=cells)
+        names = ("grid", "item", "cells")
+        found = {name: self.scene[name] for name in names if self.scene}
+        return scenes.span(**found) if found else None
 
 
 def make_sections(records: Sequence[Record]) -> list[Section]:
@@ -232,7 +208,8 @@ def make_sections(records: Sequence[Record]) -> list[Section]:
     for record in phases.get("final", []) or phases.get("baseline", []):
         if (key := _keys(record)) not in keys:
             keys.append(key)
-    keys.sort(key=lambda k: (k.get("task") != MAIN_TASK, str(sorted(k.items()))))
+    task = lambda k: k.get("task") or ""  # noqa: E731
+    keys.sort(key=lambda k: (task(k) != MAIN_TASK, task(k), str(sorted(k.items()))))
     sections, names = [], []
     for i, key in enumerate(keys):
 

@@ -6,7 +6,7 @@ folder that holds results.jsonl and, if it was measured, timing.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,51 +114,52 @@ def _beside(metric: str, names: Sequence[str], *, less: bool = False) -> Part:
 def _by_mae(group: Group) -> list[str]:
     """Networks that a baseline is ahead of by mean absolute error."""
     digits = _digits(group)
-    found = {k: m["test_mae"] for k, m in _floors(group).items() if "test_mae" in m}
-    if not found:
+    best = group.best("test_mae", less=True, task=group.config["task"])
+    if best is None:
         return []
-    top = min(found, key=lambda name: found[name])
     behind = [
         f"{_name(row)} ({tell.decimal(mae, digits)})"
         for row in group.rows
-        if (mae := row.mean("test_mae")) is not None and mae >= found[top]
+        if (mae := row.mean("test_mae", -1.0)) >= best[1]
     ]
-    said = (
-        f"* By MAE {_BASELINES[top]} ({tell.decimal(found[top], digits)}) is ahead of "
-    )
-    return [f"{said}{', '.join(behind)}."] if behind else []
+    said = f"* By MAE {_BASELINES[best[0]]} ({tell.decimal(best[1], digits)}) is ahead "
+    return [f"{said}of {', '.join(behind)}."] if behind else []
 
 
 def _none_ahead(group: Group) -> list[str]:
     """Says first at which sizes no network beats every baseline."""
     text = []
     for some in group.by("n"):
-        best = max(row.mean("test_accuracy", -1.0) for row in some.rows)
-        n = some.config["n"]
-        found = {k: m.get(f"test_accuracy_{n}") for k, m in _floors(group).items()}
-        known = {name: value for name, value in found.items() if value is not None}
-        top = max(known, key=lambda name: known[name], default="")
-        if top and best <= known[top]:
+        n, mean = some.config["n"], max(r.mean("test_accuracy", -1) for r in some.rows)
+        best = group.best(f"test_accuracy_{n}", task=group.config["task"])
+        if best is not None and mean <= best[1]:
             text.append(
-                f"**With {n:,} training nodes no network ({tell.decimal(best)} at "
-                f"best) beats {_BASELINES[top]} ({tell.decimal(known[top])}).**"
+                f"**With {n:,} training nodes no network ({tell.decimal(mean)} at "
+                f"best) beats {_BASELINES[best[0]]} ({tell.decimal(best[1])}).**"
             )
     return text
 
 
-def _node_floors(group: Group) -> str:
-    n = group.config["n"]
-    return tell.tabulate(
-        [
-            ("without a network", lambda floor: _BASELINES[floor[0]]),
-            (
-                "test accuracy",
-                lambda floor: tell.decimal(floor[1].get(f"test_accuracy_{n}")),
-            ),
-            ("chosen", lambda floor: floor[1].get(f"chosen_{n}") or tell.NONE),
-        ],
-        _floors(group).items(),
-    )
+def _floor_table(
+    columns: Callable[[Group], Sequence[tuple[str, str, int]]], chosen: str
+) -> Part:
+    """The baselines: columns are (title, metric, digits), and what was chosen."""
+
+    def said(group: Group) -> str:
+        found, names = columns(group), chosen.format(**group.config)
+        return tell.table(
+            ["without a network", *(title for title, _, _ in found), "chosen"],
+            [
+                [
+                    _BASELINES[name],
+                    *(tell.decimal(metrics.get(m), digits) for _, m, digits in found),
+                    metrics.get(names) or tell.NONE,
+                ]
+                for name, metrics in _floors(group).items()
+            ],
+        )
+
+    return said
 
 
 _DICTIONARY = Section(
@@ -234,7 +235,12 @@ _WORDNET = Section(
                     lambda config: _TEST_NODES if config["n"] == _NODES else None,
                     "test nodes",
                 ),
-                _node_floors,
+                _floor_table(
+                    lambda group: [
+                        ("test accuracy", f"test_accuracy_{group.config['n']}", 4)
+                    ],
+                    "chosen_{n}",
+                ),
                 _beside(
                     "test_accuracy_{n}",
                     ("text", "label_propagation", "label_propagation_is_a"),
@@ -281,27 +287,8 @@ def _error_columns(group: Group) -> list[Column]:
     ]
 
 
-def _error_floors(group: Group) -> str:
-    _, unit, digits = _TITLES[group.config["task"]]
-    return tell.tabulate(
-        [
-            ("without a network", lambda floor: _BASELINES[floor[0]]),
-            (
-                f"test RMSE{unit}",
-                lambda floor: tell.decimal(floor[1]["test_rmse"], digits),
-            ),
-            (
-                f"test MAE{unit}",
-                lambda floor: tell.decimal(floor[1]["test_mae"], digits),
-            ),
-            ("R²", lambda floor: tell.decimal(floor[1]["test_r2"], 3)),
-            ("chosen", lambda floor: floor[1].get("chosen") or tell.NONE),
-        ],
-        _floors(group).items(),
-    )
-
-
 def _molecules(task: str) -> Section:
+    _, unit, digits = _TITLES[task]
     return Section(
         title=f"## {_TITLES[task][0]}",
         rows=tell.where(task=task),
@@ -320,7 +307,14 @@ def _molecules(task: str) -> Section:
         ),
         columns=_error_columns,
         notes=(
-            _error_floors,
+            _floor_table(
+                lambda group: [
+                    (f"test RMSE{unit}", "test_rmse", digits),
+                    (f"test MAE{unit}", "test_mae", digits),
+                    ("R²", "test_r2", 3),
+                ],
+                "chosen",
+            ),
             _beside("test_rmse", ("ridge", "forest"), less=True),
             _curves(f"{task}.png", "loss", "task", _TITLES[task][0]),
         ),

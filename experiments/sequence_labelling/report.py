@@ -156,20 +156,12 @@ def _sized(title: str) -> Part:
 
 def _intro(group: Group) -> list[str]:
     config, models = group.config, _models(group.rows)
-    rates = sorted(
-        {
-            record["config"]["learning_rate"]
-            for record in group.records
-            if record["config"].get("phase") == "tune"
-        }
-    )
-    tuning = (
-        "Each model's learning rate was chosen of "
-        f"{', '.join(f'{rate:g}' for rate in rates)} on the validation part, with one "
-        "seed and few updates."
-        if rates
-        else "The learning rate was given, not chosen."
-    )
+    tuning = "The learning rate was given, not chosen."
+    if rates := ", ".join(f"{rate:g}" for rate in group.rates()):
+        tuning = (
+            f"Each model's learning rate was chosen of {rates} on the validation part, "
+            "with one seed and few updates."
+        )
     text = [
         "Test accuracy, mean ± standard deviation over seeds; the test part was read "
         f"once a cell. {tuning} FLOPs are those of a sequence of "
@@ -192,24 +184,17 @@ def _intro(group: Group) -> list[str]:
 
 def _beside_baselines(rows: Sequence[Row], group: Group) -> list[str]:
     """Names the models that do not beat every baseline of the same table."""
-    floors = {
-        name.replace("_", " "): metrics["test_accuracy"]
-        for name, metrics in group.floors().items()
-        if metrics.get("test_accuracy") is not None
-    }
-    if not floors:
+    if (best := group.best("test_accuracy")) is None:
         return []
-    floor = max(floors, key=lambda name: floors[name])
+    floor, value = best[0].replace("_", " "), best[1]
     behind = [
         f"{model_name(row)} ({tell.mean(row.of('test_accuracy'))})"
         for row in rows
-        if row.mean("test_accuracy", 2.0) <= floors[floor]
+        if row.mean("test_accuracy", 2.0) <= value
     ]
-    if not behind:
-        return []
     who = "No model beats" if len(behind) == len(rows) else "Not ahead of"
-    value = tell.decimal(floors[floor])
-    return [f"**{who} the baseline {floor} ({value}): {', '.join(behind)}.**"]
+    said = f"**{who} the baseline {floor} ({tell.decimal(value)}): "
+    return [f"{said}{', '.join(behind)}.**"] if behind else []
 
 
 def _floors(group: Group) -> list[str]:
@@ -275,18 +260,8 @@ def _window(group: Group) -> list[str]:
     for row in _rest(group, "transformer"):
         alike = all(row.config[name] == config[name] for name in ("n", "updates"))
         for part, metric in metrics.items() if alike and _plain(group, row) else ():
-            if (value := row.of(metric)) is not None:
-                found.append(
-                    Series(
-                        f"self-attention, {part}",
-                        ends,
-                        [value.mean] * 2,
-                        [None] * 2,
-                        [None] * 2,
-                        [value.count] * 2,
-                        baseline=True,
-                    )
-                )
+            level = [(end, row.of(metric)) for end in ends]
+            found.append(Series.of(f"self-attention, {part}", level, baseline=True))
     if not (found := [line for line in found if line.x]):
         return []
     curve(
@@ -343,25 +318,14 @@ def _scaling(group: Group) -> list[str]:
         note=f"{sweep:,} updates for every N; mean and deviation over seeds.",
         styles=_styles(group),
     )
-    sizes = sorted({n for points in scaling.values() for n in points})
+    cells = {
+        name: {n: tell.mean(row.of("test_accuracy")) for n, row in points.items()}
+        for name, points in scaling.items()
+    }
     return [
         f"## Training data: {sweep:,} updates for every N",
         "![scaling](scaling.png)",
-        tell.table(
-            ["model", *(f"N = {n:,}" for n in sizes)],
-            [
-                [
-                    name,
-                    *(
-                        tell.mean(points[n].of("test_accuracy"))
-                        if n in points
-                        else tell.NONE
-                        for n in sizes
-                    ),
-                ]
-                for name, points in scaling.items()
-            ],
-        ),
+        tell.pivot("model", cells, "N = {:,}"),
     ]
 
 
