@@ -13,7 +13,7 @@ from flax import nnx
 
 from attn_jax.attention import _checks
 from attn_jax.nn.attention_fn import as_attention_fn, training
-from attn_jax.nn.positional import Positions
+from attn_jax.nn.positional import Positions, shared_tables
 from attn_jax.variant import Variant
 
 __all__ = ["Encoder", "EncoderBlock", "MlpBlock"]
@@ -234,6 +234,7 @@ class Encoder(nnx.Module):
         mask: jax.Array | None = None,
         *,
         key_mask: jax.Array | None = None,
+        tables: Any = None,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
@@ -244,6 +245,8 @@ class Encoder(nnx.Module):
           mask: bool [B or 1, N or 1, T or 1, T], True = attend, or None.
           key_mask: bool [B, T], True = a real token, or None. What comes out for
             padding is of no meaning.
+          tables: what the positions of all blocks read; None for what they make of the
+            length, `positions.tables(T)`.
           deterministic: whether dropout is off.
           rngs: stream `dropout`, where it is on.
 
@@ -269,16 +272,16 @@ class Encoder(nnx.Module):
             mask = keys if mask is None else jnp.logical_and(mask, keys)
         if self.positions is not None:
             x = self.positions.embed(x)
-            mask = self.positions.prepare(mask, x.shape[1])
-        for block in self.blocks:
-            x = block(x, mask, deterministic=deterministic, rngs=rngs)
+            if tables is None and self.positions.in_blocks:
+                tables = self.positions.tables(x.shape[1])
+        with shared_tables(tables):
+            for block in self.blocks:
+                x = block(x, mask, deterministic=deterministic, rngs=rngs)
         return self.norm(x)
 
 
 def _check_mask(mask: Any, x: jax.Array) -> None:
     """Raises unless a mask has all its axes: [B, T] might else be read as [T, T]."""
-    if not hasattr(mask, "shape"):  # None, or with what positions prepared
-        mask = getattr(mask, "mask", None)
     if mask is None or x.ndim != 3:
         return
     batch, length = x.shape[:2]

@@ -20,11 +20,13 @@ FLOATER's hidden layer.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import inspect
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,7 @@ __all__ = [
     "POSITIONS",
     "Positions",
     "make_positions",
+    "shared_tables",
     "num_parameters",
 ]
 
@@ -98,11 +101,30 @@ class LearnedPositions(nnx.Module):
         return x + rows.reshape((1,) * (x.ndim - 2) + rows.shape)
 
 
-class _Prepared(NamedTuple):
-    """A mask, and what a kind of positions makes once for all blocks."""
+_TABLES: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "attn_jax_tables", default=None
+)
 
-    mask: jax.Array | None
-    tables: Any
+
+@contextlib.contextmanager
+def shared_tables(tables: Any) -> Iterator[None]:
+    """Gives to all blocks that are called inside what positions make once for them.
+
+    `nnx.MultiHeadAttention` hands to its `attention_fn` a mask and nothing else, so an
+    encoder that makes the tables once says so around the calls. It is read while a call
+    is traced.
+
+    Args:
+      tables: of `Positions.tables`; with None every block makes its own.
+
+    >>> with shared_tables(None):
+    ...     pass  # x = block(x)
+    """
+    token = _TABLES.set(tables)
+    try:
+        yield
+    finally:
+        _TABLES.reset(token)
 
 
 class Positions(nnx.Module):
@@ -167,14 +189,6 @@ class Positions(nnx.Module):
         self._check_block(block_index)
         return _PositionedFn(self, block_index, inner) if self.in_blocks else inner
 
-    def prepare(self, mask: jax.Array | None, length: int) -> Any:
-        """The mask, together with what all blocks share: a `mask` for every block.
-
-        `nnx.MultiHeadAttention` hands its mask to the `attention_fn` as it is, so an
-        encoder that calls this makes the tables once, and not in every block.
-        """
-        return _Prepared(mask, self.tables(length)) if self.in_blocks else mask
-
     def tables(self, length: int) -> Any:
         """What all blocks share for sequences of T positions, or None."""
         return None
@@ -216,8 +230,6 @@ class _PositionedFn(nnx.Module):
         query: jax.Array,
         key: jax.Array,
         value: jax.Array,
-        *,
-        mask: Any = None,
         **options: Any,
     ) -> jax.Array:
         length, keys = query.shape[-3], key.shape[-3]
@@ -226,12 +238,11 @@ class _PositionedFn(nnx.Module):
                 f"positions {self.positions.name!r} serve self-attention, but there "
                 f"are {length} queries and {keys} keys."
             )
-        if isinstance(mask, _Prepared):
-            mask, tables = mask
-        else:
+        tables = _TABLES.get()
+        if tables is None:
             tables = self.positions.tables(length)
         operands = self.positions.operands(tables, self.block_index, query, key, value)
-        return self.inner(**operands, mask=mask, **options)
+        return self.inner(**operands, **options)
 
 
 class _Sinusoidal(Positions):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from attn_jax.attention.graph import (
 )
 from attn_jax.models.labeller import IdInput, VectorInput
 from attn_jax.nn.encoder import Encoder, MlpBlock
-from attn_jax.nn.positional import Positions, _Biased, _Prepared
+from attn_jax.nn.positional import Positions, _Biased
 
 __all__ = [
     "Edges",
@@ -469,13 +469,6 @@ class GraphLabeller(nnx.Module):
 # --- Many small graphs -------------------------------------------------------------
 
 
-class _Pairs(NamedTuple):
-    """What `PairBias` gets in place of a mask: the mask, and ids of pairs of nodes."""
-
-    mask: jax.Array | None
-    pairs: jax.Array
-
-
 class PairBias(_Biased):
     """A learned number per kind of pair of nodes, added to the scores, in every block.
 
@@ -483,7 +476,7 @@ class PairBias(_Biased):
     zero at first. With the length of the shortest path as the kind of a pair it is the
     spatial encoding of Graphormer.
 
-    An `Encoder` made with it takes ``PairBias.mask(mask, pairs)`` as its mask.
+    An `Encoder` made with it is called with ``tables=bias.of_pairs(pairs)``.
 
     Args:
       sizes: number of kinds of each of the K ids of a pair.
@@ -513,29 +506,21 @@ class PairBias(_Biased):
         self.sizes = tuple(sizes)
         self.table = nnx.Param(jnp.zeros((depth, sum(self.sizes), num_heads)))
 
-    @staticmethod
-    def mask(mask: jax.Array | None, pairs: jax.Array) -> Any:
-        """What an encoder with this bias takes as its mask.
+    def tables(self, length: int) -> Any:
+        raise ValueError(
+            "`tables` must be made by `bias.of_pairs(pairs)`, since a length tells "
+            "nothing of pairs, but is None."
+        )
 
-        Args:
-          mask: bool [B, 1 or heads, T, T], True = attend, or None.
-          pairs: int [B, T, T, K].
-        """
-        return _Pairs(mask, pairs)
-
-    def prepare(self, mask: Any, length: int) -> Any:
-        if not isinstance(mask, _Pairs):
-            raise ValueError(
-                "mask must be made by `PairBias.mask(mask, pairs)`, got "
-                f"{type(mask).__name__}."
-            )
+    def of_pairs(self, pairs: jax.Array) -> Any:
+        """The `tables` of a batch, of the ids [B, T, T, K] of its pairs of nodes."""
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        pairs = _checks.check_ids("pairs", mask.pairs, self.sizes)
+        pairs = _checks.check_ids("pairs", pairs, self.sizes)
         rows = pairs + jnp.asarray(starts, jnp.int32)[None, None, None]
         # One-hot and a product, whose backward pass is a product too: a scatter of all
         # pairs into so few rows is slower everywhere.
         hot = jax.nn.one_hot(rows, sum(self.sizes)).sum(axis=-2)
-        return _Prepared(mask.mask, (hot, (pairs < 0).any(axis=-1)))
+        return hot, (pairs < 0).any(axis=-1)
 
     def operands(
         self,
@@ -655,11 +640,14 @@ class GraphRegressor(nnx.Module):
         if adjacency is not None:
             loops = jnp.eye(adjacency.shape[-1], dtype=bool)[None]
             mask = mask & (adjacency | loops)[:, None]
+        tables = None
         if pairs is not None:
-            mask = PairBias.mask(mask, pairs)
+            assert isinstance(self.encoder.positions, PairBias)
+            tables = self.encoder.positions.of_pairs(pairs)
         x = self.encoder(
             self.input(jnp.where(key_mask[:, :, None], nodes, 0)),
             mask,
+            tables=tables,
             deterministic=deterministic,
             rngs=rngs,
         )

@@ -46,21 +46,19 @@ def weights_of(encoder: Encoder, x: jax.Array) -> list[np.ndarray]:
       For each block [N, T, T], rows are queries and sum to one.
     """
     h = x[None]
-    shared: Any = None
     if encoder.positions is not None:
         h = encoder.positions.embed(h)
-        shared = encoder.positions.prepare(None, x.shape[0])
     found = []
     for block in encoder.blocks:
         normed = block.attention_norm(h)
         call = nnx.capture(
-            lambda layer, normed=normed: layer(normed, mask=shared, sow_weights=True),
+            lambda layer, normed=normed: layer(normed, sow_weights=True),
             nnx.Intermediate,
         )
         _, sown = call(block.attention)
         (weights,) = jax.tree.leaves(sown)
         found.append(np.asarray(weights)[0])
-        h = block(h, shared)
+        h = block(h)
     return found
 
 

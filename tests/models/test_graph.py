@@ -306,16 +306,15 @@ def test_a_bias_by_hand():
     table = jax.random.normal(jax.random.key(0), (2, 5, 2))
     bias.table[...] = table
     pairs = jnp.array([[[[0, 2], [1, 0]], [[1, 1], [0, 0]]]], jnp.int32)
-    prepared = bias.prepare(PairBias.mask(None, pairs), 2)
     x = jnp.zeros((1, 2, 2, 4))
-    found = bias.operands(prepared.tables, 1, x, x, x)["bias"]
+    found = bias.operands(bias.of_pairs(pairs), 1, x, x, x)["bias"]
     for t in range(2):
         for s in range(2):
             first, second = (int(i) for i in pairs[0, t, s])
             expected = table[1, first] + table[1, 2 + second]
             np.testing.assert_allclose(found[0, :, t, s], expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="must be made by `PairBias.mask"):
-        bias.prepare(None, 2)
+    with pytest.raises(ValueError, match="must be made by `bias.of_pairs"):
+        bias.tables(2)
 
 
 def test_inputs_that_do_not_fit_the_model_are_refused(graphs):

@@ -10,7 +10,12 @@ from flax import nnx
 
 from attn_jax import as_attention_fn
 from attn_jax.nn.encoder import Encoder, EncoderBlock
-from attn_jax.nn.positional import POSITIONS, make_positions, num_parameters
+from attn_jax.nn.positional import (
+    POSITIONS,
+    make_positions,
+    num_parameters,
+    shared_tables,
+)
 from attn_jax.positions import alibi_slopes, t5_buckets
 
 PLAIN = as_attention_fn("dot_product")
@@ -64,8 +69,9 @@ class Layer(nnx.Module):
         )
 
     def __call__(self, x, key_mask):
-        mask = self.positions.prepare(key_mask[:, None, None, :], LENGTH)
-        return self.attention(self.positions.embed(x), mask=mask)
+        with shared_tables(self.positions.tables(LENGTH)):
+            mask = key_mask[:, None, None, :]
+            return self.attention(self.positions.embed(x), mask=mask)
 
 
 class Run:
@@ -232,8 +238,8 @@ def test_floater_offsets_queries_keys_and_values_of_each_block(heads):
             )
         )
         # As an encoder calls it, where all blocks share what was made once.
-        mask = positions.prepare(None, LENGTH)._replace(tables=offsets)
-        out = attend(positions, heads, block, mask=mask)
+        with shared_tables(offsets):
+            out = attend(positions, heads, block)
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
