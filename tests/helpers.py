@@ -192,24 +192,35 @@ def slope(
     return slopes
 
 
-def run(
-    *arguments: str, devices: int = 1, status: int = 0, **options: Any
-) -> subprocess.CompletedProcess[str]:
-    """Runs Python on this checkout, with so many devices; checks how it ends.
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    """Of a process on this checkout with so many devices, for `subprocess`.
+
+    It keeps compiled programs where this session does: not for one that is killed
+    while it compiles.
+    """
+    variables = {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
+    kept = jax.config.jax_compilation_cache_dir
+    if kept:
+        variables["JAX_COMPILATION_CACHE_DIR"] = kept
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return os.environ | variables | more
+
+
+def run(*arguments: str, devices: int = 1, **more: str) -> str:
+    """What Python says on stdout, run with the arguments; it must end with 0.
 
     Args:
       arguments: of the interpreter.
       devices: of the CPU.
-      status: that it is to end with.
-      options: of `subprocess.run`; `env` adds to this process's environment.
+      more: variables of the environment.
     """
-    here = {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | here | options.pop("env", {}),
+        cwd=ROOT,
+        env=environment(devices, **more),
         capture_output=True,
         text=True,
-        **options,
+        timeout=600,
     )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
-import jax
 import pytest
 
 # The training steps that are measured are those of the experiments.
@@ -18,8 +13,8 @@ from attn_jax import VARIANTS
 from benchmarks import __main__ as program  # noqa: E402
 from benchmarks import growth, record, report, timing
 from benchmarks.timing import Effort, compare, worst  # noqa: E402
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUICK = Effort(rounds=1, seconds=0.0, smoke=True, say=lambda text: None)
 
 ROWS = [
@@ -156,18 +151,8 @@ def test_growth_takes_plain_sized_and_random_variants(name):
 
 def test_smoke_run(tmp_path):
     """Every group runs, is stored and stands on the page."""
-    folder = jax.config.jax_compilation_cache_dir  # of this session
-    kept = {"JAX_COMPILATION_CACHE_DIR": folder} if folder else {}
-    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | kept,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    smoke = ("-m", "benchmarks", "--smoke", "--out", str(tmp_path))
+    said = helpers.run(*smoke, OMP_NUM_THREADS="1")
     page = (tmp_path / "README.md").read_text()
     files = {
         path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")
@@ -176,7 +161,7 @@ def test_smoke_run(tmp_path):
     for stored in files.values():
         assert stored["smoke"] and stored["command"] == "python -m benchmarks --smoke"
         assert f"## {stored['title']}\n" in page
-        assert stored["title"] in done.stdout
+        assert stored["title"] in said
     assert "too small to mean anything" in page
     works = [
         target["work"] for stored in files.values() for target in stored["targets"]
@@ -187,4 +172,4 @@ def test_smoke_run(tmp_path):
             for row in table["rows"]:
                 assert row["milliseconds"] > 0 and row["against"] and row["peak_bytes"]
     torch = files["exact_attention"]["versions"]["torch"]
-    assert (torch is None) == ("PyTorch is not installed" in done.stdout)
+    assert (torch is None) == ("PyTorch is not installed" in said)

@@ -11,6 +11,7 @@ import pytest
 
 from attn_jax import CAPABILITIES, VARIANTS, __version__
 from attn_jax.__main__ import main
+from tests import helpers
 
 
 def _json(capsys, *arguments):
@@ -97,13 +98,7 @@ def test_terminal_without_unicode(monkeypatch):
 
 
 def test_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "attn_jax", "--version"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
+    assert helpers.run("-m", "attn_jax", "--version").strip() == __version__
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +25,8 @@ from attn_jax.positions import floater, floater_init
 from attn_jax.testing import assert_conforms
 from attn_jax.variant import VARIANTS, resolve, variants_with
 from experiments.graphs.model import Edges, GraphEncoder
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parents[1]
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -197,21 +193,8 @@ print(json.dumps(found))
 
 
 def test_sharded_arrays_stay_where_they_are():
-    done = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES],
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "4",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    said = helpers.run("-c", COLLECTIVES, devices=4, JAX_PLATFORMS="cpu")
+    found = json.loads(said.splitlines()[-1])
     assert found.keys() > VARIANTS.keys()
     assert found["jax.nn"] == []
     for name, collectives in found.items():
