@@ -181,8 +181,6 @@ def dot_product_attention(
       bias: [B or 1, N or 1, T or 1, S or 1] or None.
       mask: bool of such a shape, True = attend, or None.
       key_mask: bool [B, S], True = a real token, or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t attends only to keys s ≤ t.
       query_seq_lengths: int [B], queries of each example, or None for all: zeros come
         out for those behind, as in `jax.nn`.
       key_value_seq_lengths: int [B], keys of each example, or None for all; the same as

@@ -3,6 +3,9 @@
 Rows are queries, columns are keys: `mask[t, s]` says whether query t may look
 at key s. A mask made here is a plain array; `all_of`, `any_of` and `~` combine
 them. Something additive is not a mask but a bias, and float masks are refused.
+
+Masks of pairs are `[T, S]`; `length` is T, `key_length` is S, and T if not given. What
+is negative or of a wrong shape raises ValueError, a wrong dtype TypeError.
 """
 
 from __future__ import annotations
@@ -52,16 +55,6 @@ def causal(length: int, key_length: int | None = None) -> jax.Array:
     Aligned at the top left as `is_causal` of `jax.nn.dot_product_attention`:
     with S > T the last S − T keys are seen by nobody.
 
-    Args:
-      length: number of queries T.
-      key_length: number of keys S; T if not given.
-
-    Returns:
-      `[T, S]` bool.
-
-    Raises:
-      ValueError: if a length is negative.
-
     >>> causal(3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
@@ -82,13 +75,8 @@ def window(
     `left = right = 0` is the identity.
 
     Args:
-      length: number of queries T.
       left: how many keys before the query it sees; None for all of them.
       right: how many keys after the query it sees; None for all of them.
-      key_length: number of keys S; T if not given.
-
-    Returns:
-      `[T, S]` bool.
 
     Raises:
       ValueError: if a length is negative, or `left` or `right` is negative.
@@ -122,13 +110,8 @@ def strided(
     Transformer is `any_of(window(T, stride, 0), strided(T, stride, is_causal=True))`.
 
     Args:
-      length: number of queries T.
       stride: distance between the keys that a query sees.
       is_causal: if True, only those with s ≤ t.
-      key_length: number of keys S; T if not given.
-
-    Returns:
-      `[T, S]` bool.
 
     Raises:
       ValueError: if a length is negative or the stride not positive.
@@ -185,9 +168,6 @@ def padding(
         zeros). If None, every query attends.
       length: number of queries T where `query_mask` is None; S if not given.
 
-    Returns:
-      `[T, S]` bool.
-
     Raises:
       TypeError: if a mask is not bool.
       ValueError: if a mask is not a vector, or `length` contradicts `query_mask`.
@@ -221,9 +201,6 @@ def from_adjacency(adjacency: jax.Array, *, self_loops: bool = False) -> jax.Arr
       adjacency: `[T, S]`, bool or integer; row t lists the neighbours that t sees.
         Transpose it if a row lists the nodes that t sends to.
       self_loops: if True, every node also attends to itself.
-
-    Returns:
-      `[T, S]` bool.
 
     Raises:
       TypeError: if `adjacency` is of a float dtype: edge weights are a bias or a
@@ -389,18 +366,8 @@ def allowed_pairs(
 ) -> jax.Array | None:
     """Combines all masks into one: which query may attend to which key.
 
-    Causal is aligned at the top left, as in `jax.nn.dot_product_attention`: query t
-    may attend to keys s ≤ t, also where T ≠ S.
-
-    Args:
-      num_queries: T.
-      num_keys: S.
-      mask: bool [T, S] or None, True = attend.
-      key_mask: bool [S] or None, True = a real token.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      bool, broadcastable to [T, S], or None if every pair is allowed.
+    `mask`, `key_mask` and `is_causal` are those of `attn_jax.attention`. The result is
+    broadcastable to [T, S], or None if every pair is allowed.
 
     >>> allowed_pairs(2, 3, is_causal=True).tolist()
     [[True, False, False], [True, True, False]]
@@ -428,15 +395,8 @@ def seen_ends(
     does: a weight of zero does not hide NaN, as 0 · NaN is NaN, and neither does a
     gradient of zero.
 
-    Args:
-      num_queries: T.
-      num_keys: S.
-      mask: bool [T or 1, S or 1] or None, True = attend.
-      key_mask: bool [S] or None, True = a real token.
-      is_causal: whether query t attends only to keys s ≤ t.
-
-    Returns:
-      bool [T or 1] and bool [S or 1], each None where no mask says anything.
+    Arguments as of `allowed_pairs`; the results, bool [T or 1] and bool [S or 1], are
+    None where no mask says anything.
 
     >>> rows, keys = seen_ends(2, 3, key_mask=jnp.array([True, False, True]))
     >>> rows.tolist(), keys.tolist()

@@ -6,6 +6,10 @@ before the first layer. `rotary` turns queries and keys of every layer. A bias `
 (ALiBi, T5, relative in two dimensions, quadratic) is added to the scores of every
 layer: `fn(query, key, value, bias)` takes it, and one per head stacks to `[1, N, T, S]`
 for `multi_head`.
+
+`length` is T, `key_length` S (T if not given), and `dtype` that of the result. A size
+that is not positive, and shapes that do not fit, raise ValueError; a size that is no
+int, and a wrong dtype, TypeError.
 """
 
 from __future__ import annotations
@@ -150,7 +154,6 @@ def sinusoidal(
       dim: size of the code, even.
       max_wavelength: the slowest channels turn once in about 2π times this many
         positions.
-      dtype: dtype of the result.
 
     Returns:
       `[T, dim]`.
@@ -195,20 +198,14 @@ def sinusoidal_1d(
 ) -> jax.Array:
     """Sinusoidal table of the positions 0 … length − 1 of a sequence.
 
-    P[t, 2i] = sin(t · ω_i),  P[t, 2i+1] = cos(t · ω_i),
-    ω_i = max_wavelength^(−2i/dim)
+    It is `sinusoidal(jnp.arange(length), dim)`.
 
     Args:
-      length: number of positions T.
+      length: T.
       dim: size of the embedding, even.
-      max_wavelength: see `sinusoidal`.
-      dtype: dtype of the result.
 
     Returns:
       `[T, dim]`.
-
-    Raises:
-      ValueError: if `dim` is odd or a size is not positive.
 
     Reference: Vaswani et al., 2017, arXiv:1706.03762, section 3.5.
 
@@ -241,8 +238,6 @@ def sinusoidal_2d(
       height: number of rows of patches.
       width: number of columns of patches.
       dim: size of the embedding, a multiple of 4.
-      max_wavelength: see `sinusoidal`.
-      dtype: dtype of the result.
 
     Returns:
       `[height · width, dim]`.
@@ -287,7 +282,6 @@ def learned_init(
       length: largest number of positions T.
       dim: size of the embedding.
       stddev: standard deviation; 0 starts from no position information.
-      dtype: dtype of the result.
 
     Returns:
       `[T, dim]`.
@@ -329,7 +323,6 @@ def rotary(
       `[T, H]`, in the dtype of `x`; computed in float32, or float64 for a float64 `x`.
 
     Raises:
-      TypeError: if `x` is not of a floating-point dtype.
       ValueError: if `x` is no matrix, H is odd, `positions` is not `[T]` or has known
         integers that int32 does not hold, or `max_wavelength` is not positive.
 
@@ -393,13 +386,9 @@ def alibi_slopes(num_heads: int, *, dtype: DTypeLike = jnp.float32) -> jax.Array
 
     Args:
       num_heads: N.
-      dtype: dtype of the result.
 
     Returns:
       `[N]`.
-
-    Raises:
-      ValueError: if `num_heads` is not positive.
 
     Reference: Press et al., 2021, arXiv:2108.12409, section 3.
 
@@ -426,11 +415,8 @@ def alibi(
     narrow dtype cannot hold is its least finite number, which masks no key.
 
     Args:
-      length: number of queries T.
-      key_length: number of keys S; None means T.
       slope: m of one head; one per head by
         `jax.vmap(lambda m: alibi(length, slope=m))(alibi_slopes(num_heads))`.
-      dtype: dtype of the result.
 
     Returns:
       `[T, S]`.
@@ -509,8 +495,6 @@ def t5_buckets(
     else they all are in bucket 0, and n = num_buckets.
 
     Args:
-      length: number of queries T.
-      key_length: number of keys S; None means T.
       num_buckets: number of buckets.
       max_distance: from here on all distances share the last bucket.
       bidirectional: whether the sign of an offset counts.
@@ -550,8 +534,6 @@ def t5_bias(
 
     Args:
       table: `[num_buckets]`, of one head; use `jax.vmap` for several.
-      length: number of queries T.
-      key_length: number of keys S; None means T.
       max_distance: see `t5_buckets`.
       bidirectional: see `t5_buckets`.
 
@@ -559,7 +541,6 @@ def t5_bias(
       `[T, S]`, in the dtype of the table.
 
     Raises:
-      TypeError: if `table` is not of a floating-point dtype.
       ValueError: if `table` is no vector, or as in `t5_buckets`.
 
     Reference: Raffel et al., 2019, arXiv:1910.10683, section 2.1.
@@ -591,7 +572,6 @@ def relative_2d(row_table: jax.Array, column_table: jax.Array) -> jax.Array:
       `[h · w, h · w]`, pixels in row-major order.
 
     Raises:
-      TypeError: if a table is not of a floating-point dtype.
       ValueError: if a table is no vector of odd length.
 
     Reference: Cordonnier et al., 2019, arXiv:1911.03584, section 4.3 (no content).
@@ -640,9 +620,6 @@ def quadratic_2d(
     Returns:
       `[height · width, height · width]`, pixels in row-major order.
 
-    Raises:
-      ValueError: if a size is not positive, or shapes do not fit.
-
     Reference: Cordonnier et al., 2019, arXiv:1911.03584, section 3.
 
     >>> quadratic_2d(1, 3, jnp.array([0.0, 1.0]), 2.0).tolist()
@@ -676,9 +653,6 @@ def gaussian_2d(
 
     Returns:
       `[height · width, height · width]`, pixels in row-major order.
-
-    Raises:
-      ValueError: if a size is not positive, or shapes do not fit.
 
     Reference: Cordonnier et al., 2019, arXiv:1911.03584, section 4.2.
 

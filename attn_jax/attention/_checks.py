@@ -1,8 +1,9 @@
 """Shape and dtype checks that every attention function runs first, and safe masking.
 
 They look at shapes and dtypes, and at the values of whole numbers where these are
-known, so they cost nothing under `jax.jit`. Each message names the argument, says what
-came and what would be right.
+known, so they cost nothing under `jax.jit`. They raise ValueError on a wrong size or
+number and TypeError on a wrong dtype or kind; each message names the argument, and says
+what would be right and what came.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ def check_shape(
       array: the array to check.
       letters: one letter per axis, such as `("T", "S")`.
       sizes: sizes of the letters that are known; others may have any size.
-
-    Raises:
-      ValueError: if rank or a known size is wrong.
     """
     expected = tuple(sizes.get(letter) for letter in letters)
     try:
@@ -49,11 +47,7 @@ def check_shape(
 
 
 def check_bool(name: str, array: jax.Array) -> None:
-    """Checks that a mask is boolean.
-
-    Raises:
-      TypeError: if it is not, saying how to convert.
-    """
+    """Checks that a mask is boolean."""
     if array.dtype != jnp.bool_:
         raise TypeError(
             f"`{name}` must be bool with True = attend, but has dtype {array.dtype}. "
@@ -63,11 +57,7 @@ def check_bool(name: str, array: jax.Array) -> None:
 
 
 def check_float(name: str, array: jax.Array) -> None:
-    """Checks that an array holds real floating-point numbers.
-
-    Raises:
-      TypeError: if it does not.
-    """
+    """Checks that an array holds real floating-point numbers."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"`{name}` must be a floating-point array, but has dtype {array.dtype}; "
@@ -76,11 +66,7 @@ def check_float(name: str, array: jax.Array) -> None:
 
 
 def check_dtypes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
-    """Checks that query, key and value hold floating-point numbers of one dtype.
-
-    Raises:
-      TypeError: if they do not.
-    """
+    """Checks that query, key and value hold floating-point numbers of one dtype."""
     for name, array in (("query", query), ("key", key), ("value", value)):
         check_float(name, array)
     if not query.dtype == key.dtype == value.dtype:
@@ -108,10 +94,6 @@ def check_inputs(
         and mask may also have size 1.
       same_head_dim: whether query and key must have the same H.
       one_sequence: name of a function that needs T = S, and why.
-
-    Raises:
-      ValueError: on a wrong rank or size.
-      TypeError: on a wrong dtype.
     """
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim != 2:
@@ -145,11 +127,7 @@ def check_inputs(
 
 
 def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
-    """Checks a dropout rate and that a key is there when it is needed.
-
-    Raises:
-      ValueError: if the rate is outside [0, 1) or a key is missing.
-    """
+    """Checks a dropout rate and that a key is there when it is needed."""
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"`dropout_rate` must be in [0, 1), but is {dropout_rate}.")
     if dropout_rate > 0.0 and rng is None:
@@ -160,12 +138,7 @@ def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
 
 
 def check_int(name: str, given: int, least: int, *, multiple_of: int = 1) -> int:
-    """A static option as an int of Python, with which no arithmetic wraps around.
-
-    Raises:
-      TypeError: if it is no int.
-      ValueError: if it is less than `least`, or no multiple of `multiple_of`.
-    """
+    """A static option as an int of Python, with which no arithmetic wraps around."""
     if isinstance(given, bool) or not isinstance(given, int | np.integer):
         raise TypeError(
             f"`{name}` must be an int known at trace time, but is "
@@ -186,22 +159,14 @@ def check_sizes(**sizes: int) -> tuple[int, ...]:
 
 
 def check_positive(name: str, given: float) -> float:
-    """Checks that a static number is above zero.
-
-    Raises:
-      ValueError: if it is not, or NaN.
-    """
+    """Checks that a static number is above zero."""
     if not given > 0:
         raise ValueError(f"`{name}` must be positive, but is {given}.")
     return float(given)
 
 
 def check_choice(name: str, given: object, choices: Sequence[str]) -> None:
-    """Checks that a static option is one of some words.
-
-    Raises:
-      ValueError: if it is not.
-    """
+    """Checks that a static option is one of some words."""
     if given not in choices:
         *others, last = map(repr, choices)
         known = f"{', '.join(others)} or {last}"
@@ -224,9 +189,6 @@ def as_int32(name: str, given: Any) -> jax.Array:
     Args:
       name: argument name, for the message.
       given: integers of any width, signed or not.
-
-    Raises:
-      TypeError: if they are no integers; bool is none.
     """
     # JAX, without 64 bits, would cut large numbers of numpy short.
     array = given if isinstance(given, jax.Array) else np.asarray(given)
@@ -252,10 +214,6 @@ def check_ids(
     Returns:
       int32, of the same shape. Numbers out of range, which raise where they are known,
       are −1 where they are traced. (JAX itself reads the last row for −1.)
-
-    Raises:
-      TypeError: if they are no integers.
-      ValueError: if they are known, and one is out of range.
     """
     ids = as_int32(name, given)
     if not _known(given):
@@ -286,11 +244,7 @@ def rows_at(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def check_same_length(name: str, num_queries: int, num_keys: int, why: str) -> None:
-    """Checks that there are as many keys as queries, T = S.
-
-    Raises:
-      ValueError: if not, saying why `name` needs it.
-    """
+    """Checks that there are as many keys as queries, T = S."""
     if num_queries != num_keys:
         raise ValueError(
             f"`{name}` needs as many keys as queries, since {why}, but "
@@ -309,9 +263,6 @@ def check_params(
       layout: the letters of each leaf's axes, such as {"key": "CH"}.
       **sizes: of letters that are known. Others may have any size, which is the same
         wherever they stand.
-
-    Raises:
-      ValueError: if a name is missing or unknown, or a shape is wrong.
     """
     if not isinstance(params, Mapping) or set(params) != set(layout):
         came = sorted(params) if isinstance(params, Mapping) else type(params).__name__
@@ -336,11 +287,7 @@ def check_params(
 
 
 def check_longest(name: str, longest: int, **lengths: int) -> None:
-    """Checks lengths, by letter, against the longest that parameters are for.
-
-    Raises:
-      ValueError: if one is larger.
-    """
+    """Checks lengths, by letter, against the longest that parameters are for."""
     for letter, length in lengths.items():
         if length > longest:
             raise ValueError(

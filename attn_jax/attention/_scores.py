@@ -139,12 +139,8 @@ def normalize_softmax(logits: jax.Array, allowed: jax.Array | None = None) -> ja
 
     w[t, s] = exp(l[t, s]) / Σ_{s' allowed} exp(l[t, s'])
 
-    Args:
-      logits: [T, S] scores.
-      allowed: bool, broadcastable to [T, S], or None for every pair.
-
-    Returns:
-      [T, S] weights, each row summing to one, or to zero.
+    As all normalisers it takes scores [T, S], and which pairs are allowed, bool that is
+    broadcastable to [T, S], or None for all; it gives weights [T, S].
 
     >>> w = normalize_softmax(jnp.zeros((2, 2)), jnp.array([[True, False]] * 2))
     >>> w.tolist()
@@ -173,13 +169,6 @@ def normalize_relu(logits: jax.Array, allowed: jax.Array | None = None) -> jax.A
     Without a mask n_t = S, as in the paper; counting allowed keys makes a padded
     sequence give what the unpadded one gives.
 
-    Args:
-      logits: [T, S] scores.
-      allowed: bool, broadcastable to [T, S], or None for every pair.
-
-    Returns:
-      [T, S] weights, whose rows need not sum to one.
-
     Reference: Wortsman et al., 2023, arXiv:2309.08586.
 
     >>> normalize_relu(jnp.array([[-1.0, 4.0]])).tolist()
@@ -194,13 +183,6 @@ def normalize_sigmoid(logits: jax.Array, allowed: jax.Array | None = None) -> ja
 
     w[t, s] = σ(l[t, s] − log n_t), where n_t counts the keys that t may attend to.
     The shift makes all weights of a row sum to about one when the scores are zero.
-
-    Args:
-      logits: [T, S] scores.
-      allowed: bool, broadcastable to [T, S], or None for every pair.
-
-    Returns:
-      [T, S] weights, whose rows need not sum to one.
 
     Reference: Ramapuram et al., 2024, arXiv:2409.04431.
 

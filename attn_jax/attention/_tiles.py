@@ -256,20 +256,13 @@ def attend(
     apart at trace time, a jax index may depend on data.
 
     Args:
-      query: [T, H].
-      key: [S, H].
-      value: [S, V].
+      query, key, value: [T, H], [S, H], [S, V]; others: see `attn_jax.attention`.
       rows: int [blocks, b], positions of the queries, each in one block at most;
         numbers outside of 0 … T − 1 (such as −1) are none.
       columns: int [blocks, n], positions of the keys; numbers outside of 0 … S − 1 are
         none, and one that stands twice in a slab counts once.
       sees: predicate of positions t [blocks, b, 1] and s [blocks, 1, n], or a bool
         array that broadcasts to [blocks, b, n], or None for all pairs of a tile.
-      bias: [T or 1, S or 1] or None; −∞ masks.
-      mask: bool [T or 1, S or 1] or None.
-      key_mask: bool [S] or None.
-      scale: factor of the scores; None means 1/√H.
-      is_causal: whether query t sees only keys s ≤ t.
       extra: broadcastable to [blocks, b, n], added to the scaled scores, or None.
       distinct: whether it is known that no column stands twice in a slab, which saves
         the search for repeats where `columns` is a jax array.

@@ -534,26 +534,9 @@ def blockwise_arrays(
 ) -> jax.Array:
     """`blockwise` on whole arrays, in a loop over heads and blocks: for CPU.
 
-    The caller has checked the arrays; see `attn_jax.dot_product_attention`, and
-    `blockwise` for the options.
-
-    Args:
-      query: [B, T, N, H].
-      key: [B, S, K, H], with N a multiple of K.
-      value: [B, S, K, V].
-      bias: [B or 1, N or 1, T or 1, S or 1] or None.
-      mask: bool of such a shape, or None.
-      key_mask: bool [B, S] or None.
-      local_window_size: keys that a query sees on its left and right; None for all.
-      block_size: number of queries, and of keys, in a block at most; None chooses.
-      side_by_side: whether one step of a loop may make several small blocks.
-
-    Returns:
-      [B, T, N, V], in the dtype of the inputs.
-
-    Raises:
-      ValueError: on a block size below 1 or a wrong window.
-      TypeError: if query, key and value are not of one floating-point dtype.
+    The caller has checked the arrays, which are as for `attn_jax.dot_product_attention`
+    (the result is [B, T, N, V]); for the options see `blockwise`. With `side_by_side`
+    one step of a loop may make several small blocks.
     """
     _checks.check_dtypes(query, key, value)
     if block_size is not None:
