@@ -258,80 +258,9 @@ def _load_digits(note: str = "") -> Dataset:
     )
 
 
-_KINDS = ("images", "labels")
+Part = tuple[np.ndarray, np.ndarray]  # images and labels
 
-
-def _load_npz(path: pathlib.Path) -> Dataset:
-    if not path.is_file():
-        raise DataError(f"npz:{path}: there is no such file")
-    known = {f"{split}_{kind}" for split in ("train", "test") for kind in _KINDS}
-    known.add("class_names")
-    try:
-        with path.open("rb") as stream:
-            _check_npz(path, stream.read(16))
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                unknown = sorted(set(file.files) - known)
-                found = {
-                    name: _plain_array(path, name, file)
-                    for name in file.files
-                    if name in known
-                }
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(
-            f"{path} is not a whole .npz file ({error}): it was cut short or damaged; "
-            "copy it again, or write it again with numpy.savez_compressed"
-        ) from error
-    for needed in ("train_images", "train_labels"):
-        if needed not in found:
-            raise ValueError(
-                f"{path} has no array {needed!r} (it has "
-                f"{sorted([*found, *unknown])}); needed are train_images and "
-                "train_labels, optional are test_images, test_labels, class_names"
-            )
-    if unknown:
-        raise ValueError(
-            f"{path} has arrays that are not used: {unknown}; allowed are "
-            f"{sorted(known)}"
-        )
-    if ("test_images" in found) != ("test_labels" in found):
-        raise ValueError(
-            f"{path} has only one of test_images and test_labels: give both, or "
-            "neither and a test set is cut from the training images"
-        )
-    train = _check_arrays(path, found, "train")
-    names = _npz_class_names(path, found.get("class_names"), train[1])
-    source = str(path)
-    if "test_images" in found:
-        test = _check_arrays(path, found, "test")
-        if test[0].shape[1:] != train[0].shape[1:]:
-            raise ValueError(
-                f"{path}: test_images are {test[0].shape[1:]} each, train_images "
-                f"are {train[0].shape[1:]}; they must agree"
-            )
-        if test[1].max() >= len(names):
-            raise ValueError(
-                f"{path}: test_labels has class {test[1].max()}, but the training "
-                f"labels have only 0..{len(names) - 1}"
-            )
-    else:
-        images, labels = train
-        counts = np.bincount(labels)
-        if counts.min() < 2:
-            raise ValueError(
-                f"{path} has no test set and class {counts.argmin()} has one image "
-                "only: add test_images and test_labels, or more images"
-            )
-        train, test = (
-            (images[part], labels[part])
-            for part in train_validation_split(
-                labels, np.arange(len(labels)), fraction=1 / 6, seed=0
-            )
-        )
-        source += " (no test set inside: a sixth of each class was set aside for it)"
-    return _dataset(f"npz:{path.name}", source, train, test, names)
-
-
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 _BEGINNINGS = {
     b"\x93NUMPY": "a single array (.npy)",
     b"\x80": "a pickle, which is not read because it may run code",
@@ -339,10 +268,51 @@ _BEGINNINGS = {
 }
 
 
-def _check_npz(path: pathlib.Path, begins: bytes) -> None:
+def _load_npz(path: pathlib.Path) -> Dataset:
+    if not path.is_file():
+        raise DataError(f"npz:{path}: there is no such file")
+    try:
+        with path.open("rb") as stream:
+            _need_zip(stream.read(16))
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                found = {name: _plain_array(name, file) for name in file.files}
+        train, names = _npz_part(found, "train"), found.get("class_names")
+        classes = _npz_classes(names, train[1])
+        source = str(path)
+        if "test_images" in found or "test_labels" in found:
+            test = _npz_part(found, "test")
+            shapes = [part[0].shape[1:] for part in (test, train)]
+            _need(
+                shapes[0] == shapes[1],
+                f"test_images are {shapes[0]} each, train_images are {shapes[1]}; they "
+                "must agree",
+            )
+            _need(
+                test[1].max() < len(classes),
+                f"test_labels has class {test[1].max()}, but the training labels have "
+                f"only 0..{len(classes) - 1}",
+            )
+        else:
+            train, test = _spare(*train)
+            source += " (no test set inside: a sixth of each class was set aside)"
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(
+            f"{path} is not a whole .npz file ({error}): it was cut short or damaged; "
+            "copy it again, or write it again with numpy.savez_compressed"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _dataset(f"npz:{path.name}", source, train, test, classes)
+
+
+def _need(truth: bool, otherwise: str) -> None:
+    if not truth:
+        raise ValueError(otherwise)
+
+
+def _need_zip(begins: bytes) -> None:
     """Raises ValueError, which says what the file seems to be, unless it is a zip."""
-    if begins[:2] == b"PK":
-        return
     told = [what for start, what in _BEGINNINGS.items() if begins.startswith(start)]
     if told:
         what = told[0]
@@ -352,89 +322,98 @@ def _check_npz(path: pathlib.Path, begins: bytes) -> None:
         what = f"text, which begins with {begins.decode()!r}"
     else:
         what = f"another format, which begins with the bytes {begins[:8].hex(' ')}"
-    raise ValueError(
-        f"{path} is not an .npz file but {what}: write one with "
-        "numpy.savez_compressed(path, train_images=..., train_labels=...)"
+    _need(
+        begins[:2] == b"PK",
+        f"it is not an .npz file but {what}: write one with "
+        "numpy.savez_compressed(path, train_images=..., train_labels=...)",
     )
 
 
-def _plain_array(
-    path: pathlib.Path, name: str, file: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def _plain_array(name: str, file: Mapping[str, np.ndarray]) -> np.ndarray:
     try:
         return file[name]
     except ValueError as error:
         if "pickle" not in str(error) and "Object" not in str(error):
-            raise DataError(
-                f"{path}: the array {name!r} is damaged ({error}); write it again with "
-                "numpy.savez_compressed"
-            ) from error
+            raise OSError(f"the array {name!r}: {error}") from error
         raise ValueError(
-            f"{path}: the array {name!r} holds Python objects (dtype object), which "
-            "are pickled and not read because they may run code: write it as an array "
-            "of numbers, such as numpy.asarray(images, numpy.uint8)"
+            f"the array {name!r} holds Python objects (dtype object), which are "
+            "pickled and not read because they may run code: write it as an array of "
+            "numbers, such as numpy.asarray(images, numpy.uint8)"
         ) from error
 
 
-def _check_arrays(
-    path: pathlib.Path, arrays: Mapping[str, np.ndarray], split: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _npz_part(arrays: Mapping[str, np.ndarray], split: str) -> Part:
+    """Images and labels of a split, checked."""
+    unknown = sorted(set(arrays) - set(_ARRAYS))
+    _need(not unknown, f"arrays that are not used: {unknown}; allowed are {_ARRAYS}")
+    for kind in ("images", "labels"):
+        _need(
+            f"{split}_{kind}" in arrays,
+            f"it has no array '{split}_{kind}' (it has {sorted(arrays)}); needed are "
+            "train_images and train_labels, optional are class_names, and both of "
+            "test_images and test_labels: without them a test set is cut from the "
+            "training images",
+        )
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     images = images[..., None] if images.ndim == 3 else images
-    if images.dtype != np.uint8:
-        problem = (
-            f"images has dtype {images.dtype}, uint8 in 0..255 is needed; floats in "
-            "0..1 become that by (255 * x).round().astype('uint8')"
-        )
-    elif images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
-        problem = (
-            f"images has shape {images.shape}, needed is [n, H, W] or [n, H, W, C] "
-            "with n, H, W >= 1 and C = 1, 3 or 4 (channels last)"
-        )
-    elif not np.issubdtype(labels.dtype, np.integer):
-        problem = f"labels has dtype {labels.dtype}, integers are needed"
-    elif labels.shape != images.shape[:1]:
-        problem = (
-            f"labels has shape {labels.shape}, needed is ({len(images)},), one label "
-            "for each image"
-        )
-    elif labels.min() < 0:
-        problem = f"labels has the label {labels.min()}; labels must be 0..classes-1"
-    else:
-        return images, labels
-    raise ValueError(f"{path}: {split}_{problem}")
+    _need(
+        images.dtype == np.uint8,
+        f"{split}_images has dtype {images.dtype}, uint8 in 0..255 is needed; floats "
+        "in 0..1 become that by (255 * x).round().astype('uint8')",
+    )
+    _need(
+        images.ndim == 4 and images.shape[-1] in (1, 3, 4) and 0 not in images.shape,
+        f"{split}_images has shape {images.shape}, needed is [n, H, W] or [n, H, W, C] "
+        "with n, H, W >= 1 and C = 1, 3 or 4 (channels last)",
+    )
+    _need(
+        np.issubdtype(labels.dtype, np.integer) and labels.shape == images.shape[:1],
+        f"{split}_labels has dtype {labels.dtype} and shape {labels.shape}, needed are "
+        f"integers of shape ({len(images)},), one label for each image",
+    )
+    _need(
+        labels.min() >= 0,
+        f"{split}_labels has the label {labels.min()}; labels must be 0..classes-1",
+    )
+    return images, labels
 
 
-def _npz_class_names(
-    path: pathlib.Path, names: np.ndarray | None, labels: np.ndarray
-) -> tuple[str, ...]:
-    present = np.unique(labels)
-    count = int(present[-1]) + 1
+def _npz_classes(names: np.ndarray | None, labels: np.ndarray) -> tuple[str, ...]:
+    present = set(np.unique(labels).tolist())
+    count = max(present) + 1
     if names is not None:
-        if names.ndim != 1 or names.dtype.kind != "U" or len(names) < count:
-            raise ValueError(
-                f"{path}: class_names must be a list of at least {count} strings (the "
-                f"highest label is {count - 1}), got {names.dtype} {names.shape}"
-            )
-        count = len(names)
-    if len(present) != count:
-        expected = range(min(count, 100_000))
-        missing = first_few(sorted(set(expected) - set(present.tolist())))
-        raise ValueError(
-            f"{path}: train_labels run to class {count - 1}, but no training image has "
-            f"the label {missing}; renumber the classes to 0..classes-1"
+        _need(
+            names.ndim == 1 and names.dtype.kind == "U" and len(names) >= count,
+            f"class_names must be a list of at least {count} strings (the highest "
+            f"label is {count - 1}), got {names.dtype} {names.shape}",
         )
-    if count < 2:
-        raise ValueError(f"{path}: train_labels has one class only, two are needed")
+        count = len(names)
+    missing = first_few(sorted(set(range(min(count, 100_000))) - present))
+    _need(
+        len(present) == count,
+        f"train_labels run to class {count - 1}, but no training image has the label "
+        f"{missing}; renumber the classes to 0..classes-1",
+    )
+    _need(count >= 2, "train_labels has one class only, two are needed")
     return tuple(names.tolist() if names is not None else map(str, range(count)))
 
 
+def _spare(images: np.ndarray, labels: np.ndarray) -> tuple[Part, Part]:
+    """A sixth of each class as test set."""
+    counts = np.bincount(labels)
+    _need(
+        counts.min() >= 2,
+        f"it has no test set and class {counts.argmin()} has one image only: add "
+        "test_images and test_labels, or more images",
+    )
+    whole = np.arange(len(labels))
+    parts = train_validation_split(labels, whole, fraction=1 / 6, seed=0)
+    train, test = ((images[part], labels[part]) for part in parts)
+    return train, test
+
+
 def _dataset(
-    name: str,
-    source: str,
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    class_names: tuple[str, ...],
+    name: str, source: str, train: Part, test: Part, class_names: tuple[str, ...]
 ) -> Dataset:
     arrays = [
         np.ascontiguousarray(array, dtype)
