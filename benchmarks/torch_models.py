@@ -266,27 +266,6 @@ def _to_torch(path: str, value: np.ndarray) -> np.ndarray:
     return value.reshape(-1) if leaf == "bias" else value
 
 
-def _to_nnx(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `_to_torch`."""
-    if path.endswith("kernel"):
-        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    return value.reshape(shape)
-
-
-def to_nnx(
-    tensors: Mapping[str, Tensor], like: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The peer's parameters or gradients as ours: the paths and shapes of ``like``."""
-    out = {}
-    for path, ours in like.items():
-        name, third = _place(path)
-        value = tensors[name].detach().cpu().numpy()
-        if third is not None:
-            value = np.split(value, 3)[third]
-        out[path] = _to_nnx(path, value, ours.shape)
-    return out
-
-
 def _vit(model: models.ViT, flat: Mapping[str, np.ndarray]) -> ViT:
     block = model.encoder.blocks[0]
     _, num_heads, _ = flat["encoder.blocks.0.attention.query.kernel"].shape

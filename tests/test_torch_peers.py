@@ -20,6 +20,7 @@ from attn_jax import models
 from benchmarks import torch_models, train_step  # noqa: E402
 from benchmarks.timing import Effort
 from experiments.core import optim
+from experiments.tasks import images as steps
 
 CASES: dict[str, dict[str, Any]] = {
     "vit": dict(model="vit", size="mu", image_shape=(28, 28, 1)),
@@ -77,10 +78,24 @@ def _hyper(recipe: torch_models.Recipe) -> optim.Hyper:
     return optim.recipe(**recipe._asdict(), mixup=0)
 
 
+def _to_nnx(tensors: Any, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The peer's parameters or gradients as ours: the paths and shapes of `like`."""
+    out = {}
+    for path, ours in like.items():
+        name, third = torch_models._place(path)
+        value = tensors[name].detach().numpy()
+        if third is not None:
+            value = np.split(value, 3)[third]
+        if path.endswith("kernel"):
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        out[path] = value.reshape(ours.shape)
+    return out
+
+
 def test_parameters_return_from_the_peer_unchanged(model: nnx.Module) -> None:
     ours = torch_models.flat_params(model)
     peer = torch_models.from_nnx(model)
-    back = torch_models.to_nnx(dict(peer.named_parameters()), ours)
+    back = _to_nnx(dict(peer.named_parameters()), ours)
     assert sum(p.numel() for p in peer.parameters()) == sum(
         v.size for v in ours.values()
     )
@@ -96,7 +111,7 @@ def test_same_loss_and_gradients(model: Any, channels_last: bool) -> None:
     smoothed = jax.nn.one_hot(labels, 10) * 0.9 + 0.01
 
     def loss_fn(params: Any) -> jax.Array:
-        logits = apply(params, images.normalize(images, _hyper(recipe)))
+        logits = apply(params, steps.normalize(images, _hyper(recipe)))
         return -jnp.mean(jnp.sum(smoothed * jax.nn.log_softmax(logits), axis=-1))
 
     loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
@@ -106,9 +121,7 @@ def test_same_loss_and_gradients(model: Any, channels_last: bool) -> None:
     np.testing.assert_allclose(float(peer_loss), float(loss), rtol=1e-5)
 
     ours = torch_models.flat_params(grads)
-    theirs = torch_models.to_nnx(
-        {name: p.grad for name, p in peer.named_parameters()}, ours
-    )
+    theirs = _to_nnx({name: p.grad for name, p in peer.named_parameters()}, ours)
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=float)) for g in ours.values()))
     peer_norm = np.sqrt(sum(np.sum(np.square(g, dtype=float)) for g in theirs.values()))
     np.testing.assert_allclose(peer_norm, norm, rtol=1e-4)
@@ -126,9 +139,9 @@ def test_three_updates_lead_to_the_same_parameters(model: Any) -> None:
     before = torch_models.flat_params(params)
     peer = torch_models.from_nnx(model)
     theirs = torch_models.TrainStep(peer, recipe, flip=False)
-    ours = jax.jit(optim.make_step(images.image_loss(apply, 10, images.Augment())))
+    ours = jax.jit(optim.make_step(steps.image_loss(apply, 10, steps.Augment())))
     state = optim.init_state(params, _hyper(recipe))
-    batch = images.Batch(images, labels.astype(np.int32))
+    batch = steps.Batch(images, labels.astype(np.int32))
     for _ in range(3):
         state, metrics = ours(state, batch, jax.random.key(0))
         loss, accuracy = theirs(images, labels)
@@ -136,7 +149,7 @@ def test_three_updates_lead_to_the_same_parameters(model: Any) -> None:
         assert float(accuracy) == float(metrics["accuracy"])
 
     after = torch_models.flat_params(state.params)
-    peers = torch_models.to_nnx(dict(peer.named_parameters()), after)
+    peers = _to_nnx(dict(peer.named_parameters()), after)
     for path, value in after.items():
         if path.endswith("key.bias"):
             continue  # Adam scales a gradient that is rounding alone to full steps
