@@ -559,4 +559,3 @@ REPORT = Report(
         ),
     ),
 )
-write_report = REPORT.write

@@ -375,4 +375,3 @@ REPORT = Report(
     sections=(_COPY, _IMAGES),
     notes=(_timing,),
 )
-write_report = REPORT.write

@@ -619,4 +619,3 @@ REPORT = Report(
     ),
     terminal=_summary,
 )
-write_report = REPORT.write

@@ -355,4 +355,3 @@ REPORT = Report(
     sections=(_DICTIONARY, _WORDNET, *map(_molecules, _TITLES)),
     notes=(_timing,),
 )
-write_report = REPORT.write

@@ -200,4 +200,3 @@ REPORT = Report(
     ),
     notes=(_adjoint,),
 )
-write_report = REPORT.write

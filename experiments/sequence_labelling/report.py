@@ -444,4 +444,3 @@ REPORT = Report(
     ),
     notes=(_scaling, _streaming, draw_maps),
 )
-write_report = REPORT.write

@@ -115,7 +115,7 @@ def store(dataset, tmp_path_factory):
             experiment=TINY,
             preset=TINY,
             make_plans=run.make_plans,
-            write_report=report.write_report,
+            write_report=report.REPORT.write,
         )
     assert status == 0
     return ResultsStore(folder)

@@ -19,7 +19,7 @@ from experiments.data_scaling.presets import Experiment, Grid
 
 from experiments.core import loop, store
 from experiments.core.cell import Runtime
-from experiments.data_scaling import report
+from experiments.core.report import Report
 from experiments.data_scaling.__main__ import main
 from experiments.data_scaling.tasks import Scenes
 
@@ -90,7 +90,7 @@ def whole(npz, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Figures take seconds and are tested elsewhere; `whole` has drawn them."""
-    monkeypatch.setattr(report, "write_report", lambda *_: "")
+    monkeypatch.setattr(Report, "write", lambda *_: "")
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ import sys
 from attn_jax.models import SIZES
 SIZES["vit"]["mu"] = dict(patch=4, dim=8, depth=1, num_heads=2, mlp_dim=16)
 SIZES["resnet"]["mu"] = dict(widths=(4, 8), depths=(1, 1))
-from experiments.data_scaling import report
+from experiments.core.report import Report
 from experiments.data_scaling.__main__ import main
-report.write_report = lambda *_: ""  # seconds, and tested elsewhere
+Report.write = lambda *_: ""  # seconds, and tested elsewhere
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -179,7 +179,7 @@ def test_an_interrupted_cell_ends_as_if_nothing_had_been(data, tmp_path, capsys)
     assert study.best(whole.store) == taken.best(whole.store) == 1
     assert study.done(whole.store) == study.total() == 3
     assert taken.done(whole.store) == taken.total() == 1
-    text = report.write_report(whole.store.records(), tmp_path / "report")
+    text = report.REPORT.write(whole.store.records(), tmp_path / "report")
     assert "fully connected, window ±1" in text
     assert f"{metrics['test_accuracy']:.4f}"[1:] in text
 
