@@ -68,7 +68,7 @@ _WHAT = {
     "cross": "T ≠ S (as many queries as keys are needed)",
     "value_dim": "V ≠ H (values of another size than queries)",
     "dropout": "dropout on the attention weights",
-    "step": "one token at a time: it has no `step`",
+    "step": "one token at a time: it has no `step` with an `init_state`",
 }
 
 
@@ -499,7 +499,8 @@ def require(variant: Variant, capability: str) -> None:
     >>> require(VARIANTS["dot_product"], "mask")
     """
     able = variants_with(capability)
-    if getattr(variant, capability):
+    half = capability == "step" and variant.init_state is None
+    if getattr(variant, capability) and not half:
         return
     if any(variant.base is row.base for row in VARIANTS.values()):
         advice = ""

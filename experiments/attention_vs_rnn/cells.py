@@ -24,7 +24,7 @@ from experiments.attention_vs_rnn.logistic_mixture import (
     logistic_mixture_log_prob,
     logistic_mixture_sample,
 )
-from experiments.core import devices, identity
+from experiments.core import devices
 from experiments.core.cell import Amount, Cell, Count, Rule, variant_of
 from experiments.core.loop import Batches, Indexed, Program, Task, in_epochs
 from experiments.data.images import Dataset
@@ -57,6 +57,7 @@ class DecoderCell(Cell):
     Attributes:
       task: "copy" or the name of the images.
       model: a key of `MODELS`, or ``path/file.py:function``.
+      attention_sha256: of that file: an edited one is another cell.
       batch_size: sequences an update.
       length: symbols of a sequence.
       dim, depth, num_heads: width, layers, heads.
@@ -67,6 +68,7 @@ class DecoderCell(Cell):
       samples, completions: pictures that the first seed draws; 0 for "copy".
     """
 
+    attention_sha256: str | None = None
     batch_size: Count
     length: Count
     dim: Count
@@ -89,6 +91,13 @@ class DecoderCell(Cell):
             words = f"given for model='reformer' alone, not {self.model!r}"
             yield name, given == (self.model == "reformer"), words
 
+    def config(self) -> dict[str, Any]:
+        """The cell as a plain dictionary; a digest only where there is a file."""
+        found = super().config()
+        if self.attention_sha256 is None:
+            del found["attention_sha256"]
+        return found
+
     @property
     def attention(self) -> str | None:
         """The model, where it is an attention of one's own."""
@@ -107,14 +116,12 @@ class Shape(NamedTuple):
     num_rounds: int | None
     components: int | None
     height: int | None
-    differs: identity.Differs = ()
+    attention_sha256: str | None = None
 
     @classmethod
     def of(cls, cell: DecoderCell) -> Shape:
         """The shape of a cell."""
-        traits: Any = {name: getattr(cell, name) for name in cls._fields}
-        traits["differs"] = tuple(x for x in cell.differs if x[0] == "attention_sha256")
-        return cls(**traits)
+        return cls(*(getattr(cell, name) for name in cls._fields))
 
 
 def mixer_of(shape: Shape) -> Any:
@@ -122,7 +129,7 @@ def mixer_of(shape: Shape) -> Any:
     name = MODELS.get(shape.model, shape.model)
     if name == "lstm":
         return name
-    variant = variant_of(name, dict(shape.differs).get("attention_sha256"))
+    variant = variant_of(name, shape.attention_sha256)
     if name == "linear":
         return variant.bind(chunk_size=LINEAR_CHUNK)
     if shape.chunk_size is not None:
@@ -285,6 +292,19 @@ class PixelTask(_DecoderTask):
         self.parts = data.image_parts(dataset)
         self._pixels = dataset.train_images.reshape(len(dataset.train_images), -1)
 
+    def trace(self, cell: DecoderCell, program: Program) -> None:
+        super().trace(cell, program)
+        # A step that fails must not wait for the pictures, when training is over.
+        params = jax.eval_shape(lambda: program.initial_params(0))
+        draw = functools.partial(self._draw, cell, count=2)
+        jax.eval_shape(draw, params, np.full((1, 1), START, np.int32))
+
+    def _draw(self, cell: DecoderCell, params: Any, prompt: Any, count: int) -> Any:
+        """The pixels [n, count] that follow a prompt [n, P]."""
+        functions: DecoderFunctions = self.program(cell).more["functions"]
+        start, rng = jnp.asarray(prompt, jnp.int32), jax.random.key(cell.seed)
+        return functions.generate(params, start, count, rng, logistic_mixture_sample)
+
     def batches(self, cell: DecoderCell) -> Indexed:
         chosen = self.parts[0]
         rows = in_epochs(cell, len(chosen))
@@ -315,14 +335,9 @@ class PixelTask(_DecoderTask):
 
     def _pictures(self, cell: DecoderCell, params: Any) -> dict[str, str]:
         """Samples, and test images whose lower half is drawn."""
-        functions: DecoderFunctions = self.program(cell).more["functions"]
-        rng = jax.random.key(cell.seed)
 
-        def draw(prompt: Any, count: int) -> np.ndarray:
-            start = jnp.asarray(prompt, jnp.int32)
-            return np.asarray(
-                functions.generate(params, start, count, rng, logistic_mixture_sample)
-            )
+        def draw(prompt: np.ndarray, count: int) -> np.ndarray:
+            return np.asarray(self._draw(cell, params, prompt, count))
 
         drawn = draw(np.full((cell.samples, 1), START), cell.length)
         truth = data.flat_images(self.dataset.test_images[: cell.completions])

@@ -166,12 +166,10 @@ def cell_of(config: Config, task: str, model: str, **sizes: Any) -> DecoderCell:
             samples=config.samples,
             completions=config.completions,
         )
-    if model not in MODELS:  # an edited file is another cell
-        own = ("attention_sha256", attention_digest(model))
-        sizes["differs"] = (*sizes.get("differs", ()), own)
     return DecoderCell(
         task=task,
         model=model,
+        attention_sha256=attention_digest(model),
         seed=0,
         phase="tune",
         dim=config.dim,

@@ -7,6 +7,7 @@ figures of a folder that holds results.jsonl and, if it was measured, timing.jso
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,8 +44,10 @@ _WITH_CACHE = NAMES | {"softmax": "softmax attention, key-value cache"}
 
 
 def _model(row: Row) -> str:
-    """What a row's model is called; a variant of one's own by its own name."""
-    return NAMES.get(row.config["model"], row.config["model"])
+    """What a row's model is called; one's own by its file and what was in it."""
+    model, digest = row.config["model"], row.config.get("attention_sha256")
+    name = NAMES.get(model, pathlib.PurePath(model).name)
+    return f"{name} {digest[:6]}" if digest else name
 
 
 def _styles(group: Group) -> Styles:

@@ -150,7 +150,8 @@ class Task(abc.ABC):
                     self.trace(cell, program)
                 seen.add(key)
             except Exception as error:
-                raise does_not_run(attention, f"the {cell.model}", error) from error
+                inside = "model" if cell.model == attention else cell.model
+                raise does_not_run(attention, f"the {inside}", error) from error
 
     def trace(self, cell: Any, program: Program) -> None:
         """Traces a step on the first batch; a task whose shapes vary does on each."""
