@@ -17,7 +17,7 @@ from attn_jax.attention import _checks
 from attn_jax.attention._scores import zero_unseen_arrays
 from attn_jax.attention.blockwise_attention import blockwise
 from attn_jax.attention.softmax import dot_product
-from attn_jax.multihead import check_arrays, multi_head
+from attn_jax.multihead import multi_head
 
 __all__ = ["Implementation", "dot_product_attention"]
 
@@ -203,7 +203,7 @@ def dot_product_attention(
     >>> dot_product_attention(x, x, x, implementation="blockwise").shape
     (2, 5, 4, 8)
     """
-    sizes = check_arrays(query, key, value, bias, mask, key_mask)
+    sizes = _checks.check_arrays(query, key, value, bias, mask, key_mask)
     _checks.check_dtypes(query, key, value)
     sides = masks.window_sides(local_window_size, is_causal)
     lengths = {"query_seq_lengths": query_seq_lengths}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,6 @@ _LOOP_FROM_SCORES = 512 * 512
 # From this many scores per head on, `blockwise`, and what else has a form on whole
 # arrays, is faster so on CPU.
 CPU_BLOCKWISE_FROM_SCORES = 128 * 128
-
-_LAYOUTS = {
-    "query": "[B, T, N, H]",
-    "key": "[B, S, K, H]",
-    "value": "[B, S, K, V]",
-    "bias": "[B or 1, N or 1, T or 1, S or 1]",
-    "mask": "[B or 1, N or 1, T or 1, S or 1]",
-}
 
 Operands = dict[str, Any]
 
@@ -86,59 +78,6 @@ def _with_automatic_axes(attend: Callable[..., jax.Array]) -> Callable[..., jax.
         return automatic(*operands)
 
     return wrapped
-
-
-def check_arrays(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    key_mask: jax.Array | None,
-) -> dict[str, int]:
-    """Checks ranks and sizes of whole arrays; returns the size of each letter."""
-    arrays = {"query": query, "key": key, "value": value, "bias": bias, "mask": mask}
-    for name, array in arrays.items():
-        if array is not None and array.ndim != 4:
-            raise ValueError(
-                f"`{name}` must have shape {_LAYOUTS[name]}, but has shape "
-                f"{tuple(array.shape)}; add the missing axes, for example with "
-                f"`{name}[None]` for one example."
-            )
-    batch, num_queries, num_heads, _ = query.shape
-    num_keys, num_kv_heads = key.shape[1:3]
-    sizes = {
-        "B": batch,
-        "T": num_queries,
-        "N": num_heads,
-        "S": num_keys,
-        "K": num_kv_heads,
-        "V": value.shape[3],
-    }
-    _checks.check_shape("key", key, ("B", "S", "K", "H"), sizes)
-    _checks.check_shape("value", value, ("B", "S", "K", "V"), sizes)
-    if num_kv_heads == 0 or num_heads % num_kv_heads:
-        raise ValueError(
-            f"`query` has N={num_heads} heads and `key` K={num_kv_heads}: "
-            "N must be a multiple of K."
-        )
-    for name, array in (("bias", bias), ("mask", mask)):
-        if array is None:
-            continue
-        for axis, letter in enumerate("BNTS"):
-            if array.shape[axis] not in (1, sizes[letter]):
-                raise ValueError(
-                    f"`{name}` must have shape {_LAYOUTS[name]}, but has shape "
-                    f"{tuple(array.shape)} where {letter}={sizes[letter]}."
-                )
-    if bias is not None:
-        _checks.check_float("bias", bias)
-    if mask is not None:
-        _checks.check_bool("mask", mask)
-    if key_mask is not None:
-        _checks.check_bool("key_mask", key_mask)
-        _checks.check_shape("key_mask", key_mask, ("B", "S"), sizes)
-    return sizes
 
 
 def _lift(
@@ -214,10 +153,7 @@ def multi_head(
     (2, 5, 4, 8)
     """
     variant = resolve(fn)
-    if map_heads not in ("auto", "vmap", "loop"):
-        raise ValueError(
-            f"`map_heads` must be 'auto', 'vmap' or 'loop', but is {map_heads!r}."
-        )
+    _checks.check_choice("map_heads", map_heads, get_args(MapHeads))
     takes = inspect.signature(variant.fn).parameters
 
     @_with_automatic_axes
@@ -235,7 +171,7 @@ def multi_head(
         broadcast_dropout: bool = False,
         **options: Any,
     ) -> jax.Array:
-        sizes = check_arrays(query, key, value, bias, mask, key_mask)
+        sizes = _checks.check_arrays(query, key, value, bias, mask, key_mask)
         batch, num_heads, num_kv_heads = sizes["B"], sizes["N"], sizes["K"]
         num_queries, num_keys = sizes["T"], sizes["S"]
         if num_queries != num_keys:
@@ -249,14 +185,11 @@ def multi_head(
         mask_of_keys = None if key_mask is None else key_mask[:, None]
         if mask is not None and mask.shape[2] == 1 and variant.key_mask:
             keys = jnp.broadcast_to(mask[:, :, 0], (*mask.shape[:2], num_keys))
-            mask_of_keys = keys if mask_of_keys is None else mask_of_keys & keys
-            mask = None
+            mask_of_keys, mask = masks.combine(mask_of_keys, keys), None
         elif mask_of_keys is not None and variant.mask and not variant.key_mask:
-            pairs = mask_of_keys[:, :, None]
-            mask, mask_of_keys = pairs if mask is None else mask & pairs, None
+            mask, mask_of_keys = masks.combine(mask, mask_of_keys[:, :, None]), None
         if options.get("is_causal") and variant.mask and not variant.causal:
-            causal = masks.causal(num_queries, num_keys)[None, None]
-            mask = causal if mask is None else mask & causal
+            mask = masks.combine(mask, masks.causal(num_queries, num_keys)[None, None])
             del options["is_causal"]
         options = variant.asked(options)
         for name, given in (("bias", bias), ("mask", mask), ("key_mask", mask_of_keys)):
@@ -267,12 +200,14 @@ def multi_head(
                 f"attention variant {variant.name!r} has no parameters, but got "
                 "`params`; leave it out."
             )
-        if params is None and "params" in takes:
-            if takes["params"].default is inspect.Parameter.empty:
-                raise ValueError(
-                    f"attention variant {variant.name!r} needs `params`; make them "
-                    "with `multi_head_init(variant, rng, num_heads, head_dim)`."
-                )
+        required = (
+            "params" in takes and takes["params"].default is inspect.Parameter.empty
+        )
+        if params is None and required:
+            raise ValueError(
+                f"attention variant {variant.name!r} needs `params`; make them with "
+                "`multi_head_init(variant, rng, num_heads, head_dim)`."
+            )
         if rng is None and variant.needs_rng:
             raise ValueError(
                 f"attention variant {variant.name!r} is random and needs `rng`, a "
@@ -302,7 +237,10 @@ def multi_head(
                 for n, given in given_options.items()
                 if n != "dropout_rate" or given
             }
-            known = set(inspect.signature(whole).parameters) - {*_LAYOUTS, "key_mask"}
+            known = set(inspect.signature(whole).parameters) - {
+                *_checks.LAYOUTS,
+                "key_mask",
+            }
             random = rng is not None or dropout_rng is not None
             if for_whole.keys() - known or params is not None or random:
                 whole = None
@@ -494,7 +432,7 @@ def multi_head_update(
     update = variant.update
     if update is None:
         return {}
-    sizes = check_arrays(query, key, key, None, mask, key_mask)
+    sizes = _checks.check_arrays(query, key, key, None, mask, key_mask)
     num_heads, num_keys = sizes["N"], sizes["S"]
     real = None
     if mask is not None:

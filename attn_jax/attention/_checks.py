@@ -19,6 +19,14 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+LAYOUTS = {
+    "query": "[B, T, N, H]",
+    "key": "[B, S, K, H]",
+    "value": "[B, S, K, V]",
+    "bias": "[B or 1, N or 1, T or 1, S or 1]",
+    "mask": "[B or 1, N or 1, T or 1, S or 1]",
+}
+
 LARGEST_INT = int(np.iinfo(np.int32).max)
 
 
@@ -124,6 +132,59 @@ def check_inputs(
         check_shape("key_mask", key_mask, ("S",), sizes)
     if one_sequence is not None:
         check_same_length(one_sequence[0], sizes["T"], sizes["S"], one_sequence[1])
+
+
+def check_arrays(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    key_mask: jax.Array | None,
+) -> dict[str, int]:
+    """Checks ranks and sizes of whole arrays; returns the size of each letter."""
+    arrays = {"query": query, "key": key, "value": value, "bias": bias, "mask": mask}
+    for name, array in arrays.items():
+        if array is not None and array.ndim != 4:
+            raise ValueError(
+                f"`{name}` must have shape {LAYOUTS[name]}, but has shape "
+                f"{tuple(array.shape)}; add the missing axes, for example with "
+                f"`{name}[None]` for one example."
+            )
+    batch, num_queries, num_heads, _ = query.shape
+    num_keys, num_kv_heads = key.shape[1:3]
+    sizes = {
+        "B": batch,
+        "T": num_queries,
+        "N": num_heads,
+        "S": num_keys,
+        "K": num_kv_heads,
+        "V": value.shape[3],
+    }
+    check_shape("key", key, ("B", "S", "K", "H"), sizes)
+    check_shape("value", value, ("B", "S", "K", "V"), sizes)
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"`query` has N={num_heads} heads and `key` K={num_kv_heads}: "
+            "N must be a multiple of K."
+        )
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is None:
+            continue
+        for axis, letter in enumerate("BNTS"):
+            if array.shape[axis] not in (1, sizes[letter]):
+                raise ValueError(
+                    f"`{name}` must have shape {LAYOUTS[name]}, but has shape "
+                    f"{tuple(array.shape)} where {letter}={sizes[letter]}."
+                )
+    if bias is not None:
+        check_float("bias", bias)
+    if mask is not None:
+        check_bool("mask", mask)
+    if key_mask is not None:
+        check_bool("key_mask", key_mask)
+        check_shape("key_mask", key_mask, ("B", "S"), sizes)
+    return sizes
 
 
 def check_dropout(dropout_rate: float, rng: jax.Array | None) -> None:
