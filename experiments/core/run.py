@@ -137,15 +137,14 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Options:
     if preset not in presets:
         preset = "quick"
     times = ", ".join(f"{name} ({experiment.minutes[name]})" for name in presets)
-    settings: Any = presets[preset]
+    settings = presets[preset]
+    shape: Any = type(settings)
     kind = dataclasses.make_dataclass(
         "Arguments",
         [
             (
                 "settings",
-                Annotated[
-                    with_limits_shown(settings.__class__), tyro.conf.arg(name="")
-                ],
+                Annotated[with_limits_shown(shape), tyro.conf.arg(name="")],
             ),
             ("runtime", Annotated[with_limits_shown(Runtime), tyro.conf.arg(name="")]),
             (

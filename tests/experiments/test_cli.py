@@ -15,12 +15,12 @@ import time
 
 import numpy as np
 import pytest
-from experiments.data_scaling.presets import Experiment, Grid
 
-from experiments.core import loop, store
+from experiments.core import observe, store
 from experiments.core.cell import Runtime
 from experiments.core.report import Report
 from experiments.data_scaling.__main__ import main
+from experiments.data_scaling.experiment import Config, Grid
 from experiments.data_scaling.tasks import Scenes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,8 +32,9 @@ def arguments(npz, out, *more, models=("mlp",), seeds=2, updates=16):
         "--preset", "smoke", "--task", f"npz:{npz}", "--out", str(out),
         "--models", *models, "--ns", "40", "--seeds", str(seeds),
         "--updates", str(updates), "--min-updates", "1", "--max-epochs", "None",
-        "--baselines", "majority", "--log-every", "5", "--workers", "1",
-        "--batch-size", "8", "--checkpoint-seconds", "0", *map(str, more),
+        "--baselines", "majority", "--log-every", "5",
+        "--engine", "inline", "--batch-size", "8", "--checkpoint-seconds", "0",
+        *map(str, more),
     ]  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def records(out):
     found = {}
     for record in store.ResultsStore(out).records():
         config, metrics = record["config"], dict(record["metrics"])
-        for timed in ("images_per_s", "fit_s"):
+        for timed in ("images_per_s", "updates_per_s", "fit_s"):
             metrics.pop(timed, None)
         name = config["model"], config["phase"], config["seed"]
         found[name] = (config, record["status"], metrics, record["curves"])
@@ -96,15 +97,13 @@ def no_figures(monkeypatch):
 @pytest.fixture
 def begins(monkeypatch):
     """From which step each cell went on."""
-    seen = []
-    begin = loop.Progress.begin
-    monkeypatch.setattr(
-        loop.Progress,
-        "begin",
-        lambda self, label, updates, step=0: (
-            seen.append((label.split(" seed=")[1], step)) or begin(self, label, updates)
-        ),
-    )
+    seen, begin = [], observe.Progress.begin
+
+    def told(self, label, updates, step=0, worker=0):
+        seen.append((label.split(" seed=")[1], step))
+        begin(self, label, updates, step)
+
+    monkeypatch.setattr(observe.Progress, "begin", told)
     return seen
 
 
@@ -167,8 +166,8 @@ def test_a_signal_saves_and_the_rerun_goes_on(
 def test_workers_stop_on_ctrl_c_and_two_runs_share_what_is_left(
     npz, whole, tmp_path, capsys
 ):
-    args = arguments(npz, tmp_path)
-    args[args.index("--workers") + 1] = "2"
+    args = arguments(npz, tmp_path, "--workers", 2)
+    args[args.index("--engine") + 1] = "processes"
     process = start(args, start_new_session=True)
     wait_for(lambda: any(step >= 2 for step in steps_saved(tmp_path)), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -195,7 +194,7 @@ def test_workers_stop_on_ctrl_c_and_two_runs_share_what_is_left(
     there = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode())
     assert re.search(r"[0-3] of 4 cells done", there)
     for seed in 0, 1:  # each cell was finished in one of the three runs
-        line = f"mlp-mu n=40 seed={seed} final: test accuracy"
+        line = f"mlp mu n=40 seed={seed} final: test accuracy"
         assert (line in said) + (line in here) + (line in there) == 1
 
 
@@ -248,9 +247,9 @@ def refused(npz, tmp_path, capsys):
         (["--shard", "3/2"], "shard: .*'3/2'"),
         (["--coordinator", "localhost:1"], "coordinator=.*add --distributed"),
         (["--task", "imagenet"], "imagenet.*fashion_mnist"),
-        (["--epochs", "3"], 'nothing would read.*epochs: the protocol is "updates"'),
-        (["--scenes.grid", "5"], 'scenes: the task is not "scenes"'),
-        (["--attention", "blockwise"], "attention='blockwise' goes into the ViT"),
+        (["--epochs", "3"], "nothing would read --epochs here"),
+        (["--scenes.grid", "5"], "nothing would read --scenes here"),
+        (["--attention", "blockwise"], "attention must be left out without a 'vit'"),
     ],
 )
 def test_a_bad_value_is_named_with_what_to_do(refused, more, message):
@@ -315,7 +314,7 @@ def test_help_names_every_setting(capsys):
     assert ended.value.code == 0
     said = capsys.readouterr().out
     for prefix, group in (
-        ("", Experiment), ("", Runtime), ("scenes.", Scenes), ("vit.", Grid),
+        ("", Config), ("", Runtime), ("scenes.", Scenes), ("vit.", Grid),
         ("resnet.", Grid), ("hybrid.", Grid), ("mlp.", Grid),
     ):  # fmt: skip
         for name in group.__dataclass_fields__:

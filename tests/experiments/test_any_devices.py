@@ -1,0 +1,97 @@
+"""Any number of devices: six, which share no batch evenly, give the numbers of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Every runner, on its smallest cell; prints the curve and the scores of each.
+PROGRAM = """
+import json, tempfile
+import jax, numpy as np
+from experiments.attention_as_conv.cells import ConvCell, ConvTask
+from experiments.attention_vs_rnn.cells import CopyTask, DecoderCell
+from experiments.core.cell import Runtime
+from experiments.core.loop import Trainer
+from experiments.core.observe import Progress
+from experiments.core.signals import Stop
+from experiments.core.store import ResultsStore
+from experiments.data import molecules, sequence_tasks
+from experiments.data.images import Dataset
+from experiments.data_scaling.experiment import ScalingCell, ScalingTask
+from experiments.graphs import dictionary, regression
+from experiments.graphs.cells import DictionaryCell, MoleculeCell
+from experiments.tasks.labelling import LabelCell, LabelTask
+from attn_jax.models import SIZES
+
+SIZES["mlp"]["mu"] = dict(hidden_dims=(16,))
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (64, 8, 8, 1)).astype(np.uint8)
+labels = (np.arange(64) % 2).astype(np.int32)
+dataset = Dataset("toy", "", "0", images, labels, images, labels, ("a", "b"))
+store = ResultsStore(tempfile.mkdtemp())
+small = dict(seed=0, updates=2, dim=8, depth=1, num_heads=2, learning_rate=1e-2)
+graph = dict(small, mlp_dim=8, phase="final", dropout_rate=0.1)
+some = molecules.toy_molecules()
+cells = {
+    "labelling": (LabelTask(sequence_tasks.load_task("toy_pos")), LabelCell(
+        task="toy_pos", model="transformer", tokens=128, mlp_dim=8, positions="rope",
+        attention="dot_product", id_dropout=0.3, dropout_rate=0.1, **small)),
+    "images": (ConvTask(dataset), ConvCell(
+        task="toy", model="quadratic", n=40, seed=0, updates=2, batch_size=16,
+        start="random", patch=4, dim=8, depth=1, mlp_dim=8, num_heads=4)),
+    "pixels": (CopyTask(), DecoderCell(
+        task="copy", model="softmax", batch_size=8, length=16, test_size=8, **small)),
+    "lookup": (dictionary.DictionaryTask(), DictionaryCell(
+        task="dictionary", model="gat", score="gat", keys=3, graphs=32, batch_size=8,
+        held_out=12, **graph)),
+    "molecules": (regression.MoleculeTask(regression.Parts(some)), MoleculeCell(
+        task="toy", model="all", sees="all", pairs="both", data=some.sha256,
+        batch_atoms=128, **graph)),
+    "mlp": (ScalingTask(dataset), ScalingCell(
+        task="toy", model="mlp", size="mu", n=40, seed=0, updates=2, batch_size=8)),
+}
+numbers = {}
+for name, (task, cell) in cells.items():
+    runtime = Runtime(log_every=1)
+    assert Trainer(task, store, runtime, Progress(1), Stop()).run([cell])
+    record = store.get(cell.config())
+    assert record["status"] == "done", record["metrics"]
+    scores = [v for k, v in sorted(record["metrics"].items())
+              if k.startswith(("train_", "test_")) and isinstance(v, float)]
+    numbers[name] = [record["curves"]["loss"], scores]
+print(json.dumps([jax.device_count(), numbers]))
+"""
+
+
+def numbers(devices):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, found = json.loads(done.stdout.splitlines()[-1])
+    assert count == devices
+    return found
+
+
+def test_six_devices_give_the_numbers_of_one():
+    one, six = numbers(1), numbers(6)
+    assert one.keys() == six.keys() and len(one) == 6
+    for name, (losses, scores) in one.items():
+        assert six[name][0] == pytest.approx(losses, rel=1e-5), name
+        assert six[name][1] == pytest.approx(scores, rel=1e-5), name
