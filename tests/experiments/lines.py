@@ -18,7 +18,7 @@ from experiments.core import devices
 from experiments.core.cell import Cell, Count, Natural, Rates, Settings
 from experiments.core.loop import Indexed, Program, Task, in_epochs
 from experiments.core.plan import Plan, Study, baselines_of
-from experiments.core.run import Experiment
+from experiments.core.run import Experiment, run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,3 +195,8 @@ EXPERIMENT = Experiment(
     plans=plans,
     report=Report(),
 )
+
+
+def run_here(folder: pathlib.Path, arguments: list[str]) -> int:
+    """Runs the experiment in this process; the exit status."""
+    return run(EXPERIMENT, ["--out", str(folder), *arguments])

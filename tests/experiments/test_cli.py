@@ -31,7 +31,7 @@ def arguments(npz, out, *more, models=("mlp",), seeds=2, updates=16):
     return [
         "--preset", "smoke", "--task", f"npz:{npz}", "--out", str(out),
         "--models", *models, "--ns", "40", "--seeds", str(seeds),
-        "--updates", str(updates), "--min-updates", "1", "--max-epochs", "None",
+        "--updates", str(updates), "--max-epochs", "None",
         "--baselines", "majority", "--log-every", "5",
         "--engine", "inline", "--batch-size", "8", "--checkpoint-seconds", "0",
         *map(str, more),

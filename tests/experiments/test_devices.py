@@ -30,11 +30,11 @@ sys.exit(main(sys.argv[1:]))
 
 def start(npz, out, *more, devices=1):
     args = [
-        "--preset", "smoke", "--task", f"npz:{npz}", "--out", str(out), "--engine",
-        "inline", "--models", "vit", "resnet", "--ns", "40", "--seeds", "1",
-        "--updates", "6", "--tune-updates", "3", "--baselines", "majority", "--log-every", "1",
-        "--batch-size", "8", "--vit.learning-rates", "1e-3", "3e-3",
-        *more,
+        "--preset", "smoke", "--task", f"npz:{npz}", "--out", str(out),
+        "--engine", "inline", "--models", "vit", "resnet", "--ns", "40",
+        "--seeds", "1", "--updates", "6", "--tune-updates", "3",
+        "--baselines", "majority", "--log-every", "1", "--batch-size", "8",
+        "--vit.learning-rates", "1e-3", "3e-3", *more,
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *args],
