@@ -80,7 +80,7 @@ figures: install ## Redraw reports and figures of all committed results
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		uv==$(UV_VERSION)
-	$(BIN)/python -m uv pip compile setup.cfg --extra experiments --extra ode --extra dev \
+	$(BIN)/python -m uv pip compile setup.cfg --extra experiments --extra ode --extra cluster --extra dev \
 		--universal --python-version 3.11 --fork-strategy requires-python \
 		--generate-hashes $(if $(UPGRADE),--upgrade) --quiet \
 		--custom-compile-command 'make lock' --output-file requirements.lock

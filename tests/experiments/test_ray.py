@@ -43,8 +43,8 @@ def lose_one():
 
 
 threading.Thread(target=lose_one, daemon=True).start()
-more = "--engine ray --log-every 2 --checkpoint-seconds 0 --updates 40 --seeds 2".split()
-status = run(EXPERIMENT, ["--out", str(out), *more])
+more = "--engine ray --log-every 2 --checkpoint-seconds 0 --updates 40 --seeds 2"
+status = run(EXPERIMENT, ["--out", str(out), *more.split()])
 print("status", status, flush=True)
 ray.shutdown()
 cluster.shutdown()
