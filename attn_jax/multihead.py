@@ -563,8 +563,9 @@ def multi_head_step(
         params: Any = None,
         rng: jax.Array | None = None,
     ) -> tuple[Any, jax.Array]:
-        draws = variant.stochastic and rng is not None
-        rngs = jax.random.split(rng, query.shape[1]) if draws else None
+        rngs = None
+        if variant.stochastic and rng is not None:
+            rngs = jax.random.split(rng, query.shape[1])
 
         def one(state: Any, tokens: Any, params: Any, rng: Any) -> Any:
             return variant.advance(

@@ -215,7 +215,8 @@ def weights_of(
     _checks.check_choice("normalize", normalize, tuple(NORMALIZERS))
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
-    allowed = masks.allowed_pairs(*logits.shape, mask, key_mask, is_causal)
+    num_queries, num_keys = logits.shape
+    allowed = masks.allowed_pairs(num_queries, num_keys, mask, key_mask, is_causal)
     if bias is not None and normalize == "softmax":
         # A bias of -inf masks. Written so that NaN stays NaN.
         finite = ~(logits < 0.5 * MASKED_LOGIT)

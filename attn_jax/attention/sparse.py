@@ -72,8 +72,8 @@ def sparse_strided(
     if length == 0:
         return jnp.zeros(value.shape, value.dtype)
 
-    pairs = {"bias": bias, "mask": mask, "key_mask": key_mask}
-    attend = functools.partial(
+    pairs: Any = {"bias": bias, "mask": mask, "key_mask": key_mask}
+    attend: Callable[..., _tiles.Part] = functools.partial(
         _tiles.attend, query, key, value, **pairs, scale=scale, is_causal=is_causal
     )
     rows, columns = _tiles.window_tiles(length, stride, 0 if is_causal else stride)
@@ -134,8 +134,8 @@ def sparse_fixed(
         )
     length = query.shape[0]
 
-    pairs = {"bias": bias, "mask": mask, "key_mask": key_mask}
-    attend = functools.partial(
+    pairs: Any = {"bias": bias, "mask": mask, "key_mask": key_mask}
+    attend: Callable[..., _tiles.Part] = functools.partial(
         _tiles.attend, query, key, value, **pairs, scale=scale, is_causal=is_causal
     )
     blocks = _tiles.blocks_of(length, max(1, min(block_size, length)))
@@ -175,8 +175,8 @@ def _with_globals(
         sees: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> _tiles.Part:
         more = None if extra is None else extra(rows, columns, sees is None)
-        where = (rows, columns, sees)
-        causal = {"is_causal": is_causal, "extra": more}
+        where: Any = (rows, columns, sees)
+        causal: Any = {"is_causal": is_causal, "extra": more}
         return _tiles.attend(query, key, value, *where, **causal, **options)
 
     def sees(t: jax.Array, s: jax.Array) -> jax.Array:
@@ -344,8 +344,10 @@ def bigbird(
         )
     length = query.shape[0]
 
-    pairs = {"bias": bias, "mask": mask, "key_mask": key_mask}
-    attend = functools.partial(_tiles.attend, query, key, value, **pairs, scale=scale)
+    pairs: Any = {"bias": bias, "mask": mask, "key_mask": key_mask}
+    attend: Callable[..., _tiles.Part] = functools.partial(
+        _tiles.attend, query, key, value, **pairs, scale=scale
+    )
     blocks = _tiles.blocks_of(length, block_size)
     count = len(blocks)
     num_global = min(num_global_blocks, count)

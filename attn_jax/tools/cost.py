@@ -330,7 +330,7 @@ def labeller_cost(
     328
     """
     vectors = not isinstance(inputs, Sequence)
-    size = inputs if vectors else len(inputs)
+    size = len(inputs) if isinstance(inputs, Sequence) else inputs
     x = jax.ShapeDtypeStruct((1, length, size), jnp.float32 if vectors else jnp.int32)
     params, flops = _measure(model, x, jax.ShapeDtypeStruct((1, length), jnp.bool_))
     encoder = getattr(model.body, "encoder", None)
