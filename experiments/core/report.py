@@ -5,6 +5,24 @@ columns of the table, the rows of what needs no network, and what stands below. 
 name settings of its rows (``"{updates:,} updates"``), or be a function of the `Group`
 that the section is about, which gives paragraphs and may draw figures.
 
+    REPORT = Report(
+        title="# Window or not",
+        text=("Test accuracy after {updates:,} updates.",),
+        sections=(
+            Section(
+                title="## {task}",
+                by=("task",),
+                order=lambda row: -row.mean("test_accuracy"),
+                columns=(setting("model", "model"), score("test", "test_accuracy")),
+                floors=lambda group: [
+                    [name, decimal(found["test_accuracy"])]
+                    for name, found in group.floors(task=group.config["task"]).items()
+                ],
+                notes=(draws_a_figure_and_gives_its_markdown,),
+            ),
+        ),
+    )
+
 `python -m experiments --redraw` redraws the committed reports.
 """
 
