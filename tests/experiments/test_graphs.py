@@ -1,4 +1,4 @@
-"""Graphs of nodes: WordNet's file, baselines, the runners, report, command line."""
+"""Graphs of nodes: WordNet's file, baselines, and the three tasks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.core import train, trial
+from experiments.core import optim
 from experiments.core.cell import Runtime
-from experiments.core.loop import StopSignal
+from experiments.core.loop import Program, Trainer
 from experiments.core.observe import Progress
+from experiments.core.signals import StopSignal
 from experiments.core.store import ResultsStore
 from experiments.data import graphs, molecules
 from experiments.data.fetch import DataError
-from experiments.graphs import __main__ as main
-from experiments.graphs import (
-    dictionary,
-    nodes,
-    presets,
-    regression,
-    run,
+from experiments.graphs import dictionary, nodes, regression
+from experiments.graphs.cells import DictionaryCell, MoleculeCell
+from experiments.graphs.dictionary import DictionaryTask
+from experiments.graphs.experiment import (
+    MOLECULES,
+    PRESETS,
+    WORDNET,
+    dictionary_plan,
+    node_cell,
 )
-from experiments.graphs.cells import DictionaryCell, MoleculeCell, NodeCell
 
 NOUNS = """\
   1 This is the licence.
@@ -132,51 +134,53 @@ def test_features_are_kept_in_the_cache(tmp_path, monkeypatch):
     assert first.sha256 != graph.sha256
 
 
-# --- Runners -----------------------------------------------------------------------
+# --- Tasks -------------------------------------------------------------------------
 
 
-def runner(make, folder):
-    runtime = Runtime(log_every=10, checkpoint_seconds=1e9)
-    store = ResultsStore(folder)
-    return make(store, runtime, Progress(1, live=False), StopSignal())
+def trained(task, cell, folder):
+    """Metrics and curves of a cell."""
+    store, runtime = ResultsStore(folder), Runtime(log_every=10)
+    trainer = Trainer(task, store, runtime, Progress(1, live=False), StopSignal())
+    assert trainer.run([cell])
+    record = store.get(cell.config())
+    return record["metrics"], record["curves"]
 
 
-def lookup_cell(**changes):
-    settings = dict(
-        task="dictionary",
-        model="gatv2",
-        seed=0,
-        updates=300,
-        dim=16,
-        depth=1,
-        num_heads=1,
-        mlp_dim=0,
-        learning_rate=3e-2,
-        phase="final",
-        score="gatv2",
-        keys=3,
-        graphs=64,
-        batch_size=16,
-        held_out=20,
-    )
-    return DictionaryCell(**(settings | changes))
+LOOKUP = DictionaryCell(
+    task="dictionary",
+    model="gatv2",
+    seed=0,
+    updates=300,
+    dim=16,
+    depth=1,
+    num_heads=1,
+    mlp_dim=0,
+    learning_rate=3e-2,
+    phase="final",
+    score="gatv2",
+    keys=3,
+    graphs=64,
+    batch_size=16,
+    held_out=20,
+)
 
 
 def test_gatv2_answers_the_dictionary_and_gat_does_not(tmp_path):
-    found = runner(dictionary.DictionaryRunner, tmp_path)
-    scores = {}
-    for score in ("gatv2", "gat"):
-        cell = lookup_cell(score=score, model=score)
-        assert found.run(cell)
-        scores[score] = found.store.get(cell.config())["metrics"]
+    scores = {
+        score: trained(
+            DictionaryTask(),
+            dataclasses.replace(LOOKUP, score=score, model=score),
+            tmp_path,
+        )[0]
+        for score in ("gatv2", "gat")
+    }
     assert scores["gatv2"]["train_accuracy"] == scores["gatv2"]["test_accuracy"] == 1
     assert scores["gatv2"]["train_whole_graphs"] == 1
     assert scores["gat"]["train_accuracy"] < 0.9
 
 
-def test_all_graphs_are_scored_also_those_that_fill_no_batch(tmp_path, monkeypatch):
-    found = runner(dictionary.DictionaryRunner, tmp_path)
-    cell = lookup_cell(held_out=20, graphs=20)
+def test_all_graphs_are_scored_also_those_that_fill_no_batch(monkeypatch):
+    cell = dataclasses.replace(LOOKUP, graphs=20)
     graphs = dictionary.lookup_graphs(cell.keys, 20, "test")
     seen = []
 
@@ -185,8 +189,10 @@ def test_all_graphs_are_scored_also_those_that_fill_no_batch(tmp_path, monkeypat
         seen.extend(map(tuple, values.tolist()))
         return (values == graphs[-1]).sum(axis=1)
 
-    monkeypatch.setattr(dictionary, "programs", lambda cell: (None, hits))
-    metrics = found.result(cell, None)
+    monkeypatch.setattr(dictionary.devices, "call", lambda of, *inputs: of(*inputs))
+    task = DictionaryTask()
+    task.program = lambda cell: Program(None, None, {"hits": hits})
+    metrics = task.score(cell, None)
     assert set(map(tuple, graphs.tolist())) <= set(seen)
     assert metrics["test_accuracy"] == pytest.approx((graphs == graphs[-1]).mean())
 
@@ -208,89 +214,69 @@ def test_a_graph_of_the_dictionary_by_hand():
         (s + 4 * g, r + 4 * g) for g in (0, 1) for s in (0, 1) for r in (2, 3)
     }
     first = dictionary.lookup_graphs(5, 30, "train")
-    assert (np.sort(first, axis=1) == np.arange(5)).all() and len(
-        np.unique(first, axis=0)
-    ) > 9
+    assert (np.sort(first, axis=1) == np.arange(5)).all()
+    assert len(np.unique(first, axis=0)) > 9
     assert (first != dictionary.lookup_graphs(5, 30, "test")).any()
 
 
 @pytest.fixture(scope="module")
-def node_task(tmp_path_factory):
+def words(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        task = nodes.Task(graphs.toy_graph(90, seed=0), test=30, validation=15)
-        task.inputs(40, 4)  # makes the features while the cache is ours
-        yield task
+        found = nodes.Nodes(graphs.toy_graph(90, seed=0), test=30, validation=15)
+        found.inputs(40, 4)  # makes the features while the cache is ours
+        yield found
 
 
-def node_cell(of, **changes):
-    settings = dict(
-        task="wordnet",
-        model="gatv2",
-        seed=0,
-        updates=20,
-        dim=8,
-        depth=2,
-        num_heads=2,
-        head_dim=4,
-        mlp_dim=8,
-        learning_rate=2e-2,
-        phase="final",
-        n=40,
-        data=of.graph.sha256,
-        score="gatv2",
-        kinds=True,
-        reads_labels=True,
-        shown=0.5,
-        features=4,
+def cell_of_nodes(of, model="gatv2, kinds of edges", **changes):
+    tiny = dataclasses.replace(
+        PRESETS["cpu"],
+        node_updates=20,
+        node_dim=8,
+        node_head_dim=4,
+        node_depth=2,
+        node_features=4,
     )
-    return NodeCell(**(settings | changes))
+    cell = node_cell(tiny, of.graph, model, 40)
+    settings = dict(phase="final", learning_rate=2e-2, shown=0.5)
+    return dataclasses.replace(cell, **(settings | changes))
 
 
-def test_nodes_are_learned_and_scored_on_their_own_part(node_task, tmp_path):
-    found = runner(lambda *common: nodes.NodeRunner(node_task, *common), tmp_path)
-    cell = node_cell(node_task, propagated=5)
-    assert found.run(cell)
-    record = found.store.get(cell.config())
-    loss = record["curves"]["loss"]
-    assert loss[-1] < loss[0] and record["metrics"]["params"] > 0
-    assert record["metrics"]["test_accuracy"] > 0.5  # of three classes
-    assert "val_accuracy" not in record["metrics"]
-    tune = node_cell(node_task, phase="tune", updates=1, propagated=5)
-    found.run(tune)
-    metrics = found.store.get(tune.config())["metrics"]
+def test_nodes_are_learned_and_scored_on_their_own_part(words, tmp_path):
+    task, cell = nodes.NodeTask(words), cell_of_nodes(words, propagated=5)
+    metrics, curves = trained(task, cell, tmp_path)
+    assert curves["loss"][-1] < curves["loss"][0] and metrics["params"] > 0
+    assert metrics["test_accuracy"] > 0.5  # of three classes
+    assert "val_accuracy" not in metrics
+    tune = dataclasses.replace(cell, phase="tune", updates=1)
+    metrics, _ = trained(task, tune, tmp_path)
     assert "val_accuracy" in metrics and "test_accuracy" not in metrics
     assert cell.config()["propagated"] == 5
-    assert "propagated" not in node_cell(node_task).config()  # nothing that is not done
+    assert "propagated" not in cell_of_nodes(words).config()  # nothing that is not done
     with pytest.raises(ValueError, match="this graph is"):
-        found.start(node_cell(node_task, data="another"))
+        task.batches(cell_of_nodes(words, data="another"))
 
 
-def test_labels_of_other_parts_are_neither_read_nor_learned(node_task):
+def test_labels_of_other_parts_are_neither_read_nor_learned(words):
     """Validation and test labels change nothing in an update."""
-    cell = node_cell(node_task)
-    inputs = node_task.inputs(40, 4)
-    show = np.zeros(40, bool)
-    show[:20] = True
-    step = nodes.programs(cell, node_task.graph).step
-    params = train.split_model(nodes.build(cell, node_task.graph, 0))[1]
-    frozen = dataclasses.replace(cell, learning_rate=1e-30, weight_decay=0.0)
+    program = nodes.program_of(cell_of_nodes(words), words.graph)
+    inputs = words.inputs(40, 4)._replace(show=np.arange(40) < 20)
     other = np.array(inputs.labels)
-    outside = np.setdiff1d(np.arange(90), node_task.pool[:40])
+    outside = np.setdiff1d(np.arange(90), words.pool[:40])
     other[outside] = (other[outside] + 1) % 3  # labels that nobody may use
-    losses = []
-    for labels in (inputs.labels, other):
-        state = train.init_state(jax.tree.map(jnp.copy, params), trial.hyper_of(frozen))
-        given = inputs._replace(labels=labels, show=show)
-        losses.append(float(step(state, given, jax.random.key(0))[1]["loss"]))
-    assert losses[0] == losses[1] > 0
+    slopes = jax.jit(jax.value_and_grad(program.loss, has_aux=True))
+    params, rng = program.initial_params(0), jax.random.key(0)
+    found = [
+        slopes(params, inputs._replace(labels=labels), rng, None)
+        for labels in (inputs.labels, other)
+    ]
+    assert found[0][0][0] > 0
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
-def test_baselines_of_nodes(node_task):
-    found = {
-        name: measure()
-        for name, measure in nodes.baselines(node_task, (10, 40)).items()
-    }
+def test_baselines_of_nodes(words):
+    measures = nodes.baselines(words, (10, 40))
+    found = {name: measure() for name, measure in measures.items()}
     assert set(found) == {"majority", "text", "label_propagation"}
     for metrics in found.values():
         assert {"test_accuracy_10", "test_accuracy_40", "val_accuracy_40"} <= set(
@@ -301,14 +287,14 @@ def test_baselines_of_nodes(node_task):
 
 
 @pytest.fixture(scope="module")
-def molecule_task():
-    return regression.Task(molecules.toy_molecules())
+def parts():
+    return regression.Parts(molecules.toy_molecules())
 
 
-def molecule_cell(of, **changes):
-    settings = dict(
+def cell_of_molecules(of, model="all pairs, bias of bonds and paths"):
+    return MoleculeCell(
         task="logp",
-        model="all pairs",
+        model=model,
         seed=0,
         updates=30,
         dim=8,
@@ -318,116 +304,75 @@ def molecule_cell(of, **changes):
         learning_rate=2e-2,
         phase="final",
         data=of.data.sha256,
-        sees="all",
-        pairs="both",
         batch_atoms=256,
+        **MOLECULES[model],
     )
-    return MoleculeCell(**(settings | changes))
 
 
-def test_molecules_are_learned_and_scored(molecule_task, tmp_path):
-    make = lambda *common: regression.MoleculeRunner(molecule_task, *common)  # noqa: E731
-    found = runner(make, tmp_path)
-    cell = molecule_cell(molecule_task)
-    assert found.run(cell)
-    metrics = found.store.get(cell.config())["metrics"]
-    right = molecule_task.data.targets[molecule_task.test]
-    guess = np.full(len(right), molecule_task.scale("final")[0])
-    floor = regression.errors(guess, right, "test")["test_rmse"]
-    assert metrics["test_rmse"] < floor
+def test_molecules_are_learned_and_scored(parts, tmp_path):
+    task, cell = regression.MoleculeTask(parts), cell_of_molecules(parts)
+    metrics, _ = trained(task, cell, tmp_path)
+    right = parts.data.targets[parts.test]
+    baselines = {name: of() for name, of in regression.baselines(parts, 5).items()}
+    assert set(baselines) == {"mean", "ridge", "forest"}
+    assert 0 < metrics["test_rmse"] < baselines["mean"]["test_rmse"]
+    assert min(found["test_rmse"] for found in baselines.values()) > 0
     again = np.asarray(metrics["test_predictions"])
     rmse = float(np.sqrt(np.mean((again - right) ** 2)))
     assert rmse == pytest.approx(metrics["test_rmse"], abs=2e-3)
-    assert metrics["n"] == len(molecule_task.train) + len(molecule_task.validation)
-    for name in ("mean", "ridge", "forest"):
-        baseline = regression.baselines(molecule_task, 5)[name]()
-        assert baseline["test_rmse"] > 0
+    assert metrics["n"] == len(parts.train) + len(parts.validation)
+    with pytest.raises(ValueError, match="these molecules are"):
+        task.batches(dataclasses.replace(cell, data="another"))
 
 
-def test_an_epoch_holds_every_molecule_once(molecule_task):
-    indices = molecule_task.train
-    batches = regression.Epochs(molecule_task, indices, 256, 0, "tune")
-    mean, deviation = molecule_task.scale("tune")
-    targets = [
-        batches[k].target[batches[k].weight > 0] * deviation + mean
-        for k in range(batches.size)
-    ]
-    expected = molecule_task.data.targets[indices]
-    np.testing.assert_allclose(
-        np.sort(np.concatenate(targets)), np.sort(expected), rtol=1e-5
-    )
-    one, two = batches[0], regression.Epochs(molecule_task, indices, 256, 0, "tune")[0]
-    np.testing.assert_array_equal(one.atoms, two.atoms)
-    second = batches[batches.size]
+def test_an_epoch_holds_every_molecule_once(parts):
+    def epochs():
+        return regression.Epochs(parts, parts.train, 256, 0, "tune")
+
+    batches = epochs()
+    mean, deviation = parts.scale("tune")
+    every = [batches[k] for k in range(batches.size)]
+    found = np.concatenate([batch.target[batch.weight > 0] for batch in every])
+    expected = np.sort(parts.data.targets[parts.train])
+    np.testing.assert_allclose(np.sort(found * deviation + mean), expected, rtol=1e-5)
+    one, second = batches[0], batches[batches.size]
+    np.testing.assert_array_equal(one.atoms, epochs()[0].atoms)
     assert second.target.shape == one.target.shape
     assert not np.array_equal(second.target, one.target)
 
 
-def test_rows_that_fill_a_batch_up_change_no_gradient(molecule_task):
-    cell = molecule_cell(molecule_task, sees="edges", pairs="none")
-    indices = molecule_task.train[:3]
-    step = regression.programs(cell).step
-    losses = []
-    for rows in (8, 16):
-        params = train.split_model(regression.build(cell, 0))[1]
-        state = train.init_state(params, trial.hyper_of(cell))
-        batch = molecule_task.batch(indices, rows, "tune")
-        state, metrics = step(state, batch, jax.random.key(0))
-        losses.append((float(metrics["loss"]), jax.tree.leaves(state.params)))
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
-    for one, two in zip(losses[0][1], losses[1][1], strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+def test_rows_that_fill_a_batch_up_change_no_gradient(parts):
+    program = regression.MoleculeTask(parts).program(cell_of_molecules(parts, "edges"))
+    slopes = jax.jit(jax.value_and_grad(program.loss, has_aux=True))
+    params, rng = program.initial_params(0), jax.random.key(0)
+    found = [
+        slopes(params, parts.batch(parts.train[:3], rows, "tune"), rng, None)
+        for rows in (8, 16)
+    ]
+    assert found[0][0][0] > 0
+    same = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(same, *found)
 
 
-def test_steps_lower_for_accelerators(node_task, molecule_task):
+def test_steps_lower_for_accelerators(words, parts):
     """Nothing in them is of the CPU alone."""
-    node, molecule = node_cell(node_task), molecule_cell(molecule_task)
-    lookup = lookup_cell()
-    for step, params, cell, batch in (
-        (
-            nodes.programs(node, node_task.graph).step,
-            train.split_model(nodes.build(node, node_task.graph, 0))[1],
-            node,
-            node_task.inputs(40, 4),
-        ),
-        (
-            regression.programs(molecule).step,
-            train.split_model(regression.build(molecule, 0))[1],
-            molecule,
-            molecule_task.batch(molecule_task.train[:3], 8, "tune"),
-        ),
-        (
-            dictionary.programs(lookup)[0],
-            train.split_model(dictionary.build(lookup, 0))[1],
-            lookup,
-            dictionary.lookup_graphs(3, 16, "train"),
-        ),
+    for task, cell in (
+        (DictionaryTask(), LOOKUP),
+        (nodes.NodeTask(words), cell_of_nodes(words)),
+        (regression.MoleculeTask(parts), cell_of_molecules(parts)),
     ):
-        state = train.init_state(params, trial.hyper_of(cell))
-        exported = jax.export.export(
-            step, platforms=("cuda", "tpu"), disabled_checks=()
-        )(state, batch, jax.random.key(0))
+        program = task.program(cell)
+        state = optim.init_state(program.initial_params(0), task.hyper(cell))
+        step = jax.jit(optim.make_step(program.loss), donate_argnums=0)
+        exported = jax.export.export(step, platforms=("cuda", "tpu"))(
+            state, task.batches(cell)[0], jax.random.key(0)
+        )
         assert set(exported.platforms) == {"cuda", "tpu"}
 
 
-# --- Report and command line -------------------------------------------------------
-
-
-def test_settings_that_make_no_sense_are_named(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main.parse(["--preset", "quick", "--seeds", "0"])
-    assert ended.value.code == 2
-    assert "seeds must be at least 1, got 0" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="node_models must be some of no edges; gat"):
-        presets.Experiment(node_models=("gcn",))
-    parsed = main.parse(["--preset", "cpu", "--task", "dictionary"])
-    assert parsed.experiment.task == "dictionary" and parsed.experiment.seeds == 3
-
-
-def test_plans_of_every_preset():
-    for experiment in presets.PRESETS.values():
-        plan = run.dictionary_plan(experiment)
-        assert plan.total() >= len(experiment.keys) * len(experiment.lookup_models)
-    graph = graphs.toy_graph(9, seed=0)
-    for model in presets.WORDNET:
-        assert run.node_cell(presets.CPU, graph, model, 5).model == model
+def test_every_preset_and_model_has_cells(words):
+    for config in PRESETS.values():
+        plan = dictionary_plan(config)
+        assert plan.total() >= len(config.keys) * len(config.lookup_models)
+    for model in WORDNET:
+        assert node_cell(PRESETS["cpu"], words.graph, model, 5).model == model
