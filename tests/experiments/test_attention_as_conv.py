@@ -1,33 +1,37 @@
-"""The experiment on heads and convolution: cells, records, report, command line."""
+"""The experiment on heads and convolution: cells, scores, plans, and a run."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.attention_as_conv.presets import CPU, PRESETS, Experiment
 from flax import nnx
+from matplotlib.figure import Figure
 
-from experiments.attention_as_conv import run
-from experiments.core import train, trial
-from experiments.core.cell import Runtime
-from experiments.core.loop import StopSignal
-from experiments.core.observe import Progress
+from experiments.attention_as_conv import cells
+from experiments.attention_as_conv.cells import ConvTask
+from experiments.attention_as_conv.experiment import (
+    EXPERIMENT,
+    MODELS,
+    PRESETS,
+    Config,
+    cell_of,
+    floors_of,
+    make_studies,
+)
+from experiments.core import optim, run
 from experiments.core.store import ResultsStore
+from experiments.tasks.images import Augment, Batch, image_program, normalize
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-TINY = Experiment(
+CPU = PRESETS["cpu"]
+TINY = Config(
     ns=(9, 18),
     seeds=1,
     updates=4,
+    content_updates=4,
     learning_rates=(1e-2,),
     resnet_rates=(1e-2,),
     batch_size=6,
@@ -42,63 +46,106 @@ TINY = Experiment(
 )
 
 
-def runner(dataset, folder):
-    return run.ImageRunner(
-        dataset,
-        ResultsStore(folder),
-        Runtime(log_every=2, checkpoint_seconds=1e9),
-        Progress(1, live=False),
-        StopSignal(),
-    )
+# ------------------------------------------------------------------ a run
 
 
 @pytest.fixture(scope="module")
-def store(dataset, tmp_path_factory):
-    """A store in which every study and baseline of the tiny experiment is done."""
-    folder = tmp_path_factory.mktemp("results")
-    made = runner(dataset, folder)
-    made.store.check_writable()
-    for study in run.make_studies(TINY, dataset.name).values():
-        for cell in study.final(0):
-            assert made.run(cell)
-    for name, measure in run.make_baselines(TINY, dataset).items():
-        config = dict(task=dataset.name, model=name, phase="baseline", seed=0)
-        made.store.put(config, status="done", metrics=measure(), wall_time_s=0.0)
-    return made.store
+def folder(npz, tmp_path_factory):
+    """Where every study and baseline of the tiny experiment is done."""
+    out = tmp_path_factory.mktemp("results")
+    tiny = {"quick": dataclasses.replace(TINY, task=f"npz:{npz}")}
+    options = f"--engine inline --log-every 2 --out {out}".split()
+    with pytest.MonkeyPatch.context() as patch:  # pixels take long
+        patch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
+        assert run.run(dataclasses.replace(EXPERIMENT, presets=tiny), options) == 0
+    return out
 
 
-def record_of(store, model, start, n=18):
+def record_of(folder, model, start, n=18):
+    wanted = model, start, n
+    names = ("model", "start", "n")
     (found,) = (
         r
-        for r in store.records()
-        if (r["config"]["model"], r["config"].get("start"), r["config"].get("n"))
-        == (model, start, n)
+        for r in ResultsStore(folder).records()
+        if tuple(map(r["config"].get, names)) == wanted
     )
     return found
 
 
-def test_records_hold_what_the_figures_need(store):
+def test_records_hold_what_the_figures_need(folder):
     for model, start in [("quadratic", "convolution"), ("gaussian", "random")]:
-        curves = record_of(store, model, start)["curves"]
+        curves = record_of(folder, model, start)["curves"]
         assert curves["observed_at"] == [0, 2, 4]
         assert np.shape(curves["centres"]) == (3, 1, 4, 2)
         assert np.shape(curves["precisions"]) == (3, 1, 4, 2, 2)
-    started = record_of(store, "quadratic", "convolution")["curves"]["centres"]
+    started = record_of(folder, "quadratic", "convolution")["curves"]["centres"]
     assert started[0] == [[[0, 0], [0, 1], [1, 0], [1, 1]]]
     assert started[2] != started[0]
     for model in ("relative", "relative_content"):
-        metrics = record_of(store, model, "random")["metrics"]
+        metrics = record_of(folder, model, "random")["metrics"]
         maps = np.asarray(metrics["maps"])
         assert maps.shape == (1, 4, 4, 4)
         np.testing.assert_allclose(maps.sum((-2, -1)), 1.0, atol=2e-3)
         assert ("content_share" in metrics) == (model == "relative_content")
-    for record in store.records():
+    for record in ResultsStore(folder).records():
         assert 0 <= record["metrics"]["test_accuracy"] <= 1
         assert "val_accuracy" not in record["metrics"]
 
 
+def test_the_report_shows_every_model_and_figure(folder):
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    for name in [
+        "training_quadratic.png",
+        "training_quadratic_convolution.png",
+        "training_gaussian.png",
+        "centres.png",
+        "maps_relative.png",
+        "maps_relative_content.png",
+        "starts.png",
+    ]:
+        assert f"]({name})" in text and (folder / name).is_file()
+    for name in ("ResNet", "majority class", "generalised Gaussian"):
+        assert f"| {name}" in text or f", {name} |" in text
+    assert "| 9 |" in text and "| 18 |" in text
+
+
+# ------------------------------------------------------------------ scores
+
+
+def test_tuning_never_reads_the_test_part(dataset):
+    task = ConvTask(dataclasses.replace(dataset, test_images=None, test_labels=None))
+    cell = cell_of(TINY, dataset.name, "resnet", None, 30)
+    assert cell.phase == "tune"
+    found = task.score(cell, task.initial_params(cell))
+    assert found["val_accuracy"] * 6 == round(found["val_accuracy"] * 6)
+    chosen, held_out = task.parts(cell)
+    assert not set(chosen) & set(held_out)
+
+
+def test_scores_count_every_image_once(dataset):
+    task = ConvTask(dataset)
+    cell = cell_of(TINY, dataset.name, "quadratic", "random", 18)
+    cell = dataclasses.replace(cell, phase="final", seed=1)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape),
+        task.initial_params(cell),
+    )
+    task.eval_batch = 7  # 30 images: the last batch is filled up
+    found = task.score(cell, params)
+    images, labels = dataset.test_images, dataset.test_labels
+    apply = task.program(cell).more["apply"]
+    logits = np.asarray(apply(params, normalize(images, task.hyper(cell))))
+    loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(30), labels].mean()
+    wanted = (logits.argmax(-1) == labels).mean(), loss
+    found = found["test_accuracy"], found["test_loss"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ cells and plans
+
+
 def test_the_largest_n_is_shared_by_both_parts_and_tuned_once():
-    studies = run.make_studies(CPU, "images")
+    studies = make_studies(CPU, "images")
     assert len(studies) == 5 + 1 + 2 * 3
     for name, study in studies.items():
         alone = name.endswith("n=60000")
@@ -107,48 +154,27 @@ def test_the_largest_n_is_shared_by_both_parts_and_tuned_once():
         assert {c.n for c in study.grid} == {int(name.partition("n=")[2])}
         if not alone:
             assert {c.n for c in study.tuned_by.grid} == {60_000}
-    starts = run.make_studies(dataclasses.replace(CPU, parts=("starts",)), "images")
+    starts = make_studies(dataclasses.replace(CPU, parts=("starts",)), "images")
     assert len(starts) == 9 and starts.items() <= studies.items()
 
 
-def test_tuning_never_reads_the_test_part(dataset, tmp_path, capsys):
-    hidden = dataclasses.replace(dataset, test_images=None, test_labels=None)
-    made = runner(hidden, tmp_path)
-    made.store.check_writable()
-    cell = run.cell_of(TINY, dataset.name, "resnet", None, 30)
-    assert cell.phase == "tune"
-    made.run(cell)
-    metrics = made.store.get(cell.config())["metrics"]
-    assert metrics["val_accuracy"] * 6 == round(metrics["val_accuracy"] * 6)
-    chosen, held_out = made._parts(cell)
-    assert not set(chosen) & set(held_out)
-
-
-def test_scores_count_every_image_once(dataset, tmp_path, monkeypatch):
-    made = runner(dataset, tmp_path)
-    cell = run.cell_of(TINY, dataset.name, "quadratic", "random", 18)
-    job = made.start(cell)
-    params = jax.tree.map(
-        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape),
-        job.params,
-    )
-    images, labels = dataset.test_images, dataset.test_labels
-    monkeypatch.setattr(run, "EVAL_BATCH", 7)  # 30 images: the last batch is filled up
-    found = made._score(cell, params, job.hyper, images, labels)
-    logits = run.program_of(cell, dataset).merge(params)(
-        train.normalize(images, job.hyper)
-    )
-    hits = np.asarray(logits).argmax(-1) == labels
-    loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(30), labels].mean()
-    np.testing.assert_allclose(found, (hits.mean(), loss), rtol=1e-5)
+def test_a_floor_of_more_images_than_once_has_a_record_of_its_own(dataset):
+    """What was fitted to a part is not taken for what is fitted to all."""
+    floors = floors_of(CPU, dataset, "images", ())
+    made = {f.config["model"]: f.config.get("differs") for f in floors}
+    fitted = {f"logistic_regression n=60000 seed={seed}" for seed in range(3)}
+    assert {name for name in made if made[name]} == fitted
+    assert all(made[name] == {"fitted_to": 60_000} for name in fitted)
 
 
 def test_models_of_the_cpu_preset_match_in_parameters():
     counts = {}
     for model in ("quadratic", "gaussian", "relative", "resnet"):
         start = None if model == "resnet" else "random"
-        cell = run.cell_of(CPU, "images", model, start, 1)
-        made = nnx.eval_shape(lambda cell=cell: run.build_model(cell, (28, 28, 1), 10))
+        cell = cell_of(CPU, "images", model, start, 1)
+        made = nnx.eval_shape(
+            lambda cell=cell: cells.build_model(cell, (28, 28, 1), 10)
+        )
         leaves = jax.tree.leaves(nnx.state(made, nnx.Param))
         counts[model] = sum(leaf.size for leaf in leaves)
     assert max(counts.values()) < 1.07 * min(counts.values()), counts
@@ -156,73 +182,37 @@ def test_models_of_the_cpu_preset_match_in_parameters():
 
 @pytest.mark.parametrize("model", ["gaussian", "relative_content"])
 def test_train_step_at_the_papers_sizes_lowers_for_accelerators(model):
-    cell = run.cell_of(PRESETS["accelerator"], "cifar10", model, "random", 500)
+    cell = cell_of(PRESETS["accelerator"], "cifar10", model, "random", 500)
     cell = dataclasses.replace(cell, depth=1)  # the others are alike
+
+    def build(seed):
+        return nnx.eval_shape(lambda: cells.build_model(cell, (32, 32, 3), 10, seed))
+
     with jax.numpy_dtype_promotion("standard"):  # Flax, bfloat16
-        made = nnx.eval_shape(lambda: run.build_model(cell, (32, 32, 3), 10))
-        merge, params = run._split(made)
-        hyper = train.Hyper(
-            **trial.hyper_of(cell)._asdict(),
-            label_smoothing=np.float32(0),
-            mixup=np.float32(0),
-            pixel_mean=np.zeros(3, np.float32),
-            pixel_std=np.ones(3, np.float32),
-        )
-        state = jax.eval_shape(train.init_state, params, hyper)
-        step = trial.make_step(
-            run.make_loss(merge, 10, train.Augment(flip=True, crop=4))
-        )
-        batch = train.Batch(
+        choice = Augment(flip=True, crop=4, alone=True)
+        program = image_program(build, cells.split, 10, choice)
+        pixels = dict(pixel_mean=np.zeros(3), pixel_std=np.ones(3))
+        hyper = optim.hyper_of(cell, label_smoothing=0, mixup=0, **pixels)
+        state = jax.eval_shape(optim.init_state, program.initial_params(0), hyper)
+        batch = Batch(
             jax.ShapeDtypeStruct((512, 32, 32, 3), jnp.uint8),
             jax.ShapeDtypeStruct((512,), jnp.int32),
         )
-        exported = jax.export.export(jax.jit(step), platforms=("cuda", "tpu"))(
+        step = jax.jit(optim.make_step(program.loss))
+        exported = jax.export.export(step, platforms=("cuda", "tpu"))(
             state, batch, jax.random.key(0)
         )
     assert exported.platforms == ("cuda", "tpu")
-
-
-# ------------------------------------------------------------- the command line
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (dict(parts=("other",)), "parts must be some of encodings, starts"),
-        (dict(models=()), "models must be some of quadratic"),
-        (dict(ns=(3, 3)), "ns must be numbers without repetition"),
+        (dict(models=()), f"models must be some of {', '.join(MODELS)}"),
         (dict(num_heads=5), "num_heads must be a square number"),
     ],
 )
 def test_settings_that_cannot_be(more, message):
     with pytest.raises(ValueError, match=message):
-        Experiment(**more)
-
-
-def test_from_the_command_line(npz, tmp_path):
-    command = (
-        f"--task npz:{npz} --parts encodings --models quadratic --ns 12 --seeds 1 "
-        "--updates 2 --learning-rates 0.01 --baselines majority --dim 4 --depth 1 "
-        f"--patch 2 --batch-size 4 --workers 1 -o {tmp_path}"
-    ).split()
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.attention_as_conv", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    assert {json.loads(line)["config"]["model"] for line in lines} == {
-        "quadratic",
-        "majority n=12 seed=0",
-    }
-    assert "Do heads move to a pixel grid?" in done.stdout
-
-
-def test_a_baseline_is_of_the_images_that_it_saw():
-    # What was fitted to a part is not taken for what is fitted to all.
-    had = run.floor_differs("logistic_regression n=10000 seed=0", ())
-    now = run.floor_differs("logistic_regression n=60000 seed=0", ())
-    assert had == () and now == (("fitted_to", 60_000),)
-    assert run.floor_differs("majority n=60000 seed=0", ()) == ()
+        Config(**more)

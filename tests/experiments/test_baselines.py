@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments.data import images as data
 from experiments.data import splits
-from experiments.data_scaling import baselines
+from experiments.tasks import baselines
 
 
 @pytest.fixture(scope="module")

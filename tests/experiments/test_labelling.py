@@ -1,36 +1,25 @@
-"""Training of labellers: cells, resuming, records, reports, command lines."""
+"""Labellers: cells, the loss, scores, plans, and a run of both experiments."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import pathlib
 import re
-import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.core.studies import Study, run_studies
-from experiments.sequence_labelling.presets import PRESETS, Experiment
+from matplotlib.figure import Figure
 
-from experiments.core import train
-from experiments.core.cell import Runtime, attention_digest
-from experiments.core.loop import Interrupted, StopSignal
-from experiments.core.observe import Progress
+from experiments.core import optim, run
+from experiments.core.cell import attention_digest
 from experiments.core.store import ResultsStore
 from experiments.data import sequence_tasks, sequences
-from experiments.positions import __main__ as positions_main
-from experiments.sequence_labelling import __main__ as labelling_main
-from experiments.sequence_labelling import report, run
+from experiments.positions import experiment as positions
+from experiments.sequence_labelling import experiment
+from experiments.sequence_labelling.experiment import PRESETS, Config, plan_studies
 from experiments.tasks import labelling
-from experiments.tasks.labelling import LabelCell, LabelRunner
-
-ROOT = pathlib.Path(__file__).parents[2]
+from experiments.tasks.labelling import LabelCell, LabelTask
 
 CELL = LabelCell(
     task="toy_pos",
@@ -43,7 +32,15 @@ CELL = LabelCell(
     depth=1,
     mlp_dim=8,
     learning_rate=1e-2,
-    id_dropout=0.2,
+    dropout_rate=0.0,
+)
+TRANSFORMER = dataclasses.replace(
+    CELL,
+    model="transformer",
+    window=None,
+    num_heads=2,
+    attention="dot_product",
+    positions="none",
 )
 
 
@@ -52,29 +49,63 @@ def data():
     return sequence_tasks.load_task("toy_pos")
 
 
-class StopAfter(StopSignal):
-    """A signal that comes after so many looks at it."""
-
-    def __init__(self, looks):
-        super().__init__()
-        self.looks = looks
-
-    @property
-    def signum(self):
-        self.looks -= 1
-        return signal.SIGTERM if self.looks < 0 else None
-
-
-def runner(data, folder, stop=None, **more):
-    runtime = Runtime(log_every=2, checkpoint_seconds=1e9)
-    return LabelRunner(
-        data,
-        ResultsStore(folder),
-        runtime,
-        Progress(1, live=False),
-        stop or StopSignal(),
-        **more,
+def random(params):
+    """Parameters of the same shapes that say something."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), params
     )
+
+
+# ------------------------------------------------------------------ the loss
+
+
+def test_padding_and_other_rows_change_no_gradient():
+    key = dataclasses.replace(
+        labelling.program_key(CELL, sequence_tasks.load_task("toy_phones")),
+        inputs=3,
+        num_classes=4,
+        max_length=3,
+    )
+    program = labelling.program_of(key)
+    params = random(program.initial_params(0))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 3)).astype(np.float32)
+    y = np.array([[1, 2, 0], [3, 3, 3]], np.int32)
+
+    @jax.jit
+    def after(x, y):
+        batch, key = sequences.Batch(x, y), jax.random.key(0)
+        loss = lambda params: program.loss(params, batch, key, None)[0]  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    ignored = y.copy()
+    ignored[1] = sequences.IGNORED
+    other = x.copy()
+    other[1] = 100.0
+    loss, gradient = after(x, ignored)
+    assert loss == after(other, ignored)[0] != after(x, y)[0]
+    jax.tree.map(np.testing.assert_array_equal, gradient, after(other, ignored)[1])
+    logits = np.asarray(program.more["apply"](params, x[:1], np.ones((1, 3), bool)))[0]
+    wanted = np.log(np.exp(logits).sum(-1)) - logits[np.arange(3), y[0]]
+    assert loss == pytest.approx(wanted.mean(), rel=1e-5)
+
+
+def test_a_hidden_word_is_the_unknown_one(data):
+    task, cell = LabelTask(data), dataclasses.replace(CELL, id_dropout=0.5)
+    program, batch = task.program(cell), task.batches(cell)[0]
+    params, hyper = random(task.initial_params(cell)), task.hyper(cell)
+    unknown = batch.inputs.copy()
+    unknown[..., 0] = 1
+
+    @jax.jit
+    def loss(inputs, share):
+        numbers = hyper._replace(more={"id_dropout": share})
+        given = batch._replace(inputs=inputs)
+        return program.loss(params, given, jax.random.key(0), numbers)[0]
+
+    assert loss(batch.inputs, 1.0) == loss(unknown, 0.0)
+    assert loss(batch.inputs, 0.0) not in (loss(unknown, 0.0), loss(batch.inputs, 0.5))
 
 
 MINE = """
@@ -92,163 +123,73 @@ def attend_update(params, query, key, key_mask=None):
 """
 
 
-@pytest.mark.parametrize("attention", ["routing", "clusterformer", "mine"])
-def test_centroids_learn_and_are_stored_and_do_not_decay(attention, data, tmp_path):
-    """State that no gradient reaches goes through steps, checkpoints and scores."""
-    if attention == "mine":
-        (tmp_path / "mine.py").write_text(MINE)
-        attention = f"{tmp_path / 'mine.py'}:attend"
+def test_state_of_an_attention_learns_from_real_tokens_alone(data, tmp_path):
+    """It goes through steps and into scores, and neither decays nor is padded."""
+    (tmp_path / "mine.py").write_text(MINE)
+    attention = f"{tmp_path / 'mine.py'}:attend"
     cell = dataclasses.replace(
-        CELL,
-        model="transformer",
-        window=None,
+        TRANSFORMER,
         attention=attention,
         attention_sha256=attention_digest(attention),
-        num_heads=2,
-        positions="none",
-        dropout_rate=0.0,
         weight_decay=50.0,
-        updates=4,
-        learning_rate=1e-3,
     )
-    leaf = "seen" if "mine" in attention else "centroid"
-
-    def state(params):
-        found = jax.tree_util.tree_leaves_with_path(params)
-        (one,) = [x for path, x in found if leaf in jax.tree_util.keystr(path)]
-        return np.asarray(one)
-
-    made = runner(data, tmp_path / "a", save_params=lambda cell: True)
-    programs = labelling.programs(labelling.program_key(cell, data))
-    start = state(programs.initial_params(cell.seed))
-    assert made.run(cell)
-    after = labelling.load_params(made.store, cell, data)
-    assert not np.allclose(state(after), start, atol=1e-4)
-    if leaf == "seen":  # tokens seen: a whole number, one of all heads
-        assert np.unique(state(after)).size == 1 and state(after).max() % 1 == 0
-    else:
-        np.testing.assert_allclose(np.linalg.norm(state(after), axis=-1), 1, rtol=1e-5)
-    # An interrupted run goes on from the state that it had.
-    with pytest.raises(Interrupted):
-        runner(data, tmp_path / "b", StopAfter(0)).run(cell)
-    again = runner(data, tmp_path / "b", save_params=lambda cell: True)
-    assert again.run(cell)
-    resumed = labelling.load_params(again.store, cell, data)
-    jax.tree.map(np.testing.assert_array_equal, resumed, after)
+    task = LabelTask(data)
+    program, batches = task.program(cell), task.batches(cell)
+    state = optim.init_state(task.initial_params(cell), task.hyper(cell))
+    step, wanted = jax.jit(optim.make_step(program.loss)), 1.0
+    for k in range(2):
+        state, _ = step(state, batches[k], jax.random.key(0))
+        wanted += (batches[k].labels != sequences.IGNORED).sum()
+    found = jax.tree_util.tree_leaves_with_path(state.params)
+    (seen,) = [x for path, x in found if "seen" in jax.tree_util.keystr(path)]
+    np.testing.assert_allclose(seen, wanted, rtol=1e-6)
+    assert 0 < task.score(cell, state.params)["test_accuracy"] < 1
 
 
-def test_an_interrupted_cell_ends_as_if_nothing_had_been(data, tmp_path, capsys):
-    whole = runner(data, tmp_path / "a", save_params=lambda cell: True)
-    assert whole.run(CELL)
-    one = whole.store.get(CELL.config())
-    with pytest.raises(Interrupted):
-        runner(data, tmp_path / "b", StopAfter(1)).run(CELL)
-    again = runner(data, tmp_path / "b")
-    assert not again.has(CELL)
-    assert again.run(CELL)
-    two = again.store.get(CELL.config())
-    assert two["curves"] == one["curves"]
-    for name, value in one["metrics"].items():
-        if name != "updates_per_s":
-            assert two["metrics"][name] == value, name
-    metrics = one["metrics"]
-    assert metrics["updates"] == 6 and metrics["n"] == len(data.train)
-    assert 0 < metrics["test_accuracy"] < 1
-    assert {"test_accuracy_ambiguous", "train_accuracy", "flops"} <= set(metrics)
-    assert one["curves"]["step"] == [2, 4, 6]
-    assert one["curves"]["loss"][-1] < one["curves"]["loss"][0]
-    # The parameters that were kept are those that were scored.
-    params = labelling.load_params(whole.store, CELL, data)
-    predicted, _ = whole.predict(CELL, params, data.test)
-    accuracy = labelling.scores(data.test, predicted)["accuracy"]
-    assert accuracy == metrics["test_accuracy"]
-    with pytest.raises(
-        FileNotFoundError, match="parameters of this cell were not kept"
-    ):
-        labelling.load_params(again.store, CELL, data)
-    # A tuning cell never reads the test part.
-    tune = dataclasses.replace(CELL, phase="tune", updates=2)
-    whole.run(tune)
-    tuned = whole.store.get(tune.config())["metrics"]
-    assert "val_accuracy" in tuned and not any("test" in name for name in tuned)
-    # A study takes the better of a grid, and another one takes it over.
-    worse = dataclasses.replace(tune, learning_rate=1e-5)
-    study = Study("window", (worse, tune), updates=6, seeds=1)
-    taken = Study("like it", (worse, tune), updates=2, seeds=1, tuned_by=study)
-    run_studies({"window": study, "like it": taken}, whole)
-    assert study.best(whole.store) == taken.best(whole.store) == 1
-    assert study.done(whole.store) == study.total() == 3
-    assert taken.done(whole.store) == taken.total() == 1
-    text = report.REPORT.write(whole.store.records(), tmp_path / "report")
-    assert "fully connected, window ±1" in text
-    assert f"{metrics['test_accuracy']:.4f}"[1:] in text
+def test_a_step_lowers_for_cuda_and_tpu(data):
+    cell, task = dataclasses.replace(TRANSFORMER, dtype="bfloat16"), LabelTask(data)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms take bfloat16 so
+        program = task.program(cell)
+        state = optim.init_state(program.initial_params(0), task.hyper(cell))
+        step = jax.jit(optim.make_step(program.loss), donate_argnums=0)
+        exported = jax.export.export(step, platforms=("cuda", "tpu"))(
+            state, task.batches(cell)[0], jax.random.key(0)
+        )
+    assert set(exported.platforms) == {"cuda", "tpu"}
 
 
-def test_speech_is_scored_on_whole_utterances_beside_its_pieces(tmp_path, monkeypatch):
+# ------------------------------------------------------------------ scores
+
+
+def test_a_tuning_cell_never_reads_the_test_part(data):
+    task = LabelTask(dataclasses.replace(data, test=None))
+    tune = dataclasses.replace(CELL, phase="tune")
+    found = task.score(tune, task.initial_params(tune))
+    assert "val_accuracy" in found and not any("test" in name for name in found)
+
+
+def test_speech_is_scored_on_whole_utterances_beside_its_pieces(monkeypatch):
     monkeypatch.setattr(sequence_tasks, "CROP", 64)
     data = sequence_tasks.load_task("toy_phones")
     assert data.max_length == 64 and max(data.whole_lengths) == 128
     assert data.whole_test.lengths.sum() == data.test.lengths.sum()
     assert len(data.whole_test) < len(data.test)
-    alone = dataclasses.replace(CELL, task="toy_phones", window=0, id_dropout=0.0)
-    near = dataclasses.replace(alone, window=40)
-    learned = dataclasses.replace(
-        alone,
-        model="transformer",
-        window=None,
-        num_heads=2,
-        attention="dot_product",
-        positions="learned",
-    )
-    trained = runner(data, tmp_path)
-    found = []
-    for cell in (alone, near, learned):
-        assert trained.run(cell)
-        found.append(trained.store.get(cell.config())["metrics"])
+    task = LabelTask(data)
+
+    def scored(cell, **changes):
+        cell = dataclasses.replace(cell, task="toy_phones", **changes)
+        return task.score(cell, random(task.initial_params(cell)))
+
     # A vector by itself is labelled alike wherever it is cut; its neighbours are not.
-    assert found[0]["test_whole_accuracy"] == found[0]["test_accuracy"]
-    assert found[0]["test_whole_accuracy_speech"] == found[0]["test_accuracy_speech"]
-    assert "test_whole_accuracy" in found[1]
-    for cell, alike in ((alone, True), (near, False)):
-        params = labelling.programs(labelling.program_key(cell, data)).initial_params(0)
-        random = np.random.default_rng(0)
-        params = jax.tree.map(
-            lambda x: jnp.asarray(random.standard_normal(x.shape), x.dtype),  # noqa: B023
-            params,
-        )
-        pieces, _ = trained.predict(cell, params, data.test)
-        whole, _ = trained.predict(cell, params, data.whole_test, data.whole_lengths)
-        same = np.array_equal(np.concatenate(pieces), np.concatenate(whole))
-        assert same == alike, cell.window
+    alone, near = scored(CELL, window=0), scored(CELL, window=40)
+    for name in ("accuracy", "accuracy_speech"):
+        assert alone[f"test_whole_{name}"] == alone[f"test_{name}"]
+        assert near[f"test_whole_{name}"] != near[f"test_{name}"]
     # A table of 64 positions says nothing of the 65th: no score, not a wrong one.
-    assert not any("whole" in name for name in found[2])
+    assert not any("whole" in name for name in scored(TRANSFORMER, positions="learned"))
 
 
-def test_padding_and_other_rows_change_no_gradient():
-    apply = lambda params, x, real, rng: x * params["w"]  # noqa: E731
-    step = jax.jit(labelling.make_train_step(apply, hides=False))
-    hyper = labelling.Hyper(*(np.float32(x) for x in (1e-2, 0.0, 1, 10, 1e9, 0.0)))
-    rng = np.random.default_rng(0)
-    logits = rng.standard_normal((2, 3, 4)).astype(np.float32)
-    labels = np.array([[1, 2, 0], [3, 3, 3]], np.int32)
-
-    def after(x, y):
-        state = train.init_state({"w": jnp.ones((4,), jnp.float32)}, hyper)
-        with jax.numpy_rank_promotion("allow"):
-            state, metrics = step(state, sequences.Batch(x, y), jax.random.key(0))
-        return np.asarray(state.params["w"]), float(metrics["loss"])
-
-    ignored = labels.copy()
-    ignored[1] = sequences.IGNORED
-    once, loss = after(logits, ignored)
-    other = logits.copy()
-    other[1] = 100.0
-    again, same = after(other, ignored)
-    assert (once == again).all() and loss == same
-    shifted = logits[0] - logits[0].max(-1, keepdims=True)
-    wanted = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(3), labels[0]]
-    assert abs(loss - wanted.mean()) < 1e-5
-    assert after(logits, labels)[1] != loss
+# ------------------------------------------------------------------ cells and plans
 
 
 def test_smaller_training_parts_are_nested_and_short_enough(data):
@@ -269,9 +210,7 @@ def test_smaller_training_parts_are_nested_and_short_enough(data):
     [
         (dict(window=None), "window must be given for model 'window', got None"),
         (dict(num_heads=2), "num_heads must be left out for model 'window', got 2"),
-        (dict(left=3), "left is for attention='truncated'"),
-        (dict(updates=0), "updates must be at least 1, got 0"),
-        (dict(learning_rate=float("nan")), "learning_rate must be above 0"),
+        (dict(left=3), "left must be given with attention='truncated' alone"),
     ],
 )
 def test_a_cell_that_cannot_be_is_named(change, message):
@@ -279,92 +218,58 @@ def test_a_cell_that_cannot_be_is_named(change, message):
         dataclasses.replace(CELL, **change)
 
 
-def test_every_preset_plans_cells_that_models_can_be_built_of():
+def test_every_preset_plans_its_models_and_varies_one_thing_at_a_time():
     for name, preset in PRESETS.items():
-        studies = run.plan_studies(preset, preset.task)
+        studies = plan_studies(preset, preset.task)
         assert list(studies)[: len(preset.models)] == list(preset.models), name
-        for study in studies.values():
-            assert len(study.final(0)) == preset.seeds
-    contexts = run.plan_studies(PRESETS["phones"], "phones")
-    cell = contexts["context 32+4"].final(0)[0]
+        assert all(len(s.final(0)) == preset.seeds for s in studies.values())
+    cell = plan_studies(PRESETS["phones"], "phones")["context 32+4"].final(0)[0]
     assert (cell.attention, cell.left, cell.right) == ("truncated", 32, 4)
-    heads = run.plan_studies(PRESETS["pos"], "pos")
-    # What is varied is one thing; the base of a variation is shared by all.
+    heads = plan_studies(PRESETS["pos"], "pos")
+    # The base of a variation is shared by all.
     assert heads["heads=4"].final(0) == heads["score=dot_product"].final(0)
     with pytest.raises(ValueError, match="'heads=2' is a variation of 'transformer'"):
-        run.plan_studies(Experiment(models=("gru",), heads=(2,)), "pos")
+        plan_studies(Config(models=("gru",), heads=(2,)), "pos")
 
 
-DEVICES = """
-import dataclasses, json, sys
-import jax
-from experiments.data import sequence_tasks
-from experiments.core.cell import Runtime, attention_digest
-from experiments.tasks.labelling import LabelCell, LabelRunner
-from experiments.core.loop import StopSignal
-from experiments.core.observe import Progress
-from experiments.core.store import ResultsStore
-assert len(jax.devices()) == 8
-cell = LabelCell(**json.loads(sys.argv[2]) | {"position_options": ()})
-store, data = ResultsStore(sys.argv[1]), sequence_tasks.load_task("toy_pos")
-runtime, progress = Runtime(log_every=1), Progress(1, live=False)
-LabelRunner(data, store, runtime, progress, StopSignal()).run(cell)
-"""
+# ------------------------------------------------------------------ runs
 
 
-def test_eight_devices_give_the_curve_of_one(data, tmp_path):
-    cell = dataclasses.replace(CELL, updates=3)
-    folder = tmp_path / "eight"
-    subprocess.run(
-        [sys.executable, "-c", DEVICES, str(folder), json.dumps(cell.config())],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"},
-        check=True,
-        timeout=300,
-    )
-    alone = LabelRunner(
-        data,
-        ResultsStore(tmp_path / "one"),
-        Runtime(log_every=1),
-        Progress(1, live=False),
-        StopSignal(),
-    )
-    alone.run(cell)
-    one, eight = (
-        store.get(cell.config()) for store in (alone.store, ResultsStore(folder))
-    )
-    assert eight["provenance"]["device_count"] == 8
-    np.testing.assert_allclose(
-        eight["curves"]["loss"], one["curves"]["loss"], rtol=1e-4
-    )
-    assert eight["metrics"]["test_accuracy"] == pytest.approx(
-        one["metrics"]["test_accuracy"], abs=5e-3
-    )
+def test_a_run_of_labelling_scores_the_parameters_that_it_keeps(data, tmp_path):
+    options = "--preset smoke --models transformer --engine inline --out"
+    assert run.run(experiment.EXPERIMENT, [*options.split(), str(tmp_path)]) == 0
+    store = ResultsStore(tmp_path)
+    smoke = dataclasses.replace(PRESETS["smoke"], models=("transformer",))
+    (plan,) = experiment.plans(smoke)
+    (cell,) = plan.studies[0].final(0)
+    metrics = store.get(cell.config())["metrics"]
+    assert metrics["n"] == len(data.train)
+    costs = {"params", "input_params", "position_params", "flops", "train_labels"}
+    assert costs | {"test_accuracy_ambiguous", "train_accuracy"} <= set(metrics)
+    params = labelling.load_params(store, cell, data)
+    predicted, _ = plan.task.predict(cell, params, data.test)
+    accuracy = labelling.scores(data.test, predicted)["accuracy"]
+    assert accuracy == metrics["test_accuracy"]
+    assert f"{accuracy:.4f}"[1:] in (tmp_path / "report.md").read_text("utf-8")
+    other = dataclasses.replace(data, name="pos")
+    with pytest.raises(ValueError, match="its task is 'toy_pos', but data is 'pos'"):
+        labelling.load_params(store, cell, other)
 
 
-def test_a_step_lowers_for_cuda_and_tpu(data):
-    cell = run.base_cell(PRESETS["smoke"], "toy_pos", "transformer", dtype="bfloat16")
-    with jax.numpy_dtype_promotion("standard"):  # Flax's norms take bfloat16 so
-        program = labelling.programs(labelling.program_key(cell, data))
-        hyper = labelling.Hyper(*(np.float32(1) for _ in labelling.Hyper._fields))
-        state = train.init_state(program.initial_params(0), hyper)
-        batch = sequences.Batches(data.train, data.lengths, 256, seed=0)[0]
-        exported = jax.export.export(program.step, platforms=("cuda", "tpu"))(
-            state, batch, jax.random.key(0)
-        )
-    assert set(exported.platforms) == {"cuda", "tpu"}
-
-
-@pytest.mark.parametrize("main", [labelling_main, positions_main])
-def test_the_command_line_names_what_is_wrong(main, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main.parse(["--preset", "smoke", "--seeds", "0"])
-    assert ended.value.code == 2
-    assert "seeds must be at least 1, got 0" in capsys.readouterr().err
-    assert main.parse(["--preset", "smoke", "--seeds", "2"]).experiment.seeds == 2
+def test_a_run_of_positions_is_scored_by_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
+    options = "--preset smoke --encodings none rope --engine inline --out"
+    assert run.run(positions.EXPERIMENT, [*options.split(), str(tmp_path)]) == 0
+    found = ResultsStore(tmp_path).records()
+    assert {r["config"].get("positions") for r in found} == {"none", "rope", None}
+    for record in found:
+        assert record["config"]["task"] == "toy_pos_by_length_8-64"
+        lengths = {f"test_accuracy_length_{bin}" for bin in ("1_8", "9_64")}
+        assert lengths <= set(record["metrics"])
 
 
 def test_a_fault_in_ones_own_attention_shows_before_anything_runs(tmp_path, capsys):
+    """Each padded length is tried, and of a comparison each variant."""
     file = tmp_path / "mine.py"
     file.write_text(
         "import jax\n\n\n"
@@ -374,10 +279,10 @@ def test_a_fault_in_ones_own_attention_shows_before_anything_runs(tmp_path, caps
         "    scores = weigh(query @ key.T, len(key))\n"
         "    return jax.nn.softmax(scores) @ value\n"
     )
-    options = ["--preset", "smoke", "--workers", "1", "--out", str(tmp_path / "out")]
-    options += ["--models", "gru", "transformer"]
+    options = f"--preset smoke --engine inline --out {tmp_path / 'out'} --models gru"
     for flag in ("--attention", "--scores"):
-        assert labelling_main.main([*options, flag, f"{file}:attend"]) == 2
+        given = [*options.split(), "transformer", flag, f"{file}:attend"]
+        assert run.run(experiment.EXPERIMENT, given) == 2
         said = capsys.readouterr().err
         assert re.search("attention: .* does not run .*, line 5 of .*mine.py", said)
         assert "unsupported operand type(s) for +" in said
