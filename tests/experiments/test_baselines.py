@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -16,17 +17,11 @@ def digits():
     return data.load("digits")
 
 
-def fit(model, digits, n, seed=0, **more):
-    part = splits.balanced_subset(digits.train_labels, n, seed=seed)
-    return baselines.fit_baseline(
-        model,
-        digits.train_images[part],
-        digits.train_labels[part],
-        digits.test_images,
-        digits.test_labels,
-        seed=seed,
-        **more,
-    )
+def fit(model, digits, n, **more):
+    part = splits.balanced_subset(digits.train_labels, n, seed=0)
+    train = digits.train_images[part], digits.train_labels[part]
+    test = digits.test_images, digits.test_labels
+    return baselines.fit_baseline(model, *train, *test, seed=0, **more)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +35,8 @@ def test_it_learns_digits_and_repeats_itself(digits, model, at_least):
     assert 0 < first["val_accuracy"] <= 1
     assert first["n"] == first["n_used"] == 300
     assert first["converged"]
-    again = fit(model, digits, 300)
-    assert {**first, "fit_s": 0} == {**again, "fit_s": 0}
+    part = baselines.subset_baseline(digits, model, 300, seed=0)
+    assert {**first, "fit_s": 0} == {**part, "fit_s": 0}
 
 
 def test_the_majority_class_is_that_of_the_training_subset():
@@ -59,17 +54,8 @@ def test_the_majority_class_is_that_of_the_training_subset():
 
 def test_the_penalty_is_chosen_on_the_subset_alone(digits):
     """Other test labels change the score, not the choice."""
-    part = splits.balanced_subset(digits.train_labels, 200, seed=1)
-    arguments = (
-        digits.train_images[part],
-        digits.train_labels[part],
-        digits.test_images,
-    )
-    one = baselines.fit_baseline(
-        "logistic_regression", *arguments, digits.test_labels, seed=1
-    )
-    wrong = (digits.test_labels + 1) % 10
-    two = baselines.fit_baseline("logistic_regression", *arguments, wrong, seed=1)
+    wrong = dataclasses.replace(digits, test_labels=(digits.test_labels + 1) % 10)
+    one, two = (fit("logistic_regression", d, 200) for d in (digits, wrong))
     assert (one["C"], one["val_accuracy"]) == (two["C"], two["val_accuracy"])
     assert one["test_accuracy"] > 0.8 > 0.2 > two["test_accuracy"]
 
