@@ -601,7 +601,7 @@ def _summary(group: Group) -> Iterator[str]:
     for section in make_sections(group.records):
         yield f"{section.title}: test accuracy"
         yield _accuracy_table(section, bold=False)
-        lines = "\n".join(_losers(section)).splitlines()
+        _, *lines = _losers(section) or [""]
         yield from [x.replace("**", "") for x in lines if x.startswith("- ")]
 
 
