@@ -154,7 +154,7 @@ def multi_head(
     """
     variant = resolve(fn)
     _checks.check_choice("map_heads", map_heads, get_args(MapHeads))
-    takes = inspect.signature(variant.fn).parameters
+    takes = variant.arguments
 
     @_with_automatic_axes
     def mapped(
@@ -200,15 +200,12 @@ def multi_head(
                 f"attention variant {variant.name!r} has no parameters, but got "
                 "`params`; leave it out."
             )
-        required = (
-            "params" in takes and takes["params"].default is inspect.Parameter.empty
-        )
-        if params is None and required:
+        if params is None and variant.needs("params"):
             raise ValueError(
                 f"attention variant {variant.name!r} needs `params`; make them with "
                 "`multi_head_init(variant, rng, num_heads, head_dim)`."
             )
-        if rng is None and variant.needs_rng:
+        if rng is None and variant.needs("rng"):
             raise ValueError(
                 f"attention variant {variant.name!r} is random and needs `rng`, a "
                 "`jax.random.key(...)`."

@@ -83,9 +83,6 @@ def read_flags(fn: Callable[..., Any]) -> dict[str, bool]:
     `dropout_rng` is there for it. A required `rng` beside `dropout_rate` and without
     `dropout_rng` cannot serve both: dropout is then not claimed.
 
-    Args:
-      fn: the function.
-
     Returns:
       The flags of `ARGUMENTS`, and "stochastic"; all False if the signature cannot be
       read.
@@ -209,19 +206,15 @@ class Variant:
       fn: `fn(query[T, H], key[S, H], value[S, V], bias, mask, *, ...) -> [T, V]`.
       init: `init(rng, head_dim, ...) -> params` for one head, or None if `fn` has no
         parameters.
-      bias: whether it takes an additive bias [T, S].
-      mask: whether it takes an arbitrary bool mask [T, S].
-      key_mask: whether it takes a bool mask of the keys [S].
+      bias, mask, key_mask: whether it takes an additive bias [T, S], an arbitrary bool
+        mask [T, S], a bool mask of the keys [S].
       causal: whether it takes `is_causal`.
-      cross: whether T may differ from S.
-      value_dim: whether V may differ from H.
+      cross, value_dim: whether T may differ from S, and V from H.
       dropout: whether it takes `dropout_rate`, with `rng`, or with `dropout_rng` where
         `rng` draws something else.
       exact: whether it computes softmax(scale · Q Kᵀ + bias) V exactly.
-      time: cost in time, as O(...).
-      memory: additional memory, as O(...).
-      paper: arXiv number or other reference.
-      summary: one line on what it does.
+      time, memory: cost in time and additional memory, as O(...).
+      paper, summary: arXiv number or other reference; one line on what it does.
       stochastic: whether `rng` draws what it is, and not what it drops out: drawn per
         head, and shared by all examples of a batch. If `rng` has a default, the
         function does without, and layers give it in training alone.
@@ -289,10 +282,14 @@ class Variant:
                 object.__setattr__(self, name, read)
 
     @property
-    def needs_rng(self) -> bool:
-        """Whether it cannot do without `rng`."""
-        rng = inspect.signature(self.fn).parameters.get("rng")
-        return rng is not None and rng.default is rng.empty
+    def arguments(self) -> list[str]:
+        """Names of its function's arguments."""
+        return _names(self.fn)
+
+    def needs(self, argument: str) -> bool:
+        """Whether its function cannot do without an argument such as `rng`."""
+        found = inspect.signature(self.fn).parameters.get(argument)
+        return found is not None and found.default is found.empty
 
     @property
     def base(self) -> Callable[..., jax.Array]:
@@ -466,13 +463,10 @@ class Variant:
 
 
 def variants_with(capability: str) -> list[str]:
-    """Names of the built-in variants that have a capability.
+    """Sorted names of the built-in variants that have a capability.
 
     Args:
       capability: one of `CAPABILITIES`, or "step".
-
-    Returns:
-      Sorted names.
 
     Raises:
       ValueError: if there is no such capability.
@@ -487,14 +481,7 @@ def variants_with(capability: str) -> list[str]:
 
 
 def require(variant: Variant, capability: str) -> None:
-    """Raises if a variant lacks a capability, and names those that have it.
-
-    Args:
-      variant: the variant that is asked.
-      capability: one of `CAPABILITIES`, or "step".
-
-    Raises:
-      ValueError: if the variant cannot do it.
+    """Raises ValueError if a variant lacks a capability, and names those that have it.
 
     >>> require(VARIANTS["dot_product"], "mask")
     """
@@ -606,12 +593,6 @@ def _load_module(path: pathlib.Path, content_hash: str) -> Any:
 
 def load(spec: str) -> Any:
     """What `path/file.py:name` names.
-
-    Args:
-      spec: a file's path, a colon, and the name of something in it.
-
-    Returns:
-      It.
 
     Raises:
       ValueError: if there is no such file or name, or if the file fails on import.

@@ -158,7 +158,7 @@ def test_what_is_bound_is_used_up():
     assert not row.bind(key_mask=jnp.ones(3, bool)).key_mask
     assert not VARIANTS["blockwise"].bind(local_window_size=2).exact
     drawn = VARIANTS["performer"].bind(rng=jax.random.key(0))
-    assert not drawn.stochastic and not drawn.needs_rng
+    assert not drawn.stochastic and not drawn.needs("rng")
     params = {"score": jnp.ones(4)}
     assert VARIANTS["gatv2"].bind(params=params).init is None
     assert row.bind() is row and causal.bind(scale=1.0).bind(scale=2.0).options == {
@@ -216,8 +216,8 @@ def test_every_row_says_what_its_signature_says():
         for_dropout_alone = "dropout_rate" in takes and "dropout_rng" not in takes
         assert variant.stochastic == ("rng" in takes and not for_dropout_alone), name
         assert variant.dropout <= bool({"rng", "dropout_rng"} & set(takes)), name
-    assert VARIANTS["sinkhorn"].stochastic and not VARIANTS["sinkhorn"].needs_rng
-    assert VARIANTS["performer"].needs_rng and not VARIANTS["dot_product"].stochastic
+    assert VARIANTS["sinkhorn"].stochastic and not VARIANTS["sinkhorn"].needs("rng")
+    assert VARIANTS["performer"].needs("rng") and not VARIANTS["dot_product"].stochastic
 
 
 def test_what_draws_what_is_read_from_names():

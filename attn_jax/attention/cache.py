@@ -6,15 +6,51 @@ cache, c positions of a block.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 
 from attn_jax.attention import _checks
 from attn_jax.attention._scores import MASKED_LOGIT, score_dtype
 
 __all__ = ["KeyValueCache", "cache_state", "cache_step", "in_room"]
+
+
+def _mapped(rows_at: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Has `jax.vmap` keep one place for all, where there is one.
+
+    Of its own it makes a scatter of an update, and a gather of a slice, which cost
+    several times as much. `rows_at(place, *arrays)` must take leading axes.
+    """
+    function = jax.custom_batching.custom_vmap(rows_at)
+
+    def rule(size: int, batched: list[bool], place: Any, *arrays: jax.Array) -> Any:
+        if batched[0]:
+            axes = tuple(0 if is_batched else None for is_batched in batched)
+            return jax.vmap(rows_at, axes)(place, *arrays), True
+        full = [
+            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            for x, is_batched in zip(arrays, batched[1:], strict=True)
+        ]
+        return function(place, *full), True
+
+    function.def_vmap(rule)
+    return function
+
+
+@_mapped
+def _put(place: jax.Array, rows: jax.Array, row: jax.Array) -> jax.Array:
+    """Rows [..., L, H] with a row [..., H] at a place."""
+    return jax.lax.dynamic_update_slice_in_dim(rows, row[..., None, :], place, -2)
+
+
+@_mapped
+def _block(index: jax.Array, blocks: jax.Array) -> jax.Array:
+    """One block [..., c, H] of [..., C, c, H]."""
+    return jax.lax.dynamic_index_in_dim(blocks, index, blocks.ndim - 3, keepdims=False)
 
 
 class KeyValueCache(NamedTuple):
@@ -130,13 +166,10 @@ def cache_step(
     dtype = score_dtype(query.dtype)
     scale = head_dim**-0.5 if scale is None else scale
     position, (key, value) = in_room(position, blocks * size, key, value)
-    block = position // size
-    where = (block, position % size, jnp.zeros((), jnp.int32))
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(
-            old, new.astype(old.dtype)[None, None], where
-        )
+        rows = old.reshape(blocks * size, -1)
+        return _put(position, rows, new.astype(old.dtype)).reshape(old.shape)
 
     cache = KeyValueCache(put(cache.key, key), put(cache.value, value))
     scaled = query.astype(dtype) * jnp.asarray(scale, dtype)
@@ -146,8 +179,7 @@ def cache_step(
         index: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         top, total, mixed = sums
-        keys = jax.lax.dynamic_index_in_dim(cache.key, index, keepdims=False)
-        values = jax.lax.dynamic_index_in_dim(cache.value, index, keepdims=False)
+        keys, values = _block(index, cache.key), _block(index, cache.value)
         scores = jnp.einsum("h,sh->s", scaled, keys.astype(dtype))
         scores = jnp.where(index * size + places <= position, scores, MASKED_LOGIT)
         higher = jnp.maximum(top, scores.max())
@@ -162,5 +194,5 @@ def cache_step(
         jnp.zeros(value.shape, dtype),
     )
     sums = _checks.varying(sums, scaled, cache, position)
-    _, total, mixed = jax.lax.fori_loop(0, block + 1, read, sums)
+    _, total, mixed = jax.lax.fori_loop(0, position // size + 1, read, sums)
     return cache, (mixed / total).astype(value.dtype)

@@ -307,7 +307,7 @@ class _FlaxCall:
         # A variant that is random by nature draws once; its weights, where they are
         # sown, come from the same draw as its output. One that can do without, as by
         # noise for training, does without where all is deterministic.
-        if variant.stochastic and (variant.needs_rng or trains):
+        if variant.stochastic and (variant.needs("rng") or trains):
             operands["rng"] = self._next_rng(dropout_rng if drops else None)
         if drops:
             operands["dropout_rng"] = dropout_rng

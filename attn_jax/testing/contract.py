@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import chex
@@ -257,8 +256,7 @@ def determinism(trial: Trial) -> Finding:
         return Finding(f"{told}, also traced anew; it takes no rng")
     others = [trial.bare({**arrays, "rng": jax.random.key(s)}) for s in range(90, 94)]
     if all(np.array_equal(first, other) for other in others):
-        rng = inspect.signature(trial.variant.fn).parameters["rng"]
-        if rng.default is rng.empty:
+        if trial.variant.needs("rng"):
             raise Fault("it needs an rng, and five of them give the same bits")
         return Finding(
             f"{told} for one rng; other rngs changed nothing here", note=True

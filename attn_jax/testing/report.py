@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import textwrap
 import time
@@ -195,8 +194,7 @@ def check(
     variant = resolve(fn)
     if init is not None:
         variant = dataclasses.replace(variant, init=_init(init))
-    needs = inspect.signature(variant.fn).parameters.get("params")
-    if variant.init is None and needs is not None and needs.default is needs.empty:
+    if variant.init is None and variant.needs("params"):
         variant.make(jax.random.key(0), 1)  # raises, and says how to give one
     built_in = {v.base for v in VARIANTS.values()}
     declared = isinstance(fn, Variant) or variant.base in built_in

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -84,7 +83,7 @@ class Trial:
     @functools.cached_property
     def takes(self) -> set[str]:
         """Names of the function's arguments."""
-        return set(inspect.signature(self.variant.fn).parameters)
+        return set(self.variant.arguments)
 
     @property
     def scale(self) -> Any:
