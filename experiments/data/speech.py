@@ -107,29 +107,18 @@ def _parse(files: Mapping[str, bytes], source: str) -> Speech:
     names = sorted(
         pathlib.PurePosixPath(path).stem for path in files if path.endswith(".wav")
     )
-    audio, ends, phones, rates = [], [], [], set()
+    rows, rates = [], set()
     for name in names:
         label = f"lab/{name}.lab"
         if label not in files or name not in transcripts:
             raise DataError(f"{source}: {name} has no labels or no transcript")
         samples, rate = _samples(files[f"wav/{name}.wav"], f"{name}.wav in {source}")
         times, kinds = _segments(files[label], f"{label} in {source}")
-        audio.append(samples)
+        rows.append((name, transcripts[name], samples, times, kinds))
         rates.add(rate)
-        ends.append(times)
-        phones.append(kinds)
     if len(rates) != 1:
         raise DataError(f"{source} has recordings at {sorted(rates)} Hz, one is needed")
-    return _speech(
-        "festvox_ru",
-        source,
-        audio,
-        ends,
-        phones,
-        rates.pop(),
-        names,
-        [transcripts[name] for name in names],
-    )
+    return _speech("festvox_ru", source, rates.pop(), rows)
 
 
 def _samples(content: bytes, where: str) -> tuple[np.ndarray, int]:
@@ -160,31 +149,27 @@ def _segments(content: bytes, where: str) -> tuple[np.ndarray, list[str]]:
     return times, kinds
 
 
-def _speech(
-    name: str,
-    source: str,
-    audio: Sequence[np.ndarray],
-    ends: Sequence[np.ndarray],
-    phones: Sequence[Sequence[str]],
-    sample_rate: int,
-    utterances: Sequence[str],
-    transcripts: Sequence[str],
-) -> Speech:
+#: Name, transcript, samples, ends and phones of an utterance.
+Row = tuple[str, str, np.ndarray, np.ndarray, Sequence[str]]
+
+
+def _speech(name: str, source: str, sample_rate: int, rows: Sequence[Row]) -> Speech:
+    utterances, transcripts, audio, ends, phones = zip(*rows, strict=True)
     names = tuple(sorted({phone for kinds in phones for phone in kinds}))
     number = {phone: i for i, phone in enumerate(names)}
-    ids = [np.array([number[p] for p in kinds], np.int32) for kinds in phones]
+    ids = tuple(np.array([number[p] for p in kinds], np.int32) for kinds in phones)
     arrays = [array for three in zip(audio, ends, ids, strict=True) for array in three]
     return Speech(
         name=name,
         source=source,
         sha256=seal("\n".join((*names, str(sample_rate))), *arrays),
-        audio=tuple(audio),
-        ends=tuple(ends),
-        phones=tuple(ids),
+        audio=audio,
+        ends=ends,
+        phones=ids,
         phone_names=names,
         sample_rate=sample_rate,
-        utterances=tuple(utterances),
-        transcripts=tuple(transcripts),
+        utterances=utterances,
+        transcripts=transcripts,
     )
 
 
@@ -204,8 +189,8 @@ def toy_speech(num_utterances: int, seed: int) -> Speech:
     random = np.random.Generator(random_bits(seed, 1))
     rate = 16000
     tones = {"pau": 0, "a": 300, "b": 600, "c": 1200, "x1": 2400, "x2": 2400}
-    audio, ends, phones = [], [], []
-    for _ in range(num_utterances):
+    rows: list[Row] = []
+    for i in range(num_utterances):
         kinds = ["pau"]
         for after in random.permutation(["a", "b", "c", "a", "b"]):
             follower = {"a": ["x1"], "b": ["x2"], "c": []}[after]
@@ -219,19 +204,10 @@ def toy_speech(num_utterances: int, seed: int) -> Speech:
         ]
         wave_form = np.sin(2 * np.pi * np.cumsum(hertz) / rate)
         noise = random.standard_normal(len(clock))
-        audio.append((6000 * wave_form + 60 * noise).astype(np.int16))
-        ends.append(times)
-        phones.append(kinds)
-    return _speech(
-        "toy_speech (SYNTHETIC)",
-        f"generated with seed {seed}: no recordings, for tests only",
-        audio,
-        ends,
-        phones,
-        rate,
-        [f"toy{i}" for i in range(num_utterances)],
-        [" ".join(kinds) for kinds in phones],
-    )
+        samples = (6000 * wave_form + 60 * noise).astype(np.int16)
+        rows.append((f"toy{i}", " ".join(kinds), samples, times, kinds))
+    source = f"generated with seed {seed}: no recordings, for tests only"
+    return _speech("toy_speech (SYNTHETIC)", source, rate, rows)
 
 
 # --- Labels and splits -------------------------------------------------------------

@@ -113,15 +113,12 @@ def load_brown(cache_dir: str | os.PathLike[str] | None = None) -> Text:
             f"{path}: cats.txt does not give each document a genre ({error!r})"
         ) from error
     split = functools.cache(functools.partial(_split_token, where=str(path)))
-    words, tags, document = [], [], []
-    for i, name in enumerate(names):
-        for line in files[name].splitlines():
-            pairs = [split(token) for token in line.split()]
-            if pairs:
-                words.append(tuple([word for word, _ in pairs]))
-                tags.append(tuple([tag for _, tag in pairs]))
-                document.append(i)
-    return _text("brown", source, words, tags, document, names, genres)
+    sentences = [
+        (i, [split(token) for token in line.split()])
+        for i, name in enumerate(names)
+        for line in files[name].splitlines()
+    ]
+    return _text("brown", source, sentences, names, genres)
 
 
 def _split_token(token: str, *, where: str) -> tuple[str, str]:
@@ -134,25 +131,29 @@ def _split_token(token: str, *, where: str) -> tuple[str, str]:
 def _text(
     name: str,
     source: str,
-    words: Sequence[tuple[str, ...]],
-    tags: Sequence[tuple[str, ...]],
-    document: Sequence[int],
+    sentences: Iterable[tuple[int, Sequence[tuple[str, str]]]],
     documents: Sequence[str],
     genres: Sequence[str],
 ) -> Text:
-    rows = (
-        "\n".join((documents[i], genres[i], " ".join(sentence), " ".join(labels), ""))
-        for sentence, labels, i in zip(words, tags, document, strict=True)
+    """A text of sentences: document, and pairs of word and tag; empty ones are none."""
+    rows = [
+        (i, tuple([word for word, _ in pairs]), tuple([tag for _, tag in pairs]))
+        for i, pairs in sentences
+        if pairs
+    ]
+    told = (
+        "\n".join((documents[i], genres[i], " ".join(words), " ".join(tags), ""))
+        for i, words, tags in rows
     )
-    index = np.asarray(document, np.int32)
-    index.flags.writeable = False
+    document = np.array([i for i, _, _ in rows], np.int32)
+    document.flags.writeable = False
     return Text(
         name=name,
         source=source,
-        sha256=seal(*rows),
-        words=tuple(words),
-        tags=tuple(tags),
-        document=index,
+        sha256=seal(*told),
+        words=tuple([words for _, words, _ in rows]),
+        tags=tuple([tags for _, _, tags in rows]),
+        document=document,
         documents=tuple(documents),
         genres=tuple(genres),
     )
@@ -201,18 +202,15 @@ def toy_text(num_sentences: int, seed: int) -> Text:
         second = choose(*(f"{word}/vb" for word in _TOY_NOUNS))
         return [*subject, choose("can/md", "will/md"), second, *noun_phrase(False)]
 
-    words, tags = [], []
-    for _ in range(num_sentences):
-        pairs = [token.rpartition("/") for token in [*clause(1), "./."]]
-        words.append(tuple(word for word, _, _ in pairs))
-        tags.append(tuple(tag for _, _, tag in pairs))
     count = min(10, num_sentences)
+    sentences = []
+    for i in range(num_sentences):
+        pairs = [token.rpartition("/")[::2] for token in [*clause(1), "./."]]
+        sentences.append((i * count // num_sentences, pairs))
     return _text(
         "toy_text (SYNTHETIC)",
         f"generated with seed {seed}: no data, for tests only",
-        words,
-        tags,
-        [i * count // num_sentences for i in range(num_sentences)],
+        sentences,
         [f"toy{i}" for i in range(count)],
         [("toy_a", "toy_b")[i % 2] for i in range(count)],
     )

@@ -250,8 +250,8 @@ def corpus(sizes: dict[str, int]) -> text.Text:
     genres = [genre for genre, n in sizes.items() for _ in range(n)]
     document = [i for i in range(len(genres)) for _ in range(i % 3 + 1)]
     names = [f"d{i}" for i in range(len(genres))]
-    sentences = [("a",)] * len(document)
-    return text._text("x", "y", sentences, sentences, document, names, genres)
+    sentences = [(i, [("a", "a")]) for i in document]
+    return text._text("x", "y", sentences, names, genres)
 
 
 def test_split_keeps_documents_whole_and_genres_in_proportion():
