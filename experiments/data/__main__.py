@@ -6,14 +6,14 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attn_jax._program import program
 from experiments.data import graphs, images, molecules, speech, text
 from experiments.data.fetch import DataError, DataSet, default_cache_dir
 
 #: What loads a set that is none of images, by name; and the module's `Files`.
-LOADERS = {
+LOADERS: dict[str, Callable[[pathlib.Path], DataSet]] = {
     "brown": text.load_brown,
     "festvox_ru": speech.load_festvox_ru,
     "wordnet": graphs.load_wordnet,
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     print(_ROW("name", "cache", "MB", "sha256", "what it is, from where"))
-    errors = {}
+    errors: dict[str, Exception] = {}
     for name in options.names:
         try:
             if name in LOADERS:
-                data: DataSet = LOADERS[name](options.cache_dir)
+                data = LOADERS[name](options.cache_dir)
             else:
                 data = images.load(
                     name,
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         where, size = _kept(data.source, options.cache_dir)
         said = f"{data.contents()}, from {data.source}"
         print(_ROW(data.name, where, size, data.sha256[:16], said), flush=True)
-    for name, error in errors.items():
-        print(f"error: {name}: {error}", file=sys.stderr)
+    for name, why in errors.items():
+        print(f"error: {name}: {why}", file=sys.stderr)
     return 1 if errors else 0
 
 

