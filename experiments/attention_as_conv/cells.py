@@ -144,8 +144,7 @@ def program_of(
         return build_model(cell, image_shape, num_classes, seed)
 
     choice = Augment(flip=cell.flip, crop=cell.crop, alone=True)
-    merge = split(build(0))[0].merge  # type: ignore[attr-defined]
-    return image_program(build, split, num_classes, choice, merge=merge)
+    return image_program(build, split, num_classes, choice)
 
 
 @functools.lru_cache(maxsize=16)
@@ -197,7 +196,7 @@ class ConvTask(ImageTask):
         """Where the heads look and how widely, of encodings that have centres."""
         if cell.model not in ("quadratic", "gaussian"):
             return {}
-        model = self.program(cell).more["merge"](params)
+        model = self.program(cell).more["apply"].merge(params)
         return dict(
             centres=_rounded(model.centres()), precisions=_rounded(model.precisions())
         )
@@ -215,7 +214,7 @@ class ConvTask(ImageTask):
         With content it is the mean over images, and "content_share" tells how far an
         image's own map is from it: half the summed difference, in [0, 1], averaged.
         """
-        model = self.program(cell).more["merge"](params)
+        model = self.program(cell).more["apply"].merge(params)
         rows, columns = model.grid
         query = rows // 2, columns // 2
         if cell.model != "relative_content":

@@ -144,7 +144,6 @@ def image_program(
     split: Callable[[Any], tuple[optim.Apply, Any]],
     num_classes: int,
     choice: Augment,
-    **more: Any,
 ) -> Program:
     """The program of a model.
 
@@ -153,7 +152,6 @@ def image_program(
       split: the model -> (apply, parameters), such as `optim.split_model`.
       num_classes: how many classes there are.
       choice: what is done to training images.
-      **more: kept in the program.
     """
     apply, _ = split(build(0))
 
@@ -169,7 +167,7 @@ def image_program(
     return Program(
         lambda seed: split(build(seed))[1],
         image_loss(apply, num_classes, choice),
-        {"apply": apply, "evaluate": evaluate, **more},
+        {"apply": apply, "evaluate": evaluate},
     )
 
 
