@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -62,6 +63,7 @@ def alone(command):
 
 def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[cluster]'")
+    sockets = tempfile.mkdtemp(prefix="ray")
     process = subprocess.Popen(
         alone([sys.executable, "-c", PROGRAM, str(tmp_path / "ray")]),
         cwd=ROOT,
@@ -69,7 +71,7 @@ def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
         | {
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_TMPDIR": str(tmp_path),
+            "RAY_TMPDIR": sockets,  # their paths must be short
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -81,6 +83,8 @@ def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"it did not end: {process.communicate()[0]}")
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
     assert "status 0" in said, said
     assert "one node is killed" in said
     assert "a node or an actor was lost in lines line" in said
