@@ -2,6 +2,7 @@
 
 `python -m experiments NAME --redraw FOLDER` writes the report of a folder anew from its
 records alone; without a folder all committed ones, without a name those of all.
+`python -m experiments --smallest` names the presets that take seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\n{run.overview()}")
+        return 0
+    if arguments == ["--smallest"]:
+        every = [run.find(name) for name in run.names()]
+        print("\n".join(f"{e.name}:{p}" for e in every for p in e.smallest))
         return 0
     try:
         if "--redraw" in arguments:

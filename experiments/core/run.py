@@ -84,6 +84,11 @@ class Experiment:
         return f"experiments.{self.name}"
 
     @property
+    def smallest(self) -> list[str]:
+        """The presets that take seconds, for a smoke run: "smoke…", else "quick"."""
+        return [p for p in self.presets if p.startswith("smoke")] or ["quick"]
+
+    @property
     def committed(self) -> list[pathlib.Path]:
         """Folders of committed results."""
         root = pathlib.Path(experiments.__file__).parent / self.name / "results"
