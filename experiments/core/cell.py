@@ -117,7 +117,8 @@ class Settings:
         return iter(())
 
     def __post_init__(self) -> None:
-        for name, limit in _limits(type(self)):
+        kind: Any = type(self)
+        for name, limit in _limits(kind):
             _demand(self, name, limit.holds(getattr(self, name)), limit.words)
         for rule in self.rules():
             _demand(self, *rule)
