@@ -36,31 +36,57 @@ def _on_nvidia_gpu() -> bool:
     return "cuda" in jax.devices()[0].client.platform_version
 
 
-def _cudnn_refuses(
+def _refusal(
+    implementation: Implementation,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    pairs_given: bool,
-    is_causal: bool,
     sides: tuple[int | None, int | None],
-) -> bool:
-    """Whether cuDNN might be unable to serve, forward or backward, as known statically.
-
-    What it takes of bias and mask depends on shapes and versions, and it leaves out
-    some gradients of a bias: neither is chosen without being asked for.
-    """
+) -> str | None:
+    """Why a library's implementation cannot serve, as known statically, or None."""
+    batch, num_queries, _, head_dim = query.shape
+    if implementation != "cudnn" and jax.default_backend() == "cpu":
+        if query.dtype == jnp.float16:
+            return (
+                f"implementation={implementation!r} has no products of float16 on CPU; "
+                f"cast to bfloat16 or float32, or {_OTHERS}"
+            )
+        single = batch == key.shape[2] == num_queries == key.shape[1] == 1
+        if query.dtype == jnp.bfloat16 and (head_dim == 1 or single):
+            return (
+                f"implementation={implementation!r} asks XLA:CPU for products of "
+                "bfloat16 that it has not where H=1 or B=K=T=S=1, and for which it can "
+                f"end the whole process; cast to float32, or {_OTHERS}"
+            )
+    if implementation != "tokamax" and query.shape[3] != value.shape[3]:
+        return (
+            f"implementation={implementation!r} needs V = H, but V={value.shape[3]} "
+            f"and H={query.shape[3]}; {_OTHERS}"
+        )
+    if implementation == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        return (
+            "implementation='tokamax' needs the package `tokamax`, which is not "
+            f"installed: `pip install tokamax`, or {_OTHERS}"
+        )
+    if implementation != "cudnn":
+        return None
+    if not _on_nvidia_gpu():
+        return (
+            "implementation='cudnn' needs an NVIDIA GPU, but this process runs on "
+            f"{jax.default_backend()}; {_OTHERS}"
+        )
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return (
+            "implementation='cudnn' needs bfloat16 or float16, but the inputs are "
+            f"{query.dtype}; cast them, or {_OTHERS}"
+        )
     left, right = sides
-    return (
-        not _on_nvidia_gpu()
-        or query.dtype not in (jnp.bfloat16, jnp.float16)
-        or not query.dtype == key.dtype == value.dtype
-        or query.shape[3] != value.shape[3]
-        or query.shape[3] % 8 != 0
-        or query.shape[3] > 128
-        or pairs_given
-        or ((is_causal or sides != (None, None)) and query.shape[1] != key.shape[1])
-        or (left is not None and right != 0)
-    )
+    if left is not None and right != 0:
+        return (
+            "implementation='cudnn' has no window to the right: give `is_causal=True` "
+            f"or a `local_window_size` of (left, 0), or {_OTHERS}"
+        )
+    return None
 
 
 def _choose(
@@ -71,66 +97,22 @@ def _choose(
     is_causal: bool,
     sides: tuple[int | None, int | None],
 ) -> Implementation:
-    """The implementation that suits the platform and the sizes."""
+    """The implementation that suits the platform and the sizes.
+
+    What cuDNN takes of bias and mask depends on shapes and versions, and it leaves out
+    some gradients of a bias: neither is chosen without being asked for.
+    """
     scores = query.shape[1] * key.shape[1]
     if jax.default_backend() == "cpu":
         large = scores >= multihead.CPU_BLOCKWISE_FROM_SCORES
         return "blockwise" if large else "reference"
-    if not _cudnn_refuses(query, key, value, pairs_given, is_causal, sides):
+    aligned = query.shape[3] % 8 == 0 and query.shape[3] <= 128
+    banded = is_causal or sides != (None, None)
+    sure = aligned and not pairs_given
+    sure = sure and not (banded and query.shape[1] != key.shape[1])
+    if sure and _refusal("cudnn", query, key, value, sides) is None:
         return "cudnn"
     return "blockwise" if scores >= _BLOCKWISE_FROM_SCORES else "reference"
-
-
-def _check_library(
-    implementation: Implementation,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    sides: tuple[int | None, int | None],
-) -> None:
-    """Raises if a library's implementation cannot serve."""
-    batch, num_queries, _, head_dim = query.shape
-    if implementation != "cudnn" and jax.default_backend() == "cpu":
-        if query.dtype == jnp.float16:
-            raise ValueError(
-                f"implementation={implementation!r} has no products of float16 on CPU; "
-                f"cast to bfloat16 or float32, or {_OTHERS}"
-            )
-        single = batch == key.shape[2] == num_queries == key.shape[1] == 1
-        if query.dtype == jnp.bfloat16 and (head_dim == 1 or single):
-            raise ValueError(
-                f"implementation={implementation!r} asks XLA:CPU for products of "
-                "bfloat16 that it has not where H=1 or B=K=T=S=1, and for which it can "
-                f"end the whole process; cast to float32, or {_OTHERS}"
-            )
-    if implementation != "tokamax" and query.shape[3] != value.shape[3]:
-        raise ValueError(
-            f"implementation={implementation!r} needs V = H, but V={value.shape[3]} "
-            f"and H={query.shape[3]}; {_OTHERS}"
-        )
-    if implementation == "tokamax" and importlib.util.find_spec("tokamax") is None:
-        raise ValueError(
-            "implementation='tokamax' needs the package `tokamax`, which is not "
-            f"installed: `pip install tokamax`, or {_OTHERS}"
-        )
-    if implementation != "cudnn":
-        return
-    if not _on_nvidia_gpu():
-        raise ValueError(
-            "implementation='cudnn' needs an NVIDIA GPU, but this process runs on "
-            f"{jax.default_backend()}; {_OTHERS}"
-        )
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(
-            "implementation='cudnn' needs bfloat16 or float16, but the inputs are "
-            f"{query.dtype}; cast them, or {_OTHERS}"
-        )
-    left, right = sides
-    if left is not None and right != 0:
-        raise ValueError(
-            "implementation='cudnn' has no window to the right: give `is_causal=True` "
-            f"or a `local_window_size` of (left, 0), or {_OTHERS}"
-        )
 
 
 def dot_product_attention(
@@ -244,7 +226,9 @@ def dot_product_attention(
         if band is not None:
             mask, options["is_causal"] = masks.combine(mask, band), False
         return multi_head(dot_product)(*arrays, mask, key_mask=key_mask, **options)
-    _check_library(implementation, query, key, value, sides)
+    refusal = _refusal(implementation, query, key, value, sides)
+    if refusal is not None:
+        raise ValueError(refusal)
     if key_mask is not None:
         mask = masks.combine(mask, key_mask[:, None, None, :])
     query, key, value = zero_unseen_arrays(query, key, value, mask, None, *sides)

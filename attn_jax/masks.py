@@ -319,13 +319,6 @@ def all_of(mask: jax.Array, *masks: jax.Array) -> jax.Array:
       mask: `[..., T, S]` bool.
       *masks: more of the same rank; axes of size 1 broadcast.
 
-    Returns:
-      `[..., T, S]` bool.
-
-    Raises:
-      TypeError: if a mask is not bool.
-      ValueError: if the shapes do not fit.
-
     >>> all_of(causal(3), window(3, 1, 1)).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """

@@ -100,7 +100,8 @@ def _models():
 
 
 def _by_pairs(pairs):
-    return _pair_encoder()(_rows(2, 4)[None], PairBias.mask(None, pairs))
+    encoder = _pair_encoder()
+    return encoder(_rows(2, 4)[None], tables=encoder.positions.of_pairs(pairs))
 
 
 def _step_at(step, state):

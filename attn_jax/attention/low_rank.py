@@ -255,7 +255,7 @@ def memory_compressed(
         size = rows.shape[1]
         rows = _tiles.cut(_checks.zero_masked(rows, seen), width)
         kernel = params[name].astype(dtype).reshape(width * size, size)
-        return _scores.matmul(rows.reshape(windows, -1), kernel).astype(dtype)
+        return _scores.matmul(rows.reshape(windows, width * size), kernel).astype(dtype)
 
     live = None
     if key_mask is not None:
