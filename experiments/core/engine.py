@@ -211,7 +211,11 @@ class Slots(Engine):
 
     @abc.abstractmethod
     def _give(self, worker: Any, job: Job) -> Any:
-        """A future of the job's outcome."""
+        """A future of the job's outcome.
+
+        Raises:
+          WorkerDied: the worker did, before.
+        """
 
     @abc.abstractmethod
     def _wait(self, futures: Sequence[Any], seconds: float) -> None:
@@ -238,7 +242,13 @@ class Slots(Engine):
         slot = min(idle, key=lambda i: self._workers[i] is None)  # one that is there
         if self._workers[slot] is None:
             self._workers[slot] = self._start(slot)
-        self._running[slot] = job, self._give(self._workers[slot], job)
+        try:
+            future = self._give(self._workers[slot], job)
+        except WorkerDied:  # while it had nothing to do
+            self._discard(slot)
+            self._workers[slot] = self._start(slot)
+            future = self._give(self._workers[slot], job)
+        self._running[slot] = job, future
 
     def _tell(self) -> None:
         """Hands on what workers say of their progress."""
@@ -359,7 +369,10 @@ class Processes(Slots):
         return pool
 
     def _give(self, worker: Any, job: Job) -> Any:
-        return worker.submit(_work, job)
+        try:
+            return worker.submit(_work, job)
+        except BrokenProcessPool as error:
+            raise WorkerDied("a worker process was killed or crashed") from error
 
     def _wait(self, futures: Sequence[Any], seconds: float) -> None:
         first = concurrent.futures.FIRST_COMPLETED

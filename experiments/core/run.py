@@ -284,22 +284,21 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
                 signum = devices.agree_any(stop.signum or 0)
                 if signum:
                     raise Interrupted(signum)
-                jobs = None
-                if primary:
-                    jobs = [
-                        (plan.key(job), job)
-                        for index, plan in enumerate(plans)
-                        for job in plan.ready(get, index, group=runtime.vmap_seeds)
-                    ]
-                    if jax.process_count() > 1:
-                        jobs = jobs[:1]
-                jobs = devices.agree_on(jobs)
-                if not jobs and not running:
+                left, jobs = False, []
+                for index, plan in enumerate(plans) if primary else ():
+                    for job in plan.ready(get, index, group=runtime.vmap_seeds):
+                        left = True
+                        if plan.key(job) not in running:
+                            jobs.append(job)
+                if jax.process_count() > 1:  # all do what process 0 says, together
+                    left, jobs = devices.agree_on((left, jobs[:1]))
+                if not left and float("inf") not in running.values():
                     return
-                for key, job in jobs:
-                    if key not in running and engine.free:
-                        engine.submit(job)
-                        running[key] = float("inf")
+                for job in jobs:
+                    if not engine.free:
+                        break
+                    engine.submit(job)
+                    running[plans[job.plan].key(job)] = float("inf")
                 for job, outcome in engine.done():
                     key = plans[job.plan].key(job)
                     del running[key]
