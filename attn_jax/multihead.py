@@ -383,7 +383,10 @@ def multi_head_init(
     True
     """
     variant = resolve(fn)
-    make = functools.partial(variant.make, head_dim=head_dim, **options)
+
+    def make(rng: jax.Array) -> Any:
+        return variant.make(rng, head_dim, **options)
+
     if variant.init is None:
         return make(rng)
     return jax.vmap(make)(jax.random.split(rng, num_heads))

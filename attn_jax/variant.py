@@ -118,7 +118,7 @@ _CARRIED = ("bias", "mask", "key_mask", "params", "rng", "dropout_rng", "dropout
 _COMPANIONS = ("init", "update", "step", "init_state")
 
 
-def companions(name: str, module: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+def companions(name: str, module: Mapping[str, Any]) -> dict[str, Any]:
     """What a module has for a function of that name, by the fields of `Variant`.
 
     >>> from attn_jax.attention import routing_attention

@@ -363,7 +363,7 @@ class Decoder(nnx.Module):
                 rngs=rngs,
             )
 
-        width = 4 * dim if mlp_dim is None else mlp_dim
+        width: int | None = 4 * dim if mlp_dim is None else mlp_dim
         width = None if recurrent else width
         blocks = [
             DecoderBlock(dim, mix, mlp_dim=width, rngs=rngs) for _ in range(depth)
