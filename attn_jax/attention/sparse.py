@@ -175,9 +175,8 @@ def _with_globals(
         sees: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> _tiles.Part:
         more = None if extra is None else extra(rows, columns, sees is None)
-        where: Any = (rows, columns, sees)
-        causal: Any = {"is_causal": is_causal, "extra": more}
-        return _tiles.attend(query, key, value, *where, **causal, **options)
+        given: Any = options | {"is_causal": is_causal, "extra": more}
+        return _tiles.attend(query, key, value, rows, columns, sees, **given)
 
     def sees(t: jax.Array, s: jax.Array) -> jax.Array:
         near = (abs(t - s) <= window * dilation) & ((t - s) % dilation == 0)
