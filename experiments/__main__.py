@@ -62,7 +62,8 @@ def redraw(arguments: Sequence[str]) -> int:
     for name in [options.name] if options.name else run.names():
         experiment = run.find(name)
         for folder in experiment.committed:
-            report.redraw(experiment.report, folder, options.out)
+            out = options.out and options.out / name / folder.name
+            report.redraw(experiment.report, folder, out)
             print(f"-> {folder}/report.md", flush=True)
     return 0
 

@@ -146,7 +146,7 @@ def _windows(encoder: Encoder) -> list[tuple[int, int, AttentionFn]]:
     """The window of every layer, once it is sure that the encoder can stream."""
     if not isinstance(encoder, Encoder):
         raise TypeError(
-            "`encoder` must be an attn_jax.models.Encoder, but is "
+            "`encoder` must be an attn_jax.nn.Encoder, but is "
             f"{type(encoder).__name__}."
         )
     _own_positions(encoder)
@@ -234,7 +234,7 @@ def look_ahead(encoder: Encoder) -> int:
     """How many frames after its own an output depends on, Σ `right` over the layers.
 
     Args:
-      encoder: an `attn_jax.models.Encoder` of `truncated` attention.
+      encoder: an `attn_jax.nn.Encoder` of `truncated` attention.
 
     Returns:
       Number of frames.
@@ -258,7 +258,7 @@ def stream_init(
     """The state of `stream_step` before the first frame.
 
     Args:
-      encoder: an `attn_jax.models.Encoder` of `truncated` attention.
+      encoder: an `attn_jax.nn.Encoder` of `truncated` attention.
       chunk: c, frames in a chunk.
       dtype: dtype of the frames.
 
@@ -350,7 +350,7 @@ def stream_step(
     for each stream would turn the update of the ring buffers into a scatter.
 
     Args:
-      encoder: an `attn_jax.models.Encoder` of `truncated` attention.
+      encoder: an `attn_jax.nn.Encoder` of `truncated` attention.
       state: of all frames before; `stream_init` makes the first.
       frames: [c, D], of the dtype that `stream_init` was given.
       real: bool [c], True = a frame that exists, or None for all. A frame that does
@@ -464,7 +464,7 @@ def stream(
     frames.
 
     Args:
-      encoder: an `attn_jax.models.Encoder` of `truncated` attention.
+      encoder: an `attn_jax.nn.Encoder` of `truncated` attention.
       frames: [T, D].
       real: bool [T], True = a frame that exists, or None for all.
       chunk: c, frames in a chunk; T need not be a multiple of it.
@@ -537,7 +537,7 @@ class Streamer:
     frames back until it is full.
 
     Args:
-      encoder: an `attn_jax.models.Encoder` of `truncated` attention. Its parameters
+      encoder: an `attn_jax.nn.Encoder` of `truncated` attention. Its parameters
         are taken as they are now.
       chunk: c, frames in a chunk.
       positions: as for `stream_step`; hashable.

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from attn_jax import positions
+from attn_jax import VARIANTS, positions
 from attn_jax.nn.decoder import Decoder, DecoderFunctions, decoder_functions
 from attn_jax.tools.cost import count_flops
 from experiments.attention_vs_rnn import data
@@ -47,7 +47,8 @@ LINEAR_CHUNK = 32
 
 def known_model(name: str) -> bool:
     """Whether there is such a model, or its name is of a file."""
-    return name in MODELS or ".py:" in name
+    with_step = name in VARIANTS and VARIANTS[name].step is not None
+    return name in MODELS or with_step or ".py:" in name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class DecoderCell(Cell):
     weight_decay: Amount = 0.01
 
     def rules(self) -> Iterator[Rule]:
-        known = f"one of {', '.join(MODELS)}, or path/file.py:function"
+        known = f"one of {', '.join(MODELS)}, a variant with a step, or path/file.py:fn"
         yield "model", known_model(self.model), known
         for name in ("chunk_size", "num_rounds"):
             given = getattr(self, name) is not None
@@ -245,6 +246,12 @@ class _DecoderTask(Task):
 
     def program(self, cell: DecoderCell) -> Program:
         return program_of(Shape.of(cell))
+
+    def trace(self, cell: DecoderCell, program: Program) -> None:
+        """Traces a step, and scoring."""
+        super().trace(cell, program)
+        params = jax.eval_shape(lambda: program.initial_params(0))
+        jax.eval_shape(program.more["score"], params, self.batches(cell)[0])
 
     def costs(self, cell: DecoderCell) -> dict[str, Any]:
         return dict(model_cost(Shape.of(cell)))

@@ -38,7 +38,7 @@ from experiments.data.images import load
 
 _MODELS = Limit(
     lambda x: 1 <= len(x) == len(set(x)) and all(map(known_model, x)),
-    f"some of {', '.join(MODELS)}, or path/file.py:function",
+    f"some of {', '.join(MODELS)}, a variant with a step, or path/file.py:fn",
 )
 
 

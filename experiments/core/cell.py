@@ -278,6 +278,11 @@ class Runtime(Settings):
                 f"workers must be 1 with --distributed, got {self.workers}: there, "
                 "each process of the cluster is started by itself."
             )
+        if self.engine == "inline" and self.workers > 1:
+            raise ValueError(
+                f"workers must be 1 with --engine inline, got {self.workers}: there, "
+                "this process runs the cells."
+            )
         if self.distributed and self.engine not in ("auto", "inline"):
             raise ValueError(
                 f"engine must be inline with --distributed, got {self.engine!r}."

@@ -40,6 +40,9 @@ from experiments.core.store import ResultsStore
 # How often a job may lose its worker before the run gives up.
 DEATHS = 3
 
+# Seconds that a worker whose parent is gone has to save what it is at.
+PATIENCE = 60.0
+
 
 class WorkerDied(RuntimeError):
     """A worker process ended in the middle of a job, again and again."""
@@ -170,8 +173,8 @@ class Engine(abc.ABC):
     def stop(self, signum: int) -> None:  # noqa: B027
         """Makes running jobs save and end, and waits for that."""
 
-    def close(self) -> None:  # noqa: B027
-        """Ends the workers, which have nothing to do any more."""
+    def close(self, *, kill: bool = False) -> None:  # noqa: B027
+        """Ends the workers; with ``kill`` also one that hangs."""
 
 
 class Inline(Engine):
@@ -255,6 +258,8 @@ class Slots(Engine):
 
     def done(self, seconds: float = 0.5) -> list[tuple[Job, Outcome]]:
         self._wait([future for _, future in self._running.values()], seconds)
+        if not self._running:  # there is no room for any at present
+            time.sleep(seconds)
         self._tell()
         found = []
         for slot, (job, future) in list(self._running.items()):
@@ -316,15 +321,15 @@ _busy = threading.Lock()
 def _begin(slot: int, count: int, world: bytes, messages: Any, parent: int) -> None:
     """Makes this process a worker."""
     global _WORKER
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us by our parent
+    os.setpgrp()  # Ctrl-C reaches us by our parent, once
     take_share(slot, count)
     keep_freed_memory()
 
     def watch() -> None:  # a worker does not outlive a run that was killed
         while os.getppid() == parent:
             time.sleep(0.5)
-        with _busy:
-            os._exit(1)
+        _busy.acquire(timeout=PATIENCE)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     _WORKER = Worker(pickle.loads(world), Relay(slot, messages), StopSignal(parent))
@@ -402,10 +407,14 @@ class Processes(Slots):
             self._wait([future for _, future in self._running.values()], 0.5)
             self._tell()
 
-    def close(self) -> None:
-        for pool in self._workers:
-            if pool is not None:
-                pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, kill: bool = False) -> None:
+        for slot, pool in enumerate(self._workers):
+            if pool is None:
+                continue
+            if kill and self._pids[slot].done():
+                with contextlib.suppress(ProcessLookupError, BrokenProcessPool):
+                    os.kill(self._pids[slot].result(), signal.SIGKILL)
+            pool.shutdown(wait=True, cancel_futures=True)
         self._tell()
 
 
@@ -429,7 +438,8 @@ def leave_memory(runtime: Runtime) -> None:
 
     Call it before the first computation.
     """
-    if runtime.workers > 1 and _PREALLOCATE not in os.environ:
+    starts = runtime.workers > 1 or runtime.engine in ("processes", "ray")
+    if starts and _PREALLOCATE not in os.environ:
         os.environ[_PREALLOCATE] = "false"
         _left.append(True)
 
@@ -461,7 +471,10 @@ class Ray(Slots):
         self._ray = ray
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=30)
+            ours = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own there
+            with unshared_memory():
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=30)
+            signal.signal(signal.SIGTERM, ours)
         found = ray.cluster_resources()
         gpus = int(found.get("GPU", 0))
         self._resource = "GPU" if gpus else "CPU"
@@ -479,7 +492,15 @@ class Ray(Slots):
         return int(self._ray.cluster_resources().get(self._resource, 0))
 
     def _start(self, slot: int) -> Any:
-        return self._actor.remote(self._world)
+        return self._actor.remote(slot, self._world)
+
+    def _discard(self, slot: int) -> None:
+        """Gives up those without a job too: they may have been on the same node."""
+        super()._discard(slot)
+        for other, worker in enumerate(self._workers):
+            if worker is not None and other not in self._running:
+                self._ray.kill(worker)
+                super()._discard(other)
 
     def _give(self, worker: Any, job: Job) -> Any:
         return worker.run.remote(job)
@@ -497,7 +518,8 @@ class Ray(Slots):
             self._ray.exceptions.RayActorError,
             self._ray.exceptions.WorkerCrashedError,
         ) as error:
-            raise WorkerDied("a node or an actor was lost") from error
+            why = str(error).strip().split("\n")[0][:200]
+            raise WorkerDied(f"a node or an actor was lost ({why})") from error
         for method, arguments in told:
             self.progress.heard(0, method, *arguments)
         return outcome
@@ -509,7 +531,7 @@ class Ray(Slots):
         if futures:
             self._ray.wait(futures, num_returns=len(futures))
 
-    def close(self) -> None:
+    def close(self, *, kill: bool = False) -> None:
         for worker in self._workers:
             if worker is not None:
                 self._ray.kill(worker)
@@ -518,7 +540,11 @@ class Ray(Slots):
 class _Actor:
     """A worker on a Ray cluster."""
 
-    def __init__(self, world: World):
+    def __init__(self, slot: int, world: World):
+        if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+            cores = available_cores()
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, {cores[slot % len(cores)]})
         keep_freed_memory()
         self._told: list[tuple[str, tuple[Any, ...]]] = []
         self._stop = Stop()

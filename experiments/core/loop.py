@@ -87,11 +87,14 @@ class Task(abc.ABC):
         has all of it.
       uniform: whether the batches of all seeds have the same shapes, so that seeds can
         be trained at once.
+      scans: whether several steps may be one dispatch; not where a batch is large and
+        already there, such as a whole graph.
       unit: what ``cell.batch_size`` counts, for the rate in a record; None has none.
     """
 
     splits = True
     uniform = True
+    scans = True
     unit: str | None = None
 
     @abc.abstractmethod
@@ -426,8 +429,10 @@ class _Run:
 
     def _dispatch(self, most: int) -> int:
         """Does up to ``most`` steps whose batches have one shape; returns how many."""
-        first = self.batches[0]
-        indexed = isinstance(first, Indexed) and self.runtime.device_data
+        first: Any = self.batches[0]
+        indexed = self.runtime.device_data and all(
+            isinstance(b, Indexed) and b.data is first.data for b in self.batches
+        )
         get = (
             (lambda b, k: b.where(k).astype(np.int32))
             if indexed
@@ -452,7 +457,6 @@ class _Run:
             batch = devices.put(batch, self.mesh)
         source, where = (batch, None)
         if indexed:
-            assert isinstance(first, Indexed)
             source, where = self.trainer.source(first.data), batch
         step = _compiled(
             self.program,
@@ -501,7 +505,8 @@ class _Run:
                 self._observe()
             while self.step < updates:
                 to_point = every - self.step % every
-                most = min(self.steps_per_dispatch, to_point, updates - self.step)
+                most = self.trainer.steps_per_dispatch if self.task.scans else 1
+                most = min(most, to_point, updates - self.step)
                 self.step += self._dispatch(most)
                 if self.step % every == 0 or self.step == updates:
                     timed = timed or (self.step, time.monotonic())
@@ -534,10 +539,6 @@ class _Run:
         if jax.process_index() == 0:
             self.checkpoints.clear()
         agree(0)  # the records are there before any process looks for them
-
-    @property
-    def steps_per_dispatch(self) -> int:
-        return self.trainer.steps_per_dispatch
 
     def _broken(self, row: int) -> int | None:
         """The point at which the loss of a cell was not finite."""

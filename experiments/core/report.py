@@ -362,6 +362,10 @@ class Section:
         return found
 
 
+class NothingToReport(ValueError):
+    """No cell of a folder is finished."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Report(Section):
     """Everything that is told of an experiment."""
@@ -372,11 +376,11 @@ class Report(Section):
         """Writes report.md and the figures; returns the text for the terminal.
 
         Raises:
-          ValueError: there is nothing to report.
+          NothingToReport: no cell is finished.
         """
         rows = rows_of(records)
         if not records or len(rows) < self.least:
-            raise ValueError("records: there is no finished cell to report.")
+            raise NothingToReport("records: there is no finished cell to report.")
         folder.mkdir(parents=True, exist_ok=True)
         group = Group(rows, records, folder, rows)
         text = "\n\n".join(self.said(group))

@@ -35,7 +35,7 @@ from experiments.core.memory import keep_freed_memory
 from experiments.core.observe import Progress
 from experiments.core.plan import Plan
 from experiments.core.rehearsal import is_message
-from experiments.core.report import Report, reported
+from experiments.core.report import NothingToReport, Report, reported
 from experiments.core.signals import Interrupted, StopSignal
 from experiments.core.store import Record, ResultsStore, SchemaError, config_hash
 from experiments.data.fetch import DataError
@@ -279,6 +279,7 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
         world = World.of(plans, store.folder, runtime)
         engine = make_engine(world, total - done, progress, stop)
         running: dict[str, float] = {}  # until when a job is not to be given again
+        ended = False
         try:
             while True:
                 signum = devices.agree_any(stop.signum or 0)
@@ -293,6 +294,7 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
                 if jax.process_count() > 1:  # all do what process 0 says, together
                     left, jobs = devices.agree_on((left, jobs[:1]))
                 if not left and float("inf") not in running.values():
+                    ended = True
                     return
                 for job in jobs:
                     if not engine.free:
@@ -324,7 +326,7 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
             engine.stop(signal.SIGTERM)
             raise
         finally:
-            engine.close()
+            engine.close(kill=not ended)
 
 
 class Exit(Exception):
@@ -389,8 +391,11 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             return 0  # process 0 tells what came out
         store.export_jsonl(store.folder / "results.jsonl")
         kinds = [config for plan in whole for config in plan.kinds()]
-        print(reported(store.records(), experiment.report.write, store.folder, kinds))
-        print(f"Report and figures: {store.folder}")
+        try:
+            write = experiment.report.write
+            print(reported(store.records(), write, store.folder, kinds))
+        except NothingToReport as error:
+            print(error)
         found = (store.get(config) for plan in plans for config in plan.possible())
         return int(any(r is not None and r["status"] == "failed" for r in found))
     except Exception as error:
@@ -441,7 +446,11 @@ def overview() -> str:
     """All experiments: a line each, with presets, times and committed results."""
     lines = []
     for name in names():
-        found = find(name)
+        try:
+            found = find(name)
+        except (AttributeError, ImportError) as error:
+            lines.append(f"{name}: no experiment ({error})")
+            continue
         times = ", ".join(f"{p}: {found.minutes[p]}" for p in found.presets)
         committed = "committed results" if found.committed else "no committed results"
         line = found.about.strip().splitlines()[0]

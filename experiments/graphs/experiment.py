@@ -20,10 +20,10 @@ from experiments.core.cell import (
     Above,
     Count,
     Counts,
+    Limit,
     Rates,
     Settings,
     Share,
-    at_least,
     some_of,
 )
 from experiments.core.plan import Plan, Study, baselines_of
@@ -64,6 +64,7 @@ MOLECULES: Mapping[str, dict[str, Any]] = {
 
 
 Names = tuple[str, ...]
+_KEYS = Limit(lambda x: bool(x) and min(x) >= 2, "at least one number, all >= 2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Config(Settings):
     """What is run."""
     seeds: Count = 3
     """Seeds of each model: initial parameters, order and dropout."""
-    keys: Annotated[tuple[int, ...], at_least(2)] = (10, 20)
+    keys: Annotated[tuple[int, ...], _KEYS] = (10, 20)
     """DictionaryLookup: numbers k of keys and queries."""
     lookup_models: Annotated[Names, some_of(DICTIONARY, least=0)] = tuple(DICTIONARY)
     """Its models."""

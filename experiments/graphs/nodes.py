@@ -180,7 +180,7 @@ class NodeTask(Task):
       nodes: the graph and its parts.
     """
 
-    splits = False
+    splits = scans = False
 
     def __init__(self, nodes: Nodes):
         self.nodes = nodes

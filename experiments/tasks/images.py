@@ -216,6 +216,15 @@ class ImageTask(Task):
             pixel_std=std,
         )
 
+    def trace(self, cell: ImageCell, program: Program) -> None:
+        """Traces a step, and scoring."""
+        super().trace(cell, program)
+        rows = np.arange(min(self.eval_batch, len(self.dataset.train_labels)))
+        batch = jax.tree.map(lambda x: x[rows], self._all)
+        valid = np.ones(len(rows), np.float32)
+        trained = program.initial_params(0), self.hyper(cell)
+        jax.eval_shape(program.more["evaluate"], trained, (*batch, valid))
+
     def score(self, cell: ImageCell, params: Any) -> dict[str, Any]:
         """Accuracy and loss; the test images are read in the phase "final" alone."""
         chosen, validation = self.parts(cell)
