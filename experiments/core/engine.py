@@ -486,13 +486,29 @@ class Ray(Slots):
             scheduling_strategy="SPREAD",
         )
         self._world = ray.put(world)
+        self._coming: dict[int, Any] = {}  # by slot, a future that its actor is there
+
+    def done(self, seconds: float = 0.5) -> list[tuple[Job, Outcome]]:
+        """Jobs that ended; those that wait for room go to who has nothing to do."""
+        found = super().done(seconds)
+        if all(w is None or i in self._running for i, w in enumerate(self._workers)):
+            return found
+        for slot, (job, _) in list(self._running.items()):
+            if not self._ray.wait([self._coming[slot]], timeout=0)[0]:
+                del self._running[slot]
+                self._ray.kill(self._workers[slot])
+                self._workers[slot] = None
+                found.append((job, Outcome("held")))
+        return found
 
     def _room(self) -> int:
         """What is left of the cluster: nodes are lost, and others join."""
         return int(self._ray.cluster_resources().get(self._resource, 0))
 
     def _start(self, slot: int) -> Any:
-        return self._actor.remote(slot, self._world)
+        actor = self._actor.remote(slot, self._world)
+        self._coming[slot] = actor.ready.remote()
+        return actor
 
     def _discard(self, slot: int) -> None:
         """Gives up those without a job too: they may have been on the same node."""
@@ -549,6 +565,10 @@ class _Actor:
         self._told: list[tuple[str, tuple[Any, ...]]] = []
         self._stop = Stop()
         self._worker = Worker(world, Relay(0, self), self._stop)
+
+    def ready(self) -> bool:
+        """Tells that it is there."""
+        return True
 
     def put(self, message: tuple[Any, ...]) -> None:
         """Keeps what is said of a cell until its job has ended."""

@@ -90,7 +90,7 @@ def test_workers_by_default_one_a_core(monkeypatch, runtime, count):
 
 def test_scenes_are_named_by_what_makes_their_data(monkeypatch, dataset):
     assert task_name("fashion_mnist", Scenes()) == "fashion_mnist"
-    few = Scenes(rule="pointer", grid=3, item=8, cells=4, pool=20, test=10)
+    few = Scenes(rule="pointer", grid=3, item=8, cells=3, pool=20, test=10)
     assert task_name("scenes", few).endswith("-pool20-test10")
     monkeypatch.setattr(
         "experiments.data_scaling.tasks.data.load", lambda *_, **__: dataset

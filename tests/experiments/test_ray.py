@@ -87,7 +87,7 @@ def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
         shutil.rmtree(sockets, ignore_errors=True)
     assert "status 0" in said, said
     assert "one node is killed" in said
-    assert "a node or an actor was lost in lines line" in said
+    assert "a node or an actor was lost" in said
     assert "REPORT of 3 records" in said
     (plan,) = lines.plans(lines.Config(seeds=2, updates=40))
     there = ResultsStore(tmp_path / "ray")
