@@ -1,0 +1,92 @@
+"""What every preset runs: a changed setting, default or name would orphan results."""
+
+from __future__ import annotations
+
+import hashlib
+import types
+
+import pytest
+
+from experiments.attention_as_conv import experiment as conv
+from experiments.attention_vs_rnn import experiment as rnn
+from experiments.core.store import config_hash
+from experiments.data_scaling import experiment as scaling
+from experiments.graphs import experiment as graphs
+from experiments.positions import experiment as positions
+from experiments.sequence_labelling import experiment as labelling
+
+# The hash of all hashes of a preset's cells, as far as they are known without the data.
+PINNED = {
+    "data_scaling smoke": "22832302ab1a8205",
+    "data_scaling quick": "75bba4067feb5f17",
+    "data_scaling cpu": "1a5f152d0114219a",
+    "data_scaling scenes": "0696e0ecb4ce10a8",
+    "data_scaling accelerator": "e4d3389250115bfc",
+    "attention_as_conv quick": "a455612a7fdc4ef9",
+    "attention_as_conv cpu": "5bb1393f4c76a0aa",
+    "attention_as_conv accelerator": "9d15804b9afb98c3",
+    "sequence_labelling smoke": "5b359b078bdab932",
+    "sequence_labelling smoke_phones": "09593cf3ecd5dd8b",
+    "sequence_labelling quick": "eb59e18d7eb6901e",
+    "sequence_labelling pos": "bcd105ff62156213",
+    "sequence_labelling pos_fine": "79d89caee3240438",
+    "sequence_labelling phones": "12205cab9b20351a",
+    "attention_vs_rnn quick": "4c57253e4ddba8a1",
+    "attention_vs_rnn cpu": "8bbd0a718c39aa3a",
+    "attention_vs_rnn accelerator": "9671613e9248ad10",
+    "graphs quick": "8805bd481f560f68",
+    "graphs cpu": "6800b13d3c19afb2",
+    "graphs accelerator": "253a59e44fa20a44",
+    "positions smoke": "9d64e0f3663db2fa",
+    "positions quick": "498d913afa6c6f2f",
+    "positions cpu": "e7572df0898b2563",
+}
+
+
+def of_studies(studies):
+    """Every cell that may be run, the grids of one cell too."""
+    for study in studies:
+        yield from study.grid
+        yield from study.possible()
+
+
+def cells(name, config):
+    """The cells of a preset on data called "t"."""
+    if name == "data_scaling":
+        shape = (30, 30, 1) if config.task == "scenes" else (28, 28, 1)
+        return of_studies(scaling.studies_of(config, "t", shape))
+    if name == "attention_as_conv":
+        return of_studies(conv.make_studies(config, "t").values())
+    if name == "sequence_labelling":
+        return of_studies(labelling.plan_studies(config, "t").values())
+    if name == "attention_vs_rnn":
+        sizes = dict(length=784, height=28)
+        copies = rnn._studies(config, "copy", config.copy_models)
+        return of_studies(
+            [*copies, *rnn._studies(config, "t", config.image_models, **sizes)]
+        )
+    if name == "graphs":
+        graph = types.SimpleNamespace(sha256="0")
+        lookup = of_studies(graphs.dictionary_plan(config).studies)
+        nodes = (graphs.node_cell(config, graph, m, 5) for m in config.node_models)
+        return [*lookup, *nodes]
+    return [
+        positions.cell_of(config, types.SimpleNamespace(name=task), encoding)
+        for task in config.tasks
+        for encoding in config.encodings
+    ]
+
+
+MODULES = (scaling, conv, labelling, rnn, graphs, positions)
+PRESETS = {
+    f"{m.EXPERIMENT.name} {name}": (m.EXPERIMENT.name, config)
+    for m in MODULES
+    for name, config in m.PRESETS.items()
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_cells_of_a_preset_are_pinned(preset):
+    hashes = sorted({config_hash(c.config()) for c in cells(*PRESETS[preset])})
+    found = hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+    assert found == PINNED[preset]
