@@ -506,7 +506,7 @@ class Ray(Slots):
         return int(self._ray.cluster_resources().get(self._resource, 0))
 
     def _start(self, slot: int) -> Any:
-        actor = self._actor.remote(slot, self._world)
+        actor: Any = self._actor.remote(slot, self._world)
         self._coming[slot] = actor.ready.remote()
         return actor
 
