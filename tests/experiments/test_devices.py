@@ -96,7 +96,7 @@ def test_two_processes_agree_with_one(npz, one, tmp_path):
     ]
     said = [finished(process) for process in processes]
     same(curves(tmp_path), one)
-    assert "Report and figures" in said[0]
+    assert "final: test accuracy" in said[0]
     assert "accuracy" not in said[1], "process 0 alone tells"
     for record in ResultsStore(tmp_path).records():
         assert record["provenance"]["device_count"] == 4

@@ -31,20 +31,21 @@ nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
 
 
-def saved():
-    steps = (f.name for f in (out / "checkpoints").glob("*/*"))
-    return any(name.isdecimal() and int(name) >= 4 for name in steps)
+def both_at_work():
+    saved = (out / "checkpoints").glob("*/*")
+    some = {f.parent for f in saved if f.name.isdecimal() and int(f.name) >= 4}
+    return len(some) == 2
 
 
 def lose_one():
-    while not saved():
+    while not both_at_work():
         time.sleep(0.01)
     print("one node is killed", flush=True)
     cluster.remove_node(nodes[0], allow_graceful=False)
 
 
 threading.Thread(target=lose_one, daemon=True).start()
-more = "--engine ray --log-every 2 --checkpoint-seconds 0 --updates 40 --seeds 2"
+more = "--engine ray --log-every 2 --checkpoint-seconds 0 --updates 100 --seeds 2"
 status = run(EXPERIMENT, ["--out", str(out), *more.split()])
 print("status", status, flush=True)
 ray.shutdown()
@@ -89,10 +90,10 @@ def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
     assert "one node is killed" in said
     assert "a node or an actor was lost" in said
     assert "REPORT of 3 records" in said
-    (plan,) = lines.plans(lines.Config(seeds=2, updates=40))
+    (plan,) = lines.plans(lines.Config(seeds=2, updates=100))
     there = ResultsStore(tmp_path / "ray")
-    here = ["--engine", "inline", "--log-every", "2", "--updates", "40", "--seeds", "2"]
-    assert lines.run_here(tmp_path / "here", here) == 0
+    here = "--engine inline --log-every 2 --updates 100 --seeds 2"
+    assert lines.run_here(tmp_path / "here", here.split()) == 0
     for cell in plan.studies[0].final(0):
         one, other = (
             store.get(cell.config())["curves"]

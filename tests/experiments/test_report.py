@@ -87,7 +87,7 @@ def test_committed_folders_are_found_and_others_are_refused(tmp_path, capsys):
     out = ["--redraw", "--out", str(tmp_path / "out")]
     assert program.main(["positions", *out]) == 0
     assert capsys.readouterr().out.endswith("experiments/positions/results/report.md\n")
-    assert (tmp_path / "out" / "lengths_order.png").is_file()
+    assert (tmp_path / "out/positions/results/lengths_order.png").is_file()
 
 
 def test_what_the_test_set_cannot_tell_is_named():
