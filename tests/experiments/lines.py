@@ -18,6 +18,7 @@ from experiments.core import devices
 from experiments.core.cell import Cell, Count, Natural, Rates, Settings
 from experiments.core.loop import Indexed, Program, Task, in_epochs
 from experiments.core.plan import Plan, Study, baselines_of
+from experiments.core.report import NothingToReport, rows_of
 from experiments.core.run import Experiment, run
 
 
@@ -182,6 +183,8 @@ class Report:
     """Says how many records there are."""
 
     def write(self, records: Any, folder: pathlib.Path) -> str:
+        if not rows_of(records):
+            raise NothingToReport("records: there is no finished cell to report.")
         text = "\n".join(f"{r['config'].get('seed')} {r['status']}" for r in records)
         (folder / "report.md").write_text(text, encoding="utf-8")
         return f"REPORT of {len(records)} records"

@@ -65,6 +65,7 @@ def test_a_bad_value_is_named(name, value):
         (dict(checkpoint_seconds=-1), "^checkpoint_seconds must"),
         (dict(log_every=0), "^log_every must be at least 1"),
         (dict(distributed=True, workers=2), "^workers must be 1 with --distributed"),
+        (dict(engine="inline", workers=2), "^workers must be 1 with --engine inline"),
         (dict(coordinator="a:1"), "^coordinator='a:1' .*add --distributed"),
         (dict(process_id=0), "^process_id=0 was given without distributed"),
         (dict(num_processes=2), "^num_processes=2 was given without distributed"),

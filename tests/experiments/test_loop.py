@@ -169,6 +169,17 @@ def test_seeds_at_once_are_seeds_one_by_one(run, whole, device_data):
     near(together[2], alone[0])
 
 
+def test_seeds_at_once_take_each_their_own_data(run, monkeypatch):
+    def batches(self, cell, made=LineTask.batches):
+        found = made(self, cell)
+        own = jax.tree.map(lambda x: x + np.float32(cell.seed), found.data)
+        return dataclasses.replace(found, data=own)
+
+    monkeypatch.setattr(LineTask, "batches", batches)
+    together, _ = run(seeds(CELL, 2), "seeds")
+    near(together[1], run(seeds(CELL, 2)[1], "alone")[0][0])
+
+
 def test_only_missing_seeds_are_trained(run):
     first = run(CELL)[0][0]
     records, told = run(seeds(CELL, 2))

@@ -104,6 +104,13 @@ def test_parts_are_disjoint_and_together_the_whole():
     assert sum(part.total() for part in parts) == plan.total()
 
 
+def test_a_part_without_a_finished_cell_is_no_error(tmp_path, capsys):
+    assert drive(tmp_path, "--shard", "1/2") == 0  # the floor alone
+    assert "no finished cell to report" in capsys.readouterr().out
+    assert drive(tmp_path, "--shard", "2/2") == 0
+    assert "REPORT of 4 records" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------- one command
 
 
