@@ -28,6 +28,7 @@ from experiments.core.cell import (
     Above,
     Count,
     Limit,
+    Rates,
     Rule,
     Settings,
     attention_digest,
@@ -54,10 +55,6 @@ class Config(Settings):
     """What is run."""
     seeds: Count = 3
     """Seeds of each model: initial parameters and order of the batches."""
-    dim: Count = 64
-    """Width; an LSTM has 5/4 as many hidden units."""
-    num_heads: Count = 4
-    """Heads."""
     copy_models: Annotated[tuple[str, ...], _MODELS] = (
         "softmax",
         "linear",
@@ -67,14 +64,23 @@ class Config(Settings):
     """Models of "copy": softmax, linear, reformer, lstm, or path/file.py:function."""
     copy_length: Annotated[int, Limit(lambda x: x >= 8, "at least 8")] = 128
     """Symbols of a sequence of "copy", with padding."""
+    copy_dim: Count = 64
+    """Width; an LSTM has 5/4 as many hidden units."""
+    copy_heads: Count = 4
+    """Heads."""
+    copy_linear_heads: tuple[Count, ...] = ()
+    """Linear attention is run with so many heads as well, at the same width."""
     copy_depth: Count = 2
     """Layers."""
     copy_batch: Count = 16
     """Sequences an update."""
     copy_updates: Count = 1_400
     """Optimiser steps."""
-    copy_rate: Above = 5e-3
-    """Peak of the learning rate's schedule."""
+    copy_rates: Rates = (5e-3,)
+    """Peaks of the learning rate's schedule; of several, validation chooses one for
+    each model."""
+    copy_trial: Count = 500
+    """Optimiser steps of a rate that is tried."""
     copy_test: Count = 512
     """Sequences that are scored."""
     chunk_size: Count = 32
@@ -83,6 +89,10 @@ class Config(Settings):
     """Reformer: rounds of hashing."""
     image_models: Annotated[tuple[str, ...], _MODELS] = ("softmax", "linear", "lstm")
     """Models of "images"."""
+    image_dim: Count = 64
+    """Width."""
+    image_heads: Count = 4
+    """Heads."""
     image_depth: Count = 2
     """Layers."""
     image_batch: Count = 16
@@ -101,23 +111,29 @@ class Config(Settings):
     """Test images whose lower half the first seed draws."""
 
     def rules(self) -> Iterator[Rule]:
-        yield "dim", self.dim % self.num_heads == 0, "a multiple of num_heads"
-        yield "dim", self.dim % 4 == 0, "a multiple of 4"
+        for task in ("copy", "image"):
+            dim, heads = (getattr(self, f"{task}_{name}") for name in ("dim", "heads"))
+            yield f"{task}_dim", dim % heads == 0, f"a multiple of {task}_heads"
+            yield f"{task}_dim", dim % 4 == 0, "a multiple of 4"
+        fits = all(self.copy_dim % heads == 0 for heads in self.copy_linear_heads)
+        yield "copy_linear_heads", fits, "divisors of copy_dim"
 
 
 PRESETS: Mapping[str, Config] = {
     "quick": Config(
         seeds=1,
-        dim=16,
-        num_heads=2,
         copy_models=("softmax", "lstm"),
         copy_length=32,
+        copy_dim=16,
+        copy_heads=2,
         copy_depth=1,
         copy_batch=8,
         copy_updates=40,
         copy_test=64,
         chunk_size=16,
         image_models=("linear",),
+        image_dim=16,
+        image_heads=2,
         image_depth=1,
         image_batch=4,
         image_updates=6,
@@ -128,13 +144,15 @@ PRESETS: Mapping[str, Config] = {
     ),
     "cpu": Config(),
     "accelerator": Config(
-        dim=256,
-        num_heads=8,
+        copy_dim=256,
+        copy_heads=8,
         copy_depth=4,
         copy_batch=64,
         copy_updates=6_000,
-        copy_rate=1e-3,
+        copy_rates=(1e-3,),
         num_rounds=4,
+        image_dim=256,
+        image_heads=8,
         image_depth=8,
         image_batch=32,
         image_updates=40_000,
@@ -153,18 +171,20 @@ def cell_of(config: Config, task: str, model: str, **sizes: Any) -> DecoderCell:
         for name, field in (
             ("updates", "updates"),
             ("batch_size", "batch"),
+            ("dim", "dim"),
+            ("num_heads", "heads"),
             ("depth", "depth"),
-            ("learning_rate", "rate"),
             ("test_size", "test"),
         )
     }
     if copies:
-        sizes = dict(length=config.copy_length)
+        sizes = dict(length=config.copy_length, learning_rate=config.copy_rates[0])
     else:
         sizes |= dict(
             components=config.components,
             samples=config.samples,
             completions=config.completions,
+            learning_rate=config.image_rate,
         )
     return DecoderCell(
         task=task,
@@ -172,8 +192,6 @@ def cell_of(config: Config, task: str, model: str, **sizes: Any) -> DecoderCell:
         attention_sha256=attention_digest(model),
         seed=0,
         phase="tune",
-        dim=config.dim,
-        num_heads=config.num_heads,
         chunk_size=config.chunk_size if reformer else None,
         num_rounds=config.num_rounds if reformer else None,
         **common,
@@ -187,12 +205,27 @@ def _studies(
     found = []
     for model in models:
         cell = cell_of(config, task, model, **sizes)
-        metric = "val_accuracy" if task == "copy" else "val_bits"
-        fewer = task != "copy"
-        found.append(
-            Study(model, (cell,), cell.updates, config.seeds, None, metric, fewer)
-        )
+        if task != "copy":
+            updates, seeds = cell.updates, config.seeds
+            found.append(Study(model, (cell,), updates, seeds, None, "val_bits", True))
+            continue
+        more = config.copy_linear_heads if model == "linear" else ()
+        found += [
+            _copy_study(config, dataclasses.replace(cell, num_heads=heads))
+            for heads in (cell.num_heads, *more)
+        ]
     return found
+
+
+def _copy_study(config: Config, cell: DecoderCell) -> Study:
+    """The learning rates of a model that copies, and its seeds."""
+    tried = config.copy_trial if len(config.copy_rates) > 1 else cell.updates
+    grid = tuple(
+        dataclasses.replace(cell, learning_rate=rate, updates=tried)
+        for rate in config.copy_rates
+    )
+    name = f"{cell.model}, {cell.num_heads} heads"
+    return Study(name, grid, config.copy_updates, config.seeds)
 
 
 def plans(config: Config) -> list[Plan]:

@@ -19,14 +19,15 @@ from experiments.core.store import ResultsStore
 
 OWN = pathlib.Path(__file__).parents[1] / "right_variants" / "decayed.py"
 TINY = {
-    "copy": "--copy-length 16 --copy-updates 2 --copy-test 8",
-    "images": "--components 2 --image-updates 2 --image-test 8 --completions 2",
+    "copy": "--copy-dim 8 --copy-length 16 --copy-updates 2 --copy-test 8",
+    "images": "--image-dim 8 --components 2 --image-updates 2 --image-test 8 "
+    "--completions 2",
 }
 
 
 def drive(out, task, *models):
     """Runs a task with some models in tiny."""
-    given = f"--engine inline --dim 8 --task {task} {TINY[task]} --out {out}"
+    given = f"--engine inline --task {task} {TINY[task]} --out {out}"
     names = f"--{task.removesuffix('s')}-models"
     return run.run(EXPERIMENT, [*given.split(), names, *models])
 
@@ -69,7 +70,7 @@ def test_baselines_are_what_one_counts(dataset):
 
 
 def test_bits_of_pixels_are_those_of_the_mixture():
-    settings = dataclasses.replace(PRESETS["quick"], dim=8, components=2)
+    settings = dataclasses.replace(PRESETS["quick"], image_dim=8, components=2)
     cell = cell_of(settings, "toy", "linear", length=16, height=4)
     program = cells.program_of(cells.Shape.of(cell))
     functions, params = program.more["functions"], program.initial_params(0)
@@ -178,8 +179,10 @@ def test_the_accelerators_train_step_lowers():
 def test_settings_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="copy_models must be some of"):
         experiment.Config(copy_models=("gru",))
-    with pytest.raises(ValueError, match="dim must be a multiple of num_heads"):
-        experiment.Config(num_heads=3)
+    with pytest.raises(ValueError, match="copy_dim must be a multiple of copy_heads"):
+        experiment.Config(copy_heads=3)
+    with pytest.raises(ValueError, match="copy_linear_heads must be divisors of"):
+        experiment.Config(copy_linear_heads=(3,))
     cell = cell_of(PRESETS["quick"], "copy", "linear")
     with pytest.raises(ValueError, match="chunk_size must be given for model='ref"):
         dataclasses.replace(cell, chunk_size=4)
