@@ -2,7 +2,8 @@
 
 Operations are counted from the jaxpr. XLA's own count (`compiled.cost_analysis()`)
 takes the body of a loop once, so it is wrong for every program that loops over blocks
-or heads. Here the body of a loop counts as often as it runs.
+or heads. Here the body of a loop counts as often as it runs. How many of them must wait
+for one another is in `attn_jax.tools.chain`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ _NOTHING = Flops(0, 0)
 
 # What only moves, selects, compares or converts values. Everything else that returns
 # floating-point numbers counts one an element.
-_FREE = frozenset(
+FREE = frozenset(
     """
     all_gather all_to_all argmax argmin bitcast_convert_type broadcast_in_dim clamp
     concatenate conj convert_element_type copy copy_p device_put dynamic_slice
@@ -86,7 +87,7 @@ _FREE = frozenset(
 )
 
 # Calls of code that has no jaxpr.
-_OPAQUE = frozenset(
+OPAQUE = frozenset(
     """
     custom_call cudnn_fusion ffi_call io_callback pure_callback
     dot_product_attention_fwd_wrapper dot_product_attention_bwd_wrapper
@@ -94,7 +95,7 @@ _OPAQUE = frozenset(
 )
 
 # One an element of what goes in, not of what comes out.
-_BY_INPUT = frozenset(
+BY_INPUT = frozenset(
     """
     cumlogsumexp cummax cummin cumprod cumsum psum psum_invariant reduce_and
     reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
@@ -106,7 +107,7 @@ def _size(shape: Any) -> int:
     return math.prod(shape)
 
 
-def _is_float(variable: Any) -> bool:
+def is_float(variable: Any) -> bool:
     dtype = getattr(variable.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
@@ -156,7 +157,7 @@ def _triangular_solve(eqn: Any) -> int:
     return _size(shape) * order
 
 
-_PRODUCTS: dict[str, Callable[[Any], int]] = {
+PRODUCTS: dict[str, Callable[[Any], int]] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _convolution,
     "fft": _fft,
@@ -180,7 +181,7 @@ def _of_equation(eqn: Any) -> Flops:
         return body._replace(exact=False)
     if name == "custom_linear_solve":  # the others are its transpose and its check
         return _of_jaxpr(params["jaxprs"].solve)
-    if name in _OPAQUE:
+    if name in OPAQUE:
         return _NOTHING._replace(exact=False)
     if name == "cond":
         return max(map(_of_jaxpr, params["branches"]), key=lambda flops: flops.total)
@@ -189,24 +190,24 @@ def _of_equation(eqn: Any) -> Flops:
     if name == "pallas_call":
         grid = [n if isinstance(n, int) else 1 for n in params["grid_mapping"].grid]
         return _NOTHING._plus(_of_jaxpr(params["jaxpr"]), _size(grid))
-    if name in _PRODUCTS:
-        return Flops(_PRODUCTS[name](eqn), 0)
+    if name in PRODUCTS:
+        return Flops(PRODUCTS[name](eqn), 0)
     if name.startswith("scatter") and name != "scatter":  # scatter-add and the like
         return Flops(0, _size(eqn.invars[2].aval.shape))
-    if name in _FREE:
+    if name in FREE:
         return _NOTHING
     if name.startswith("reduce_window"):
         window = _size(params["window_dimensions"])
         return Flops(0, window * sum(_size(x.aval.shape) for x in eqn.outvars))
-    if name in _BY_INPUT:
-        return Flops(0, sum(_size(x.aval.shape) for x in eqn.invars if _is_float(x)))
+    if name in BY_INPUT:
+        return Flops(0, sum(_size(x.aval.shape) for x in eqn.invars if is_float(x)))
     inner = list(core.jaxprs_in_params(params))
     if inner:  # jit, checkpoint, custom_jvp_call, custom_vjp_call, ...
         total = _NOTHING
         for jaxpr in inner:
             total = total._plus(_of_jaxpr(jaxpr))
         return total
-    return Flops(0, sum(_size(x.aval.shape) for x in eqn.outvars if _is_float(x)))
+    return Flops(0, sum(_size(x.aval.shape) for x in eqn.outvars if is_float(x)))
 
 
 def _of_jaxpr(jaxpr: Any) -> Flops:
