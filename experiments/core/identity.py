@@ -59,7 +59,7 @@ COMMITTED: Mapping[str, Mapping[str, Any]] = {
         text_features=1,
         test=8_000,
         validation=4_000,
-        node_ns=[20_000],
+        node_ns=[20_000, 2_600],
     ),
     "melting_point": dict(
         data_sha256="0ec7b14918deb65a7d79266f59eaee48ab831de4273b86914c67a9cc247d76d2",

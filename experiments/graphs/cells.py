@@ -101,9 +101,24 @@ class MoleculeCell(GraphCell):
       pairs: what a learned bias tells of a pair of atoms: the bond, the length of the
         path, "both", or "none" for no bias.
       batch_atoms: atoms an update, with padding.
+      own_split: whether a seed also draws which molecules are held out; else all have
+        the first split.
     """
 
     data: str
     sees: Literal["edges", "all"]
     pairs: Literal["none", "bond", "path", "both"]
     batch_atoms: int
+    own_split: bool = False
+
+    @property
+    def split(self) -> int:
+        """Number of the split."""
+        return self.seed if self.own_split else 0
+
+    def config(self) -> dict[str, Any]:
+        """The cell as a plain dictionary; without what it does not do."""
+        found = super().config()
+        if not self.own_split:
+            del found["own_split"]
+        return found

@@ -101,10 +101,13 @@ class Config(Settings):
     """WordNet: models."""
     nodes: int | None = None
     """Nodes of the graph, the first of the file; None = all."""
-    node_ns: Counts = (20_000,)
+    node_ns: Counts = (20_000, 2_600)
     """Numbers of training nodes; the first has all models."""
     node_few: Annotated[Names, some_of(WORDNET, least=0)] = (
-        "gatv2, kinds, propagated labels",
+        "no edges",
+        "gat",
+        "gatv2",
+        "dot product",
     )
     """Models that the other numbers of training nodes have."""
     node_test: Count = 8_000
@@ -127,7 +130,11 @@ class Config(Settings):
     """Molecules: models."""
     molecules: int | None = None
     """Molecules of a task, the first of the table; None = all."""
-    trees: Count = 100
+    molecule_seeds: Count = 5
+    """Seeds of each model of molecules."""
+    own_splits: bool = True
+    """Whether a seed also draws which molecules are held out."""
+    trees: Count = 50
     """Trees of the random forests."""
     epochs: Count = 6
     """Melting points: passes over the training molecules."""
@@ -166,6 +173,7 @@ PRESETS: Mapping[str, Config] = {
         node_features=16,
         molecule_models=("all pairs, bias of bonds and paths",),
         molecules=200,
+        molecule_seeds=1,
         trees=5,
         epochs=2,
         logp_epochs=2,
@@ -328,6 +336,7 @@ def molecule_plan(config: Config, name: molecules.Task) -> Plan:
             dropout_rate=config.molecule_dropout,
             data=data.sha256,
             batch_atoms=config.batch_atoms,
+            own_split=config.own_splits,
             learning_rate=config.molecule_rate,
             weight_decay=0.05,
             differs=differs,
@@ -339,17 +348,18 @@ def molecule_plan(config: Config, name: molecules.Task) -> Plan:
             model,
             (cell,),
             epochs * batches.size,
-            config.seeds,
+            config.molecule_seeds,
             metric="val_rmse",
             minimise=True,
         )
-    floors = regression.baselines(task, config.trees)
-    made_of = dict.fromkeys(
-        floors, identity.differs(name, data_sha256=data.sha256, **parts)
-    )
-    made_of["forest"] = identity.differs(
-        name, data_sha256=data.sha256, trees=config.trees, **parts
-    )
+    splits = config.molecule_seeds if config.own_splits else None
+    floors = regression.baselines(task, config.trees, splits)
+    made_of = {}
+    for floor in floors:
+        trees = {"trees": config.trees} if floor.startswith("forest") else {}
+        made_of[floor] = identity.differs(
+            name, data_sha256=data.sha256, **trees, **parts
+        )
     return Plan(
         regression.MoleculeTask(task),
         data.describe(),

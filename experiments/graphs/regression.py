@@ -52,20 +52,30 @@ class Parts:
 
     Args:
       data: the molecules.
+      split: number of the split; another one draws other parts.
 
     Raises:
       ValueError: if one has more atoms than the longest of `LENGTHS`.
     """
 
-    def __init__(self, data: Molecules):
-        self.data = data
-        self.train, self.validation, self.test = molecules.split_molecules(data)
+    def __init__(self, data: Molecules, split: int = 0):
+        self.data, self.split = data, split
+        self.train, self.validation, self.test = molecules.split_molecules(
+            data, seed=split
+        )
+        self._others: dict[int, Parts] = {split: self}
         if data.lengths.max() > LENGTHS[-1]:
             raise ValueError(
                 f"data: molecules may have at most {LENGTHS[-1]} atoms, got one of "
                 f"{data.lengths.max()}."
             )
         self.bucket = np.searchsorted(LENGTHS, data.lengths)
+
+    def at(self, split: int) -> Parts:
+        """The same molecules with the parts of another split."""
+        if split not in self._others:
+            self._others[split] = Parts(self.data, split)
+        return self._others[split]
 
     def part(self, phase: str) -> tuple[np.ndarray, np.ndarray]:
         """Indices to train on and to score: the test part is for "final" alone."""
@@ -217,34 +227,36 @@ class MoleculeTask(Task):
                 f"data: the cell is of {cell.data}, but these molecules are "
                 f"{self.parts.data.sha256}."
             )
-        chosen = self.parts.part(cell.phase)[0]
-        return Epochs(self.parts, chosen, cell.batch_atoms, cell.seed, cell.phase)
+        parts = self.parts.at(cell.split)
+        chosen = parts.part(cell.phase)[0]
+        return Epochs(parts, chosen, cell.batch_atoms, cell.seed, cell.phase)
 
     def costs(self, cell: MoleculeCell) -> dict[str, Any]:
         """Number of parameters, and what was trained on."""
-        count = len(self.parts.part(cell.phase)[0])
+        count = len(self.parts.at(cell.split).part(cell.phase)[0])
         return {"params": self.program(cell).more["params"], "n": count}
 
     def predict(
         self, cell: MoleculeCell, params: Any, indices: np.ndarray
     ) -> np.ndarray:
         """The numbers of some molecules, in their unit."""
-        mean, deviation = self.parts.scale(cell.phase)
+        parts = self.parts.at(cell.split)
+        mean, deviation = parts.scale(cell.phase)
         predict = self.program(cell).more["predict"]
         found = np.zeros(len(indices))
         for bucket in range(len(LENGTHS)):
-            at = np.flatnonzero(self.parts.bucket[indices] == bucket)
-            rows = self.parts.rows(bucket, cell.batch_atoms)
+            at = np.flatnonzero(parts.bucket[indices] == bucket)
+            rows = parts.rows(bucket, cell.batch_atoms)
             for start in range(0, len(at), rows):
                 some = at[start : start + rows]
-                batch = self.parts.batch(indices[some], rows, cell.phase)
+                batch = parts.batch(indices[some], rows, cell.phase)
                 numbers = devices.call(predict, params, batch)
                 found[some] = numbers[: len(some)] * deviation + mean
         return found
 
     def score(self, cell: MoleculeCell, params: Any) -> dict[str, Any]:
         """Errors on the held-out part and on some that were seen."""
-        seen, held_out = self.parts.part(cell.phase)
+        seen, held_out = self.parts.at(cell.split).part(cell.phase)
         prefix = "val" if cell.phase == "tune" else "test"
         found = self.predict(cell, params, held_out)
         result = errors(found, self.parts.data.targets[held_out], prefix)
@@ -253,7 +265,7 @@ class MoleculeTask(Task):
         result["train_rmse"] = errors(again, self.parts.data.targets[some], "train")[
             "train_rmse"
         ]
-        if cell.phase == "final":  # for the mean over seeds
+        if cell.phase == "final" and not cell.own_split:  # for the mean over seeds
             result["test_predictions"] = [round(float(x), 3) for x in found]
         return result
 
@@ -278,18 +290,37 @@ def errors(found: np.ndarray, right: np.ndarray, prefix: str) -> dict[str, Any]:
 _ALPHAS = (3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-def baselines(task: Parts, trees: int) -> Mapping[str, Callable[[], dict[str, Any]]]:
+def baselines(
+    task: Parts, trees: int, splits: int | None = None
+) -> Mapping[str, Callable[[], dict[str, Any]]]:
     """What needs no network, by name.
 
     Args:
       task: the molecules.
       trees: of the random forests.
+      splits: how many splits each is measured on, the first ones, by names such as
+        "mean split=0"; by default on the task's alone, by its plain name.
     """
+    if splits is not None:
+        return {
+            f"{name} split={split}": functools.partial(_named, measure, name, split)
+            for split in range(splits)
+            for name, measure in baselines(task.at(split), trees).items()
+        }
     return {
         "mean": functools.partial(_mean, task),
         "ridge": functools.partial(_ridge, task),
         "forest": functools.partial(_forest, task, trees),
     }
+
+
+def _named(
+    measure: Callable[[], dict[str, Any]], name: str, split: int
+) -> dict[str, Any]:
+    """The errors on one of several splits, and which."""
+    found = measure()
+    found.pop("test_targets", None)
+    return found | {"baseline": name, "split": split}
 
 
 def _mean(task: Parts) -> dict[str, Any]:

@@ -325,6 +325,26 @@ def test_molecules_are_learned_and_scored(parts, tmp_path):
         task.batches(dataclasses.replace(cell, data="another"))
 
 
+def test_seeds_with_splits_of_their_own_hold_other_molecules_out(parts):
+    """The cell and the floors of a seed have one split; that of seed 0 is the first."""
+    task = regression.MoleculeTask(parts)
+    shared = dataclasses.replace(cell_of_molecules(parts), seed=3)
+    own = dataclasses.replace(shared, own_split=True)
+    assert "own_split" not in shared.config() and own.config()["own_split"] is True
+    batches = [task.batches(cell) for cell in (shared, own)]
+    tested = [set(batch.task.test) for batch in batches]
+    assert tested[0] == set(parts.test) != tested[1] == set(parts.at(3).test)
+    assert not tested[1] & set(batches[1].indices)
+    found = task.score(own, task.initial_params(own))
+    assert "test_predictions" not in found
+    floors = regression.baselines(parts, 5, 2)
+    assert set(floors) == {
+        f"{name} split={k}" for name in ("mean", "ridge", "forest") for k in (0, 1)
+    }
+    one, two = (floors[f"mean split={k}"]() for k in (0, 1))
+    assert one["test_rmse"] != two["test_rmse"] and two["split"] == 1
+
+
 def test_an_epoch_holds_every_molecule_once(parts):
     def epochs():
         return regression.Epochs(parts, parts.train, 256, 0, "tune")
