@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from attn_jax.attention import _checks
@@ -25,20 +27,20 @@ def floater_init(
 ) -> dict[str, jax.Array]:
     """Parameters of `floater`: a flow that stands still, or nearly so, and p(0) = 0.
 
-    The hidden layer is drawn with a variance of 1/(D + 1), the last layer with one of
-    scale²/F; biases are zero.
+    Kernels are drawn as Xavier normal, the last one times `scale`; biases are zero.
 
     Args:
       rng: a JAX random key.
       dim: size D of a position's code.
       hidden_dim: size F of the hidden layer; None means D.
       scale: 0 starts from no position information, p ≡ 0, which yet has a gradient:
-        the form in which a trained model gets FLOATER without a change.
+        the form in which a trained model gets FLOATER without a change. 1 is what the
+        authors' code draws.
       dtype: dtype of the parameters.
 
     Returns:
-      {"state": [D, F], "time": [F], "bias": [F], "out": [F, D], "out_bias": [D],
-      "start": [D]}; all but the last are θ.
+      {"state": [D, F], "time": [F], "bias": [F], "out": [F, D], "out_time": [D],
+      "out_bias": [D], "start": [D]}; all but the last are θ.
 
     Raises:
       ValueError: if a size is not positive or `scale` is negative.
@@ -56,21 +58,47 @@ def floater_init(
     if scale < 0:
         raise ValueError(f"`scale` must be at least 0, but is {scale}.")
     rng_in, rng_out = jax.random.split(rng)
+    deviation = (2 / (dim + 1 + hidden_dim)) ** 0.5
     kernel = jax.random.normal(rng_in, (dim + 1, hidden_dim), dtype)
-    kernel = jnp.asarray((dim + 1) ** -0.5, dtype) * kernel
-    out = jax.random.normal(rng_out, (hidden_dim, dim), dtype)
+    kernel = jnp.asarray(deviation, dtype) * kernel
+    out = jax.random.normal(rng_out, (hidden_dim + 1, dim), dtype)
+    out = jnp.asarray(scale * deviation, dtype) * out
     return {
         "state": kernel[:dim],
         "time": kernel[dim],
         "bias": jnp.zeros(hidden_dim, dtype),
-        "out": jnp.asarray(scale * hidden_dim**-0.5, dtype) * out,
+        "out": out[:hidden_dim],
+        "out_time": out[hidden_dim],
         "out_bias": jnp.zeros(dim, dtype),
         "start": jnp.zeros(dim, dtype),
     }
 
 
-# What diffrax calls them; orders 2, 3 and 5.
-_SOLVERS = {"heun": "Heun", "bosh3": "Bosh3", "tsit5": "Tsit5"}
+# What diffrax calls them; orders 2, 3, 4 and 5.
+_SOLVERS = {"heun": "Heun", "bosh3": "Bosh3", "rk4": "", "tsit5": "Tsit5"}
+
+
+@functools.cache
+def _method(solver: str) -> Any:
+    """A solver of diffrax, which has not the classical one of order 4."""
+    import diffrax
+
+    if solver != "rk4":
+        return getattr(diffrax, _SOLVERS[solver])()
+
+    class RungeKutta4(diffrax.AbstractERK):
+        tableau = diffrax.ButcherTableau(
+            c=np.array([1 / 2, 1 / 2, 1]),
+            b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+            b_error=np.zeros(4),
+            a_lower=(np.array([1 / 2]), np.array([0, 1 / 2]), np.array([0, 0, 1.0])),
+        )
+        interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+
+        def order(self, terms: Any) -> int:
+            return 4
+
+    return RungeKutta4()
 
 
 def floater(
@@ -81,19 +109,21 @@ def floater(
     start: jax.Array | None = None,
     adjoint: Literal["direct", "adjoint"] = "direct",
     activation: Literal["tanh", "relu"] = "tanh",
-    solver: Literal["heun", "bosh3", "tsit5"] = "heun",
+    solver: Literal["heun", "bosh3", "rk4", "tsit5"] = "heun",
     steps_per_position: int = 1,
 ) -> jax.Array:
     """A learned code of positions that follow a flow, for sequences of any length.
 
     P[t] = p(t · Δt),  p(τ) = p(0) + ∫₀^τ h(s, p(s); θ) ds,
-    h(s, p; θ) = W_out φ(W_state p + w_time s + b) + b_out
+    h(s, p; θ) = W_out φ(W_state p + w_time s + b) + u_time s + b_out + ω × p
 
     The first codes are the same however many follow. Equal to no code where the last
-    layer and p(0) are zero. Needs the package `diffrax`.
+    layer, ω and p(0) are zero. Needs the package `diffrax`.
 
     Args:
-      params: θ and p(0), by `floater_init`.
+      params: θ and p(0), by `floater_init`. Without "time" and "out_time" the flow is
+        autonomous. "rates", ω [D/2], turn each pair of p, in radians a unit of time,
+        as the sinusoidal table turns.
       num_positions: number of positions T.
       step: Δt, the time between two positions.
       start: `[..., D]`, other values of p(0), which share θ; None means
@@ -103,8 +133,8 @@ def floater(
         paper, and is exact up to the solver's error.
       activation: φ; the paper's code has "relu", under which a flow may grow
         exponentially beyond the lengths of training; under "tanh" h is bounded.
-      solver: a Runge-Kutta method of order 2, 3 or 5, with 2, 3 or 6 evaluations of h
-        a step.
+      solver: a Runge-Kutta method of order 2, 3, 4 or 5, with 2, 3, 4 or 6 evaluations
+        of h a step.
       steps_per_position: the solver's steps from one position to the next.
 
     Returns:
@@ -152,14 +182,26 @@ def floater(
 
     # A unit of time is a position here, so that the solver meets each one exactly.
     def flow(time: Any, state: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
-        known = params["time"] * jnp.asarray(step * time, wide) + params["bias"]
+        now, known = jnp.asarray(step * time, wide), params["bias"]
+        if "time" in params:
+            known = params["time"] * now + known
         hidden = act(state @ params["state"] + known[None])
-        return step * (hidden @ params["out"] + params["out_bias"][None])
+        also = params["out_bias"]
+        if "out_time" in params:
+            also = params["out_time"] * now + also
+        slope = hidden @ params["out"] + also[None]
+        if "rates" in params:
+            sine, cosine = state[:, ::2], state[:, 1::2]
+            turned = (
+                jnp.stack([cosine, -sine], axis=-1) * params["rates"][None, :, None]
+            )
+            slope = slope + turned.reshape(state.shape)
+        return step * slope
 
     # A code is a long sum of small steps, and far times are large: no narrow dtype.
     first = start.reshape(-1, dim).astype(wide)
     theta = {n: leaf.astype(wide) for n, leaf in params.items() if n != "start"}
-    term, method = diffrax.ODETerm(flow), getattr(diffrax, _SOLVERS[solver])()
+    term, method = diffrax.ODETerm(flow), _method(solver)
     steps = (num_positions - 1) * steps_per_position
     if adjoint == "direct":
         # The number of steps is known, so a scan will do: it compiles in a third of

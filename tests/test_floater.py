@@ -16,6 +16,7 @@ SHAPES = {
     "time": (HIDDEN,),
     "bias": (HIDDEN,),
     "out": (HIDDEN, DIM),
+    "out_time": (DIM,),
     "out_bias": (DIM,),
     "start": (DIM,),
 }
@@ -32,7 +33,8 @@ def by_loops(params, start, length, step, act=np.tanh, substeps=100):
 
     def slope(time, code):
         hidden = weights["state"].T @ code + weights["time"] * time + weights["bias"]
-        return weights["out"].T @ act(hidden) + weights["out_bias"]
+        late = weights["out_time"] * time + weights["out_bias"]
+        return weights["out"].T @ act(hidden) + late
 
     small = step / substeps
     codes = [np.asarray(start, np.float64)]
@@ -96,11 +98,26 @@ def test_halved_steps_other_solver_and_relu(params):
     @jax.jit
     def codes(params):
         run = functools.partial(floater, params, 4, step=0.4, activation="relu")
-        return run(), run(steps_per_position=2), run(solver="tsit5")
+        more = [run(solver="tsit5"), run(solver="rk4")]
+        return run(), run(steps_per_position=2), *more
 
-    one, two, best = (np.abs(code - expected).max() for code in codes(calm))
+    one, two, *best = (np.abs(code - expected).max() for code in codes(calm))
     assert 3.0 < one / two < 5.0
-    assert best < 1e-2 * one
+    assert max(best) < 1e-2 * one
+
+
+def test_the_classical_method_is_of_order_4(params):
+    expected = by_loops(params, params["start"], 4, 0.8)
+
+    @jax.jit
+    def codes(params):
+        run = functools.partial(floater, params, 4, step=0.8, solver="rk4")
+        return run(), run(steps_per_position=2), run(adjoint="adjoint")
+
+    one, two, also = codes(params)
+    np.testing.assert_allclose(also, one, atol=1e-6)
+    one, two = (np.abs(code - expected).max() for code in (one, two))
+    assert 10.0 < one / two < 50.0
 
 
 def test_adjoint_gradients_agree_with_direct_ones(params, starts, precise):

@@ -8,6 +8,8 @@
 | "shaw" | learned vectors per clipped offset, every block | L · 2(2·clip + 1) · D |
 | "floater" | b(t) added to queries, keys and values | 6D · F + 2F + 3D + L · 3D |
 | "floater_input" | p(t), added to the input | 2D · F + 2F + 2D |
+| "sinusoidal_floater" | a sinusoid; b(t) as above | 2D · F + 2F + 2D + L · 3D |
+| "rotation_flow" | p(t), added to the input | 2D · F + F + 2.5D |
 | "rope" | a rotation of queries and keys, every block | 0 |
 | "alibi" | a fixed bias −m · |t − s| of the scores, every block | 0 |
 | "t5" | a learned bias of the scores, the same in all blocks | N · num_buckets |
@@ -42,6 +44,7 @@ from attn_jax.positions import (
     alibi_slopes,
     floater,
     floater_init,
+    frequencies,
     learned_init,
     sinusoidal_1d,
     t5_bias,
@@ -374,6 +377,7 @@ class _Floater(Positions):
             hidden_dim=self.dim if hidden_dim is None else hidden_dim,
             scale=scale,
         )
+        del flow["out_time"]
         self.start = nnx.Param(jnp.tile(flow.pop("start")[None], (num_starts, 1)))
         self.flow = nnx.Dict({name: nnx.Param(leaf) for name, leaf in flow.items()})
         self.step = step
@@ -420,6 +424,118 @@ class _FloaterInput(_Floater):
 
     def embed(self, x: jax.Array) -> jax.Array:
         return x + self.tables(x.shape[1]).astype(x.dtype)
+
+
+class _SinusoidalFloater(_Sinusoidal):
+    """Adds the sinusoid to the input, and a flow to queries, keys and values.
+
+    This is FLOATER as its authors' code has it: one flow h of size D for b_q(t),
+    b_k(t) and b_v(t) of all blocks, each with a start of its own; linear, ReLU, linear;
+    time enters both layers; .01 of it passes from one position to the next; solved by
+    the classical method of order 4. Theirs makes five steps a position, which is the
+    same up to rounding, and lets the flow learn in one update of 400, which is not
+    done here.
+
+    Args:
+      hidden_dim: size F of the flow's hidden layer; None means D.
+      scale: of the flow's last layer and of the starts, over what the authors' code
+        draws; at 0 the model begins as one with the sinusoid alone.
+      adjoint, steps_per_position: see `floater`.
+    """
+
+    name = "sinusoidal_floater"
+    in_blocks = True
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int | None = None,
+        scale: float = 1.0,
+        adjoint: Literal["direct", "adjoint"] = "direct",
+        steps_per_position: int = 1,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        rngs, size = common["rngs"], (self.depth, 3, self.dim)
+        flow = floater_init(rngs.params(), self.dim, hidden_dim=hidden_dim, scale=scale)
+        del flow["start"]
+        reach = scale * (6 / ((3 + self.depth) * self.dim)) ** 0.5
+        start = jax.random.uniform(rngs.params(), size, minval=-reach, maxval=reach)
+        self.start = nnx.Param(start)
+        self.flow = nnx.Dict({name: nnx.Param(leaf) for name, leaf in flow.items()})
+        self.adjoint = adjoint
+        self.steps_per_position = steps_per_position
+        jax.eval_shape(lambda: self.tables(2))  # for its errors
+
+    def tables(self, length: int) -> jax.Array:
+        start = self.start[...]
+        return floater(
+            {name: leaf[...] for name, leaf in self.flow.items()} | {"start": start},
+            length,
+            step=0.01,
+            start=start,
+            adjoint=self.adjoint,
+            activation="relu",
+            solver="rk4",
+            steps_per_position=self.steps_per_position,
+        )
+
+    def operands(
+        self,
+        tables: Any,
+        block_index: int,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+    ) -> dict[str, Any]:
+        added = tables[block_index].astype(query.dtype)
+        added = added.reshape(3, *(1,) * (query.ndim - 3), *query.shape[-3:])
+        return {
+            "query": query + added[0],
+            "key": key + added[1],
+            "value": value + added[2],
+        }
+
+
+class _RotationFlow(Positions):
+    """Adds p(t), which follows an autonomous flow from the sinusoid's first row.
+
+    p' = ω × p + W_out tanh(W_state p + b) + b_out: at first W_out is zero and ω turns
+    each pair as the sinusoid does, so that p(t) is the sinusoid; both are learned. No
+    time enters, and what is added to the rotation is bounded.
+
+    Args:
+      hidden_dim: size F of the hidden layer; None means D.
+      max_wavelength: of the sinusoid it starts as.
+    """
+
+    name = "rotation_flow"
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int | None = None,
+        max_wavelength: float = 10_000.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        flow = floater_init(common["rngs"].params(), self.dim, hidden_dim=hidden_dim)
+        del flow["time"], flow["out_time"]
+        rates = frequencies(self.dim, max_wavelength)
+        flow["rates"] = jnp.asarray(rates, jnp.float32)
+        flow["start"] = sinusoidal_1d(1, self.dim)[0]
+        self.flow = nnx.Dict({name: nnx.Param(leaf) for name, leaf in flow.items()})
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        # Four steps a position: the fastest pair turns by one radian in that time.
+        codes = floater(
+            {name: leaf[...] for name, leaf in self.flow.items()},
+            x.shape[1],
+            step=1.0,
+            solver="rk4",
+            steps_per_position=4,
+        )
+        return x + codes[None].astype(x.dtype)
 
 
 class _Rope(Positions):
@@ -547,6 +663,8 @@ _KINDS: Mapping[str, type[Positions]] = {
         _Shaw,
         _Floater,
         _FloaterInput,
+        _SinusoidalFloater,
+        _RotationFlow,
         _Rope,
         _Alibi,
         _T5,

@@ -18,27 +18,33 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from attn_jax.nn.positional import POSITIONS
 from experiments.core import optim
 from experiments.core.measure import Folder, measures, repeated, seconds_of
 from experiments.data import sequence_tasks
 from experiments.data.sequences import SequenceData, padded
-from experiments.positions.experiment import PRESETS, cell_of
+from experiments.positions.experiment import ENCODINGS, PRESETS, cell_of
 from experiments.positions.report import MEASURED
 from experiments.tasks import labelling
 
-# Besides the encodings as they are: FLOATER's gradients by the adjoint equation.
-ADJOINT = "floater, adjoint"
+# Besides the encodings as they are: FLOATER with the steps of its authors' code, and
+# with gradients by the adjoint equation, as in the paper.
+FIVE = "five steps a position"
+BESIDES = {
+    f"sinusoidal_floater, {FIVE}": dict(steps_per_position=5),
+    f"sinusoidal_floater, {FIVE}, adjoint": dict(
+        steps_per_position=5, adjoint="adjoint"
+    ),
+}
 
 
 def _step(
     data: SequenceData, encoding: str, length: int, tokens: int
 ) -> Callable[[], Any]:
     """A function that does one train step."""
-    name, *adjoint = encoding.split(", ")
-    cell = cell_of(PRESETS["cpu"], data, name)
-    if adjoint:
-        cell = dataclasses.replace(cell, position_options=(("adjoint", "adjoint"),))
+    cell = cell_of(PRESETS["cpu"], data, encoding.split(", ")[0])
+    if encoding in BESIDES:
+        options = tuple(BESIDES[encoding].items())
+        cell = dataclasses.replace(cell, position_options=options)
     program = labelling.program_of.__wrapped__(labelling.program_key(cell, data))
     cell = dataclasses.replace(cell, learning_rate=1e-3, updates=100, warmup=0.01)
     hyper = labelling.LabelTask(data).hyper(cell)
@@ -72,7 +78,7 @@ def measure(
       quartiles, and the median seconds.
     """
     data = sequence_tasks.load_task(task)
-    names = ["none", *(name for name in POSITIONS if name != "none"), ADJOINT]
+    names = [*ENCODINGS, *BESIDES]
     steps = {name: _step(data, name, length, tokens) for name in names}
     for step in steps.values():
         seconds_of(step, 1)  # compiles
@@ -86,7 +92,7 @@ def measure(
         ends = statistics.quantiles(ratios, n=4) if turns > 1 else ratios * 3
         found[name] = dict(zip(("ratio_low", "ratio", "ratio_high"), ends, strict=True))
         found[name]["seconds"] = statistics.median(seconds[name] for seconds in turn)
-        print("{:16} {ratio:.2f} x the step of none".format(name, **found[name]))
+        print("{:48} {ratio:.2f} x the step of none".format(name, **found[name]))
     sizes = dict(task=task, length=length, tokens=tokens, turns=turns)
     return sizes | dict(encodings=found)
 

@@ -37,9 +37,10 @@ PINNED = {
     "graphs quick": "8805bd481f560f68",
     "graphs cpu": "6800b13d3c19afb2",
     "graphs accelerator": "253a59e44fa20a44",
-    "positions smoke": "9d64e0f3663db2fa",
-    "positions quick": "498d913afa6c6f2f",
+    "positions smoke": "d6817266867d8f83",
+    "positions quick": "94755ddf751f4d94",
     "positions cpu": "e7572df0898b2563",
+    "positions long": "a26d585cb64bac82",
 }
 
 

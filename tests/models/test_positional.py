@@ -22,13 +22,15 @@ PLAIN = as_attention_fn("dot_product")
 SIZES = dict(dim=8, num_heads=2, depth=1)
 LENGTH, SHORT = 6, 4
 RELATIVE = ("shaw", "rope", "alibi", "t5")
-AT_INPUT = ("sinusoidal", "learned", "floater_input")
+AT_INPUT = ("sinusoidal", "learned", "floater_input", "rotation_flow")
 OPTIONS = {"shaw": {"clip": 2}, "t5": {"num_buckets": 8, "max_distance": 8}}
 PARAMETERS = {
     "learned": LENGTH * 8,
     "shaw": 2 * 5 * 8,
     "floater": 6 * 8 * 8 + 2 * 8 + 3 * 8 + 3 * 8,
     "floater_input": 2 * 8 * 8 + 2 * 8 + 2 * 8,
+    "sinusoidal_floater": 2 * 8 * 8 + 2 * 8 + 2 * 8 + 3 * 8,
+    "rotation_flow": 2 * 8 * 8 + 8 + 2 * 8 + 4,
     "t5": 2 * 8,
 }
 
@@ -132,7 +134,8 @@ def test_every_kind_trains_ignores_padding_and_knows_the_order(name, runs, x):
     assert sum(leaf.size for leaf in own.values()) == PARAMETERS.get(name, 0)
     assert num_parameters(make(name)) == PARAMETERS.get(name, 0)
     # A flow that stands still shields what lies before its last layer.
-    shielded = ("'state'", "'time'", "'bias'") if "floater" in name else ()
+    still = name in ("floater", "floater_input", "rotation_flow")
+    shielded = ("'state'", "'time'", "'bias'") if still else ()
     for path, leaf in own.items():
         if not any(part in path for part in shielded):
             assert np.abs(leaf).max() > 1e-3, path
@@ -243,6 +246,50 @@ def test_floater_offsets_queries_keys_and_values_of_each_block(heads):
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+def test_the_official_floater_is_a_sinusoid_and_one_flow_for_all_offsets(heads, x):
+    positions = make("sinusoidal_floater", depth=2)
+    np.testing.assert_array_equal(positions.embed(x), make("sinusoidal").embed(x))
+    start, few = np.asarray(positions.start[...]), positions.tables(LENGTH)
+    assert start.shape == (2, 3, 8) and few.shape == (2, 3, LENGTH, 8)
+    # The steps of the authors' code, five a position, give the same.
+    many = make("sinusoidal_floater", depth=2, steps_per_position=5).tables(LENGTH)
+    np.testing.assert_allclose(few, many, atol=1e-6)
+    # Whatever starts at the same place goes the same way.
+    positions.start[...] = jnp.broadcast_to(start[1, 2], start.shape)
+    moved = np.asarray(positions.tables(LENGTH))
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[0, 0], moved.shape))
+    assert np.abs(moved[0, 0, -1] - start[1, 2]).max() > 1e-3
+    offsets = np.asarray(few)
+    for block in range(2):
+        expected = by_hand(
+            *(
+                np.asarray(heads[name]) + offsets[block, at].reshape(1, LENGTH, 2, 4)
+                for at, name in enumerate(("query", "key", "value"))
+            )
+        )
+        with shared_tables(few):
+            out = attend(positions, heads, block)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+    at_rest = make("sinusoidal_floater", scale=0.0).tables(LENGTH)
+    np.testing.assert_array_equal(at_rest, 0.0)
+
+
+def test_a_rotation_flow_begins_as_the_sinusoid_and_is_autonomous(x):
+    positions = make("rotation_flow")
+    zeros = jnp.zeros((1, 64, 8))
+    start = make("sinusoidal").embed(zeros)
+    np.testing.assert_allclose(positions.embed(zeros), start, atol=3e-3)
+    rng = np.random.default_rng(1)
+    out = positions.flow["out"]
+    out[...] = jnp.asarray(0.1 * rng.standard_normal(out.shape), jnp.float32)
+    codes = np.asarray(positions.embed(zeros))[0]
+    assert np.abs(codes - start[0]).max() > 0.1
+    # From where it is after five positions it goes on as if it had begun there.
+    positions.flow["start"][...] = jnp.asarray(codes[5])
+    later = np.asarray(positions.embed(zeros))[0]
+    np.testing.assert_allclose(later[:-5], codes[5:], atol=1e-4)
+
+
 def test_encoder(x):
     """A block alone, an encoder, a mask of pairs, of keys, of both; a shorter batch."""
     whole, plain = encoder(make("t5")), encoder(None)
@@ -343,7 +390,7 @@ def test_wrong_input_is_refused(heads, x):
     with pytest.raises(ValueError, match="`num_buckets` must be an even number"):
         make("t5", num_buckets=5)
     with pytest.raises(ValueError, match="`solver` must be 'heun'"):
-        make("floater", solver="rk4")
+        make("floater", solver="euler")
     with pytest.raises(TypeError, match=r"make_positions\(name.* but is str: 'rope'"):
         encoder("rope")
     with pytest.raises(ValueError, match="made with depth=2, but the encoder has dep"):
