@@ -68,6 +68,7 @@ def test_a_loop_of_unknown_length_counts_once_and_says_so():
         return jax.lax.while_loop(lambda x: x[0] < 9.0, lambda x: 2.0 * (x + x), x)
 
     assert chain_length(until, X) == Chain(2, 2, exact=False)
+    assert chain_length(lambda x: x.at[jnp.array([1, 1])].add(x[:2]), X) == Chain(1, 1)
     assert not chain_length(jnp.linalg.cholesky, _struct(3, 3)).exact
 
 

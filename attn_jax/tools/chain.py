@@ -55,6 +55,9 @@ def _rounds(eqn: Any) -> int:
     return max(1, more + max(0, summed - 1).bit_length())
 
 
+# What holds a jaxpr of how two numbers become one.
+_COMBINING = ("reduce", "scatter", "select_and_")
+
 # Algorithms of a library, whose own order is not seen.
 _LIBRARY = set(PRODUCTS) - {"dot_general", "conv_general_dilated", "fft"}
 
@@ -90,7 +93,9 @@ class _Waiting:
             found = [self.outputs(branch, operands) for branch in params["branches"]]
             return [max(which, *links) for links in zip(*found, strict=True)]
         latest, inner = max(inputs, default=0), list(core.jaxprs_in_params(params))
-        if len(inner) == 1 and name not in ("reduce", "pallas_call"):
+        if name.startswith(_COMBINING):
+            inner = []
+        elif len(inner) == 1 and name != "pallas_call":
             # jit, checkpoint, custom_jvp_call, custom_vjp_call, shard_map, ...
             if len(getattr(inner[0], "jaxpr", inner[0]).invars) == len(inputs):
                 return self.outputs(inner[0], inputs)

@@ -18,7 +18,7 @@ from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, Styles, panels, save_figure, subplots
 from experiments.core.report import Column, Group, Part, Report, Row, Section
 
-TIMING = "timing.json"
+TIMING, PARALLEL = "timing.json", "parallel.json"
 
 # arXiv:2006.16236, tables 1 and 2: MNIST, bits a dimension and images a second.
 PAPER = {
