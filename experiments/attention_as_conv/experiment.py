@@ -16,14 +16,17 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+from experiments.attention_as_conv import teacher
 from experiments.attention_as_conv.cells import ConvCell, ConvTask
 from experiments.attention_as_conv.report import REPORT
+from experiments.attention_as_conv.teacher import TeacherCell, TeacherTask
 from experiments.core import identity
 from experiments.core.cell import (
     Amount,
     Count,
     Counts,
     Dtype,
+    Limit,
     Natural,
     Rates,
     Rule,
@@ -38,10 +41,13 @@ from experiments.data.images import Dataset
 from experiments.tasks.baselines import BASELINES, CAPS, subset_baseline
 
 MODELS = ("quadratic", "gaussian", "relative", "relative_content", "resnet")
-PARTS = ("encodings", "starts")
+IMAGE_PARTS = ("encodings", "starts")
+PARTS = (*IMAGE_PARTS, "long", "teacher")
 
 # Committed floors of more images than this were fitted to a part of so many.
 EARLIER_CAP = 10_000
+
+_ODD = Limit(lambda x: bool(x) and all(s % 2 and s > 1 for s in x), "odd numbers >= 3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +58,10 @@ class Config(Settings):
     """fashion_mnist, cifar10, cifar100, digits, or npz:PATH."""
     allow_fallback: bool = False
     """Use scikit-learn's digits where the images of the task cannot be had."""
-    parts: Annotated[tuple[str, ...], some_of(PARTS)] = PARTS
+    parts: Annotated[tuple[str, ...], some_of(PARTS)] = IMAGE_PARTS
     """encodings: all models at the largest N. starts: quadratic encoding from random
-    places and as a convolution, and the ResNet, at every N."""
+    places and as a convolution, and the ResNet, at every N. long: quadratic encoding
+    at the largest N for more updates. teacher: no images, a convolution to imitate."""
     models: Annotated[tuple[str, ...], some_of(MODELS)] = MODELS
     """Models of the part "encodings"."""
     ns: Counts = (300, 3_000, 60_000)
@@ -71,6 +78,10 @@ class Config(Settings):
     learning_rates: Rates = (1e-2, 3e-2)
     """Peaks of the schedule for attention; the validation part chooses for each
     encoding and start, at the largest N."""
+    long_updates: Count = 3_000
+    """Optimiser steps of the part "long"."""
+    long_rates: Rates = (1e-2, 3e-2, 1e-1, 3e-1)
+    """Learning rates tried for it, in runs of as many steps as other tuning cells."""
     resnet_rates: Rates = (5e-3, 1.5e-2)
     """The same for the ResNet."""
     weight_decay: Amount = 0.05
@@ -104,6 +115,24 @@ class Config(Settings):
     """Trivial baselines on the same subsets."""
     dtype: Dtype = "float32"
     """Dtype of the computation; parameters stay float32."""
+    kernels: Annotated[tuple[int, ...], _ODD] = (3, 5)
+    """Teacher: sides of the kernels that are imitated."""
+    heads_per_place: Counts = (1, 2)
+    """Teacher: heads for each place of the kernel."""
+    decays: Annotated[tuple[float, ...], at_least(0)] = (0.0, 0.3)
+    """Teacher: weight decays of the heads' value maps."""
+    teacher_rates: Rates = (3e-2, 1e-1, 3e-1)
+    """Teacher: learning rates tried, in runs of full length, on fresh noise."""
+    teacher_updates: Count = 3_000
+    """Teacher: optimiser steps."""
+    teacher_seeds: Count = 6
+    """Teacher: seeds, each with a kernel and a start of its own."""
+    teacher_channels: Count = 4
+    """Teacher: channels of the noise."""
+    teacher_side: Count = 10
+    """Teacher: rows and columns of the noise."""
+    teacher_batch: Count = 4
+    """Teacher: pictures of noise a step."""
 
     def rules(self) -> Iterator[Rule]:
         square = math.isqrt(self.num_heads) ** 2 == self.num_heads
@@ -131,6 +160,8 @@ PRESETS: Mapping[str, Config] = {
         baselines=("majority",),
     ),
     "cpu": Config(),
+    "teacher": Config(parts=("teacher",)),
+    "long": Config(parts=("long",), ns=(60_000,), baselines=()),
     "accelerator": Config(
         task="cifar10",
         ns=(500, 5_000, 50_000),
@@ -216,7 +247,56 @@ def make_studies(
             config.seeds,
             tuned_by=None if n == largest else studies[f"{name} n={largest}"],
         )
+    if "long" in config.parts:
+        cell = cell_of(config, task, "quadratic", "random", largest, differs)
+        rates = config.long_rates
+        grid = tuple(dataclasses.replace(cell, learning_rate=rate) for rate in rates)
+        studies["long"] = Study("long", grid, config.long_updates, config.seeds)
     return studies
+
+
+def teacher_plan(config: Config) -> Plan:
+    """Attention that imitates convolutions of noise, by kernel, heads and decay."""
+    studies: list[Study] = []
+    baselines: list[Baseline] = []
+    for side in config.kernels:
+        task = f"convolution-{side}x{side}"
+        for heads in (side**2 * count for count in config.heads_per_place):
+            for decay in config.decays:
+                cell = TeacherCell(
+                    task=task,
+                    model="quadratic",
+                    seed=0,
+                    phase="tune",
+                    updates=config.teacher_updates,
+                    batch_size=config.teacher_batch,
+                    weight_decay=decay,
+                    kernel=side,
+                    num_heads=heads,
+                    channels=config.teacher_channels,
+                    side=config.teacher_side,
+                )
+                grid = tuple(
+                    dataclasses.replace(cell, learning_rate=rate)
+                    for rate in config.teacher_rates
+                )
+                studies.append(
+                    Study(
+                        f"{task} heads={heads} decay={decay:g}",
+                        grid,
+                        config.teacher_updates,
+                        config.teacher_seeds,
+                        metric="val_loss",
+                        minimise=True,
+                    )
+                )
+            floors = teacher.floors(cell, config.teacher_seeds)
+            baselines += baselines_of(task, floors)
+    described = (
+        f"teacher: convolutions of white noise, {config.teacher_side} x "
+        f"{config.teacher_side} in {config.teacher_channels} channels, generated"
+    )
+    return Plan(TeacherTask(), described, studies, baselines)
 
 
 def _named(dataset: Dataset, model: str, n: int, seed: int) -> dict[str, Any]:
@@ -246,6 +326,10 @@ def plans(config: Config) -> list[Plan]:
       DataError: the data cannot be had.
       ValueError: a setting does not fit the data.
     """
+    if "teacher" in config.parts:
+        images = tuple(part for part in config.parts if part != "teacher")
+        rest = plans(dataclasses.replace(config, parts=images)) if images else []
+        return [teacher_plan(config), *rest]
     dataset = data.load(config.task, allow_fallback=config.allow_fallback)
     for n in config.ns:
         if n > len(dataset.train_labels):
@@ -272,6 +356,8 @@ EXPERIMENT = Experiment(
     minutes={
         "quick": "a minute and a half",
         "cpu": "two hours, two cores",
+        "teacher": "ten minutes",
+        "long": "a quarter of an hour, one core",
         "accelerator": "CIFAR-10 on GPU or TPU",
     },
     plans=plans,

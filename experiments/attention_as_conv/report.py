@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.patches import Ellipse
 
 from experiments.attention_as_conv.cells import flops_of
+from experiments.attention_as_conv.grid import CHANCE, grid_measures
+from experiments.attention_as_conv.teacher_report import TEACHER
 from experiments.core import report as tell
 from experiments.core.plots import PALETTE, Series, curve, heads, save_figure, subplots
 from experiments.core.report import Group, Report, Row, Section
@@ -32,12 +34,6 @@ NAMES = {
     "rbf_svm": "RBF-SVM",
 }
 
-# Mean distance of a place drawn evenly in the plane to the nearest whole place.
-CHANCE = 0.3826
-
-# Weight of one token from which a head is said to look at one token.
-ONE_TOKEN = 0.5
-
 
 def _convolution(row: Row) -> bool:
     return row.config.get("start") == "convolution"
@@ -53,8 +49,24 @@ def _order(row: Row) -> tuple[int, bool, int]:
     return list(NAMES).index(config["model"]), _convolution(row), -config["n"]
 
 
+def _of_images(group: Group) -> list[Row]:
+    return [row for row in group.every if "n" in row.config]
+
+
+def _is_long(row: Row, rows: Iterable[Row]) -> bool:
+    """Whether there is the same with fewer updates."""
+    names = ("model", "start", "n")
+    same = [r for r in rows if all(r.config[k] == row.config[k] for k in names)]
+    return row.config["updates"] > min(r.config["updates"] for r in same)
+
+
+def _short(group: Group) -> list[Row]:
+    rows = _of_images(group)
+    return [row for row in rows if not _is_long(row, rows)]
+
+
 def _largest(group: Group) -> int:
-    return max(row.config["n"] for row in group.every)
+    return max(row.config["n"] for row in _of_images(group))
 
 
 def _main(group: Group) -> list[Row]:
@@ -80,60 +92,6 @@ def _layers(record: Record, at: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 # ------------------------------------------------------------ where heads look
-
-
-def peak_weight(centres: np.ndarray, precisions: np.ndarray) -> np.ndarray:
-    """Weight of the token that a head attends to most, far from any border.
-
-    Args:
-      centres: [..., 2], in tokens.
-      precisions: [..., 2, 2], inverse covariances.
-
-    Returns:
-      [...], in (0, 1].
-
-    >>> float(peak_weight(np.zeros(2), 100.0 * np.eye(2)))
-    1.0
-    """
-    reach = 15
-    side = np.arange(-reach, reach + 1.0)
-    grid = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
-    offset = grid - (centres - np.round(centres))[..., None, :]
-    score = -0.5 * np.einsum("...pi,...ij,...pj->...p", offset, precisions, offset)
-    weight = np.exp(score - score.max(-1, keepdims=True))
-    return (weight / weight.sum(-1, keepdims=True)).max(-1)
-
-
-def grid_measures(centres: Any, precisions: Any) -> dict[str, np.ndarray]:
-    """How near the heads of each layer are to being a convolution's.
-
-    Args:
-      centres: [layers, heads, 2], in tokens.
-      precisions: [layers, heads, 2, 2], inverse covariances, in tokens⁻².
-
-    Returns:
-      By name, one number a layer: "distance" of centres to the nearest whole offset,
-      mean; "distinct" such offsets; "in_3x3" and "in_5x5", the share of heads whose
-      offset is there; "peak", the mean weight of the most attended token; "one_token",
-      the share of heads with half of their weight or more on one.
-
-    >>> found = grid_measures([[[0.0, 1.0], [0.0, 2.5]]], [[[[9.0, 0], [0, 9.0]]] * 2])
-    >>> found["distance"].tolist(), found["distinct"].tolist()
-    ([0.25], [2])
-    """
-    places = np.asarray(centres, float)
-    near = np.round(places)
-    peak = peak_weight(places, np.asarray(precisions, float))
-    largest = np.abs(near).max(-1)
-    return {
-        "distance": np.linalg.norm(places - near, axis=-1).mean(-1),
-        "distinct": np.asarray([len(np.unique(layer, axis=0)) for layer in near]),
-        "in_3x3": (largest <= 1).mean(-1),
-        "in_5x5": (largest <= 2).mean(-1),
-        "peak": peak.mean(-1),
-        "one_token": (peak >= ONE_TOKEN).mean(-1),
-    }
-
 
 Change = tuple[Summary, Summary]
 
@@ -335,8 +293,8 @@ def baselines(records: Sequence[Record]) -> dict[int, dict[str, Summary]]:
     """N -> baseline -> accuracy: at the number of images that it saw."""
     found: dict[int, dict[str, list[float]]] = {}
     for record in records:
-        if record["config"].get("phase") == "baseline":
-            metrics = record["metrics"]
+        metrics = record["metrics"]
+        if record["config"].get("phase") == "baseline" and "n" in metrics:
             if metrics.get("n_used", metrics["n"]) == metrics["n"]:
                 some = found.setdefault(metrics["n"], {})
                 some.setdefault(metrics["baseline"], []).append(
@@ -500,8 +458,9 @@ def _starts(group: Group) -> list[str]:
     return text
 
 
-REPORT = Report(
-    title="# Self-attention that places its heads, and convolution",
+_IMAGES = Section(
+    title=lambda group: [],
+    rows=_short,
     order=_order,
     sections=(
         Section(
@@ -558,4 +517,9 @@ REPORT = Report(
             notes=(_starts,),
         ),
     ),
+)
+
+REPORT = Report(
+    title="# Self-attention that places its heads, and convolution",
+    sections=(TEACHER, _IMAGES),
 )

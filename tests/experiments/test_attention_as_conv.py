@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 from matplotlib.figure import Figure
 
-from experiments.attention_as_conv import cells
+from experiments.attention_as_conv import cells, grid
 from experiments.attention_as_conv.cells import ConvTask
 from experiments.attention_as_conv.experiment import (
     EXPERIMENT,
     MODELS,
+    PARTS,
     PRESETS,
     Config,
     cell_of,
@@ -43,6 +44,16 @@ TINY = Config(
     key_dim=2,
     resnet_widths=(4,),
     baselines=("majority",),
+    long_updates=6,
+    long_rates=(1e-2,),
+    kernels=(3,),
+    heads_per_place=(1,),
+    decays=(0.3,),
+    teacher_rates=(0.1,),
+    teacher_updates=4,
+    teacher_seeds=2,
+    teacher_channels=2,
+    teacher_side=4,
 )
 
 
@@ -53,7 +64,7 @@ TINY = Config(
 def folder(npz, tmp_path_factory):
     """Where every study and baseline of the tiny experiment is done."""
     out = tmp_path_factory.mktemp("results")
-    tiny = {"quick": dataclasses.replace(TINY, task=f"npz:{npz}")}
+    tiny = {"quick": dataclasses.replace(TINY, task=f"npz:{npz}", parts=PARTS)}
     options = f"--engine inline --log-every 2 --out {out}".split()
     with pytest.MonkeyPatch.context() as patch:  # pixels take long
         patch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
@@ -88,8 +99,9 @@ def test_records_hold_what_the_figures_need(folder):
         np.testing.assert_allclose(maps.sum((-2, -1)), 1.0, atol=2e-3)
         assert ("content_share" in metrics) == (model == "relative_content")
     for record in ResultsStore(folder).records():
-        assert 0 <= record["metrics"]["test_accuracy"] <= 1
-        assert "val_accuracy" not in record["metrics"]
+        if not record["config"]["task"].startswith("convolution"):
+            assert 0 <= record["metrics"]["test_accuracy"] <= 1
+            assert "val_accuracy" not in record["metrics"]
 
 
 def test_the_report_shows_every_model_and_figure(folder):
@@ -107,6 +119,34 @@ def test_the_report_shows_every_model_and_figure(folder):
     for name in ("ResNet", "majority class", "generalised Gaussian"):
         assert f"| {name}" in text or f", {name} |" in text
     assert "| 9 |" in text and "| 18 |" in text
+
+
+# ------------------------------------------------------------------ the teacher
+
+
+def test_a_student_is_told_by_its_error_and_by_the_places_it_finds(folder):
+    records = ResultsStore(folder).records()
+    some = [r for r in records if r["config"]["task"] == "convolution-3x3"]
+    students = {r["config"]["seed"]: r for r in some if "kernel" in r["config"]}
+    for record in students.values():
+        assert record["metrics"]["test_loss"] > 0.1
+        assert 0 <= record["metrics"]["offsets"] <= 1
+        assert len(record["curves"]["found"]) == 3
+    assert np.shape(students[0]["curves"]["centres"]) == (3, 9, 2)
+    assert "centres" not in students[1]["curves"]
+    errors = [r["metrics"] for r in some if "baseline" in r["metrics"]]
+    floors = {(m["baseline"], m["of_seed"]): m["test_loss"] for m in errors}
+    assert len(floors) == 4
+    assert max(floors["theorem", 0], floors["theorem", 1]) < 1e-9
+    assert 0.1 < floors["frozen", 0] < 1 and floors["frozen", 0] != floors["frozen", 1]
+    assert "heads find its places" in (folder / "report.md").read_text("utf-8")
+
+
+def test_places_are_found_by_heads_that_look_at_one_token():
+    centres = np.array([[0, 0.2], [0, -0.2], [1, 1], [-1, 1], [2, 0]])
+    sharp = np.array([25, 25, 25, 0.1, 25])[:, None, None] * np.eye(2)
+    assert grid.offsets_found(centres, sharp, 3) == 2
+    assert grid.offsets_found(centres, sharp, 5) == 3
 
 
 # ------------------------------------------------------------------ scores

@@ -24,6 +24,8 @@ PINNED = {
     "data_scaling accelerator": "e4d3389250115bfc",
     "attention_as_conv quick": "a455612a7fdc4ef9",
     "attention_as_conv cpu": "5bb1393f4c76a0aa",
+    "attention_as_conv teacher": "7c8b76553c35e2d7",
+    "attention_as_conv long": "c38906a02ab48dd1",
     "attention_as_conv accelerator": "9d15804b9afb98c3",
     "sequence_labelling smoke": "5b359b078bdab932",
     "sequence_labelling smoke_phones": "09593cf3ecd5dd8b",
@@ -57,7 +59,9 @@ def cells(name, config):
         shape = (30, 30, 1) if config.task == "scenes" else (28, 28, 1)
         return of_studies(scaling.studies_of(config, "t", shape))
     if name == "attention_as_conv":
-        return of_studies(conv.make_studies(config, "t").values())
+        taught = "teacher" in config.parts
+        more = conv.teacher_plan(config).studies if taught else ()
+        return of_studies([*conv.make_studies(config, "t").values(), *more])
     if name == "sequence_labelling":
         return of_studies(labelling.plan_studies(config, "t").values())
     if name == "attention_vs_rnn":
