@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.core.stats import Summary
+from experiments.core.stats import Summary, gap
 
 #: Okabe and Ito, ordered so that neighbours differ in lightness too: blue, vermilion,
 #: bluish green, reddish purple, orange, sky blue, black, olive, wine, grey.
@@ -369,6 +369,90 @@ def panels(
         axes.grid(color="#e3e3e3", linewidth=0.7)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What one name scored: a line of `standings`."""
+
+    label: str
+    value: float
+    low: float | None = None  # ends of its interval, where there is one
+    high: float | None = None
+    baseline: bool = False  # drawn grey, and as a line across the others
+
+    @classmethod
+    def of(cls, label: str, scores: Mapping[int, float], **more: Any) -> Standing:
+        """The mean of scores by seed, with Student's interval of 95 %.
+
+        >>> found = Standing.of("ViT", {0: 0.5, 1: 0.6, 2: 0.7})
+        >>> round(found.value, 3), round(found.low, 3)
+        (0.6, 0.352)
+        """
+        found = gap(scores, dict.fromkeys(scores, 0.0))
+        return cls(label, found.mean, found.low, found.high, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Standings on axes of their own, the best at the top."""
+
+    title: str
+    xlabel: str
+    standings: Sequence[Standing]
+    less: bool = False  # whether less is better
+    zero: bool = False  # for differences: a line at zero
+    beyond: Sequence[Standing] = ()  # told in words, off the scale
+
+
+def standings(
+    found: Sequence[Board], path: str | os.PathLike[str], styles: Styles, note: str = ""
+) -> pathlib.Path:
+    """Draw boards beside one another: a name a line, its mean and interval.
+
+    Args:
+        found: The boards; each has a standing at least.
+        path: PNG file to write.
+        styles: Of the names that are no baselines.
+        note: One small line below.
+
+    Returns:
+        The path.
+    """
+    most = max(len(board.standings) for board in found)
+    size = (5.2 * len(found) + 1.4, 0.36 * most + 1.5)
+    figure, (row,) = subplots(size, columns=len(found), dpi=120)
+    for axes, board in zip(row, found, strict=True):
+        sign = 1 if board.less else -1
+        order = sorted(board.standings, key=lambda s: sign * s.value)
+        for y, one in enumerate(order):
+            color = _GREYS[1] if one.baseline else styles[one.label].color
+            marker = "d" if one.baseline else styles[one.label].marker
+            if one.baseline:
+                axes.axvline(one.value, color=color, linewidth=0.8, linestyle=":")
+            if one.low is not None and one.high is not None:
+                axes.hlines(y, one.low, one.high, color=color, linewidth=2.2)
+            look: _Look = dict(color=color, marker=marker, linestyle="none")
+            axes.plot([one.value], [y], label=one.label, markersize=6.5, **look)
+        if board.zero:
+            axes.axvline(0, color=_INK, linewidth=1, zorder=1)
+        if board.beyond:
+            far = ", ".join(f"{one.label} {one.value:.3g}" for one in board.beyond)
+            look = _SIDE | dict(transform=axes.transAxes, ha="right", va="bottom")
+            axes.text(0.99, 1.01, f"off the scale: {far}", **look)
+        axes.set_yticks(range(len(order)), [one.label for one in order], fontsize=8.5)
+        axes.set_ylim(len(order) - 0.5, -0.5)
+        axes.set_title(
+            board.title, fontsize=10, loc="left", pad=18 * bool(board.beyond)
+        )
+        axes.set_xlabel(board.xlabel, fontsize=9)
+        axes.grid(axis="x", color="#e3e3e3", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    if note:
+        figure.supxlabel(note, **_NOTE)
     return save_figure(figure, path)
 
 

@@ -6,14 +6,21 @@ folder that holds results.jsonl and, if it was measured, timing.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from experiments.core import report as tell
-from experiments.core.plots import Panel, Series, Styles, panels
+from experiments.core.plots import (
+    Board,
+    Panel,
+    Series,
+    Standing,
+    Styles,
+    panels,
+    standings,
+)
 from experiments.core.report import Column, Group, Part, Report, Row, Section
+from experiments.core.stats import gap, summarize
 
 TIMING = "timing.json"
 
@@ -39,8 +46,32 @@ _RECIPE: tuple[Column, ...] = (
 )
 
 
+# Models in words.
+_NAMES = {
+    "gat": "GAT",
+    "gat, 8 heads": "GAT, 8 heads",
+    "gatv2": "GATv2",
+    "dot product": "dot products",
+    "gatv2, labels not read": "GATv2, labels not read",
+    "gatv2, kinds of edges": "GATv2, kinds of edges",
+    "gatv2, kinds, propagated labels": "GATv2, kinds, propagated labels",
+    "edges": "attention on bonds",
+    "all pairs, bias of bonds and paths": "all pairs, bias of bonds and paths",
+}
+
+
 def _name(row: Row) -> str:
-    return str(row.config["model"])
+    model = str(row.config["model"])
+    if model == "no edges":
+        return (
+            "no edges, own text alone"
+            if row.config["task"] == "wordnet"
+            else "without bonds"
+        )
+    return _NAMES.get(model, model)
+
+
+_MODEL: Column = ("network", _name)
 
 
 def _floors(group: Group) -> dict[str, Mapping[str, Any]]:
@@ -86,44 +117,58 @@ def _heads(group: Group) -> list[str]:
     ]
 
 
-def _beside(metric: str, names: Sequence[str], *, less: bool = False) -> Part:
-    """Is the best network ahead of these floors, or not? A sentence each."""
-
-    def said(group: Group) -> list[str]:
-        best, digits = group.rows[0], 2 if less else 4
-        name = metric.format(**group.config)
-        value = best.mean(metric.split("_{")[0])
-        lines = []
-        for floor in names:
-            other = _floors(group).get(floor, {}).get(name)
-            if other is not None and value is not None:
-                ahead = value < other if less else value > other
-                lines.append(
-                    f"* The best network, {_name(best)} "
-                    f"({tell.decimal(value, digits)}) "
-                    f"{'is ahead of' if ahead else 'does not beat'} "
-                    f"{_BASELINES[floor]} ({tell.decimal(other, digits)})."
-                )
-        if less:
-            lines += _by_mae(group)
-        return ["\n".join(lines)] if lines else []
-
-    return said
+def _ahead(group: Group) -> list[str]:
+    """Is the best network ahead of each floor, or not? A sentence each."""
+    best = group.rows[0]
+    value, metric = best.mean("test_accuracy"), "test_accuracy_{n}"
+    name, lines = metric.format(**group.config), []
+    for floor, metrics in _floors(group).items():
+        other = metrics.get(name)
+        if other is not None and value is not None and floor != "majority":
+            verb = "is ahead of" if value > other else "does not beat"
+            lines.append(
+                f"* The best network, {_name(best)} ({tell.decimal(value)}) {verb} "
+                f"{_BASELINES[floor]} ({tell.decimal(other)})."
+            )
+    return ["\n".join(lines)] if lines else []
 
 
-def _by_mae(group: Group) -> list[str]:
-    """Networks that a baseline is ahead of by mean absolute error."""
-    digits = _digits(group)
-    best = group.best("test_mae", less=True, task=group.config["task"])
-    if best is None:
-        return []
-    behind = [
-        f"{_name(row)} ({tell.decimal(mae, digits)})"
-        for row in group.rows
-        if (mae := row.mean("test_mae", -1.0)) >= best[1]
-    ]
-    said = f"* By MAE {_BASELINES[best[0]]} ({tell.decimal(best[1], digits)}) is ahead "
-    return [f"{said}of {', '.join(behind)}."] if behind else []
+def _apart(group: Group) -> list[str]:
+    """Pairs of networks whose only difference is how edges are scored."""
+    rows = {row.config["model"]: row for row in group.rows if row.records}
+    pairs = (("gatv2", "gat"), ("dot product", "gat"), ("dot product", "gatv2"))
+    lines = []
+    for one, two in pairs:
+        if one in rows and two in rows:
+            found, text = tell.difference(rows[one], rows[two], "test_accuracy")
+            clear = "" if found.clear else ", which is no clear difference"
+            lines.append(f"* {_name(rows[one])} − {_name(rows[two])}: {text}{clear}.")
+    return ["\n".join(lines)] if lines else []
+
+
+def _accuracies(group: Group) -> str:
+    """The figure of WordNet: a board for each number of labels."""
+    boards = []
+    for some in group.by("n"):
+        n = some.config["n"]
+        known = [
+            Standing(_BASELINES[name], metrics[f"test_accuracy_{n}"], baseline=True)
+            for name, metrics in _floors(some).items()
+            if f"test_accuracy_{n}" in metrics
+        ]
+        low = [s for s in known if s.label == _BASELINES["majority"]]
+        networks = [
+            Standing.of(_name(row), row.scores("test_accuracy"))
+            for row in some.rows
+            if row.records
+        ]
+        shown = [*networks, *(s for s in known if s not in low)]
+        title = f"{n:,} labels given"
+        boards.append(Board(title, "test accuracy", shown, beyond=low))
+    note = "Networks: mean and Student's interval of 95 % over seeds. Grey: no network."
+    styles = Styles(sorted(map(_name, group.every)))
+    standings(boards, group.folder / "wordnet.png", styles, note)
+    return "![test accuracy](wordnet.png)"
 
 
 def _none_ahead(group: Group) -> list[str]:
@@ -140,26 +185,20 @@ def _none_ahead(group: Group) -> list[str]:
     return text
 
 
-def _floor_table(
-    columns: Callable[[Group], Sequence[tuple[str, str, int]]], chosen: str
-) -> Part:
-    """The baselines: columns are (title, metric, digits), and what was chosen."""
-
-    def said(group: Group) -> str:
-        found, names = columns(group), chosen.format(**group.config)
-        return tell.table(
-            ["without a network", *(title for title, _, _ in found), "chosen"],
+def _floor_table(group: Group) -> str:
+    """The baselines, and what they chose."""
+    n = group.config["n"]
+    return tell.table(
+        ["without a network", "test accuracy", "chosen"],
+        [
             [
-                [
-                    _BASELINES[name],
-                    *(tell.decimal(metrics.get(m), digits) for _, m, digits in found),
-                    metrics.get(names) or tell.NONE,
-                ]
-                for name, metrics in _floors(group).items()
-            ],
-        )
-
-    return said
+                _BASELINES[name],
+                tell.decimal(metrics.get(f"test_accuracy_{n}")),
+                metrics.get(f"chosen_{n}") or tell.NONE,
+            ]
+            for name, metrics in _floors(group).items()
+        ],
+    )
 
 
 _DICTIONARY = Section(
@@ -185,7 +224,7 @@ _DICTIONARY = Section(
             ),
             by=("keys",),
             columns=(
-                tell.setting("attention", "model"),
+                _MODEL,
                 tell.score("training accuracy", "train_accuracy"),
                 tell.score("training graphs without error", "train_whole_graphs"),
                 tell.score("test accuracy", "test_accuracy"),
@@ -225,7 +264,7 @@ _WORDNET = Section(
             title="### {n:,} training nodes",
             by=("n",),
             columns=(
-                tell.setting("network", "model"),
+                _MODEL,
                 tell.score("test accuracy", "test_accuracy"),
                 *_RECIPE,
             ),
@@ -235,20 +274,13 @@ _WORDNET = Section(
                     lambda config: _TEST_NODES if config["n"] == _NODES else None,
                     "test nodes",
                 ),
-                _floor_table(
-                    lambda group: [
-                        ("test accuracy", f"test_accuracy_{group.config['n']}", 4)
-                    ],
-                    "chosen_{n}",
-                ),
-                _beside(
-                    "test_accuracy_{n}",
-                    ("text", "label_propagation", "label_propagation_is_a"),
-                ),
+                _floor_table,
+                _ahead,
+                _apart,
             ),
         ),
     ),
-    notes=(_curves("wordnet.png", "loss", "n", "{n:,} training nodes"),),
+    notes=(_accuracies,),
 )
 
 # ----------------------------------------------------------------- molecules
@@ -264,60 +296,144 @@ def _digits(group: Group) -> int:
     return _TITLES[group.config["task"]][2]
 
 
+def _floor_scores(group: Group, metric: str) -> dict[str, dict[int, float]]:
+    """Baseline -> split -> metric."""
+    found: dict[str, dict[int, float]] = {}
+    for name, metrics in group.floors(task=group.config["task"]).items():
+        if metric in metrics:
+            some = found.setdefault(metrics.get("baseline", name), {})
+            some[metrics.get("split", 0)] = metrics[metric]
+    return {name: found[name] for name in _BASELINES if name in found}
+
+
 def _error_columns(group: Group) -> list[Column]:
     _, unit, digits = _TITLES[group.config["task"]]
-    right = _floors(group).get("mean", {}).get("test_targets")
-
-    def ensemble(row: Row) -> str:
-        """Error of the mean of all seeds' predictions."""
-        found = [r["metrics"].get("test_predictions") for r in row.records]
-        if right is None or len(found) < 2 or any(f is None for f in found):
-            return tell.NONE
-        apart = np.mean(found, axis=0) - np.asarray(right)
-        return tell.decimal(float(np.sqrt(np.mean(apart**2))), digits)
-
     return [
-        tell.setting("attention", "model"),
+        _MODEL,
         tell.score(f"test RMSE{unit}", "test_rmse", digits),
         tell.score(f"test MAE{unit}", "test_mae", digits),
         tell.score("R²", "test_r2", 3),
-        (f"RMSE of the seeds' mean{unit}", ensemble),
         tell.score(f"training RMSE{unit}", "train_rmse", digits),
         *_RECIPE,
     ]
 
 
+def _error_floors(group: Group) -> list[list[str]]:
+    """Rows of what needs no network."""
+    found = []
+    for name in _floor_scores(group, "test_rmse"):
+        row = [_BASELINES[name]]
+        for metric, digits in (
+            ("test_rmse", _digits(group)),
+            ("test_mae", _digits(group)),
+            ("test_r2", 3),
+        ):
+            values = _floor_scores(group, metric)[name].values()
+            over = summarize([*values])
+            one = over.count == 1
+            row.append(
+                tell.decimal(over.mean, digits) if one else tell.mean(over, digits)
+            )
+        found.append(row)
+    return found
+
+
+def _against(group: Group) -> list[str]:
+    """Each network against each floor, and against the next, split by split."""
+    digits = _digits(group)
+    rows = [row for row in group.rows if row.records]
+    pairs = [
+        (f"{title} − {_BASELINES[name].split(', ')[0]}", metric, scores)
+        for title, metric in (("RMSE", "test_rmse"), ("MAE", "test_mae"))
+        for name, scores in _floor_scores(group, metric).items()
+        if name != "mean"
+    ]
+
+    def shown(metric: str, scores: dict[int, float]) -> Callable[[Row], str]:
+        def show(row: Row) -> str:
+            apart = gap(row.scores(metric), scores)
+            text = tell.decimal(apart.mean, digits, sign=True)
+            text = f"{text} {tell.interval(apart, digits)}".strip()
+            return f"**{text}**" if apart.clear else text
+
+        return show
+
+    said = []
+    if rows and pairs:
+        said = [
+            "Differences, less than zero where the network is ahead; bold where the "
+            "interval leaves zero out:",
+            tell.tabulate(
+                [_MODEL, *((title, shown(m, scores)) for title, m, scores in pairs)],
+                rows,
+            ),
+        ]
+    lines = []
+    for one, two in zip(rows, rows[1:], strict=False):
+        apart, text = tell.difference(one, two, "test_rmse", digits)
+        clear = "" if apart.clear else ", which is no clear difference"
+        lines.append(f"* RMSE, {_name(one)} − {_name(two)}: {text}{clear}.")
+    return [*said, "\n".join(lines)] if lines else said
+
+
+def _errors(group: Group) -> list[str]:
+    """The figure of a task: errors, and how far from the best floor, by split."""
+    task = group.config["task"]
+    title, unit, _ = _TITLES[task]
+    floors = _floor_scores(group, "test_rmse")
+    networks = {_name(r): r.scores("test_rmse") for r in group.rows if r.records}
+    known = [
+        Standing.of(_BASELINES[name], scores, baseline=True)
+        for name, scores in floors.items()
+    ]
+    far = [s for s in known if s.label == _BASELINES["mean"]]
+    shown = [Standing.of(name, scores) for name, scores in networks.items()]
+    shown += [s for s in known if s not in far]
+    boards = [Board(title, f"test RMSE{unit}", shown, less=True, beyond=far)]
+    others = {name: scores for name, scores in floors.items() if name != "mean"}
+    if others:
+        best = min(others, key=lambda name: summarize([*others[name].values()]).mean)
+        apart = []
+        for name, scores in networks.items():
+            found = gap(scores, others[best])
+            apart.append(Standing(name, found.mean, found.low, found.high))
+        label = f"test RMSE − that of {_BASELINES[best]}{unit}"
+        boards.append(Board("Split by split", label, apart, less=True, zero=True))
+    note = "Means and Student's intervals of 95 % over splits. Grey: no network."
+    styles = Styles(sorted(map(_name, group.every)))
+    standings(boards, group.folder / f"{task}.png", styles, note)
+    return [f"![test error]({task}.png)"]
+
+
 def _molecules(task: str) -> Section:
-    _, unit, digits = _TITLES[task]
     return Section(
         title=f"## {_TITLES[task][0]}",
         rows=tell.where(task=task),
         order=lambda row: row.mean("test_rmse", -1.0),
         text=(
             lambda group: (
-                "One number a molecule: atoms are one-hot nodes. “Edges”: an atom "
-                "attends to itself and to what it has a bond with. “All pairs”: to all "
-                "atoms, with a learned number per kind of bond and length of path "
-                "added to the scores (Graphormer, arXiv:2106.05234). “No edges”: to "
-                "all, and no bond is told. "
+                "One number a molecule: atoms are one-hot nodes. “Attention on "
+                "bonds”: an atom attends to itself and to what it has a bond with. "
+                "“All pairs”: to all atoms, with a learned number per kind of bond and "
+                "length of path added to the scores (Graphormer, arXiv:2106.05234). "
+                "“Without bonds”: to all, and no bond is told. "
                 f"{tell.count(group.rows[0].first('n'))} molecules to train on, a "
-                "tenth to test, the same for all rows and seeds, and the floors are of "
-                "this split too. The learning rate was given, not chosen."
+                "tenth to test. "
+                + (
+                    "Each seed has a split of its own, drawn at random, equal "
+                    "molecules together, and floors are measured on the same splits: "
+                    "deviations and intervals are over splits, and differences are "
+                    "taken split by split. "
+                    if group.config.get("own_split")
+                    else "One split for all rows and seeds. "
+                )
+                + "The learning rate was given, not chosen; floors choose theirs on "
+                "validation molecules. Student's intervals of 95 % in brackets."
             ),
         ),
         columns=_error_columns,
-        notes=(
-            _floor_table(
-                lambda group: [
-                    (f"test RMSE{unit}", "test_rmse", digits),
-                    (f"test MAE{unit}", "test_mae", digits),
-                    ("R²", "test_r2", 3),
-                ],
-                "chosen",
-            ),
-            _beside("test_rmse", ("ridge", "forest"), less=True),
-            _curves(f"{task}.png", "loss", "task", _TITLES[task][0]),
-        ),
+        floors=_error_floors,
+        notes=(_against, _errors),
     )
 
 
@@ -348,10 +464,7 @@ def _timing(group: Group) -> list[str]:
 
 REPORT = Report(
     title="# Graph neural networks are attention on edges",
-    text=(
-        "Mean ± standard deviation over seeds, in figures a band of one deviation; the "
-        "test part was read once a cell.",
-    ),
+    text=("Mean ± standard deviation over seeds; the test part was read once a cell.",),
     sections=(_DICTIONARY, _WORDNET, *map(_molecules, _TITLES)),
     notes=(_timing,),
 )
