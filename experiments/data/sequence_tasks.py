@@ -6,6 +6,8 @@
 | "pos_fine" | the same | Brown's tags without suffixes | by document |
 | "phones" | 25 ms of recorded Russian speech, every 10 ms | phone | by utterance |
 | "order" | a random symbol | the symbol two places before | independent |
+| "back:K" | a random symbol | the symbol K places before | independent |
+| "relations:K" | 8 random numbers | signs of K numbers nearby | independent |
 | "toy_pos", "toy_phones" | synthetic words and tones, for tests | as above | as above |
 
 The speech is one man's: it says nothing about other speakers.
@@ -31,6 +33,9 @@ TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
 SENTENCE_LENGTHS = (16, 32, 64)  # longer sentences, one in 160, are cut
 CROP = 256  # frames, 2.56 s: what a model of speech is trained and scored on
 ORDER_SYMBOLS, ORDER_BACK = 8, 2
+BACK_LENGTH = 128
+RELATIONS = (1, -1, 2, -2, 3, -3, 4, -4)  # how many places before; −1 = one after
+RELATIONS_LENGTH = 32
 
 
 def load_task(name: str) -> SequenceData:
@@ -50,7 +55,11 @@ def load_task(name: str) -> SequenceData:
         return phones(name, speech.toy_speech(30, seed=0))
     if name == "order":
         return order(name)
-    raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}.")
+    kind, _, number = name.partition(":")
+    if kind in ("back", "relations") and number.isdecimal():
+        return (back if kind == "back" else relations)(int(number))
+    known = ", ".join((*TASKS, "back:K", "relations:K"))
+    raise ValueError(f"task must be one of {known}, got {name!r}.")
 
 
 def vocabulary_of(corpus: text.Text) -> text.Vocabulary:
@@ -237,23 +246,122 @@ def order(name: str = "order", *, seed: int = 0) -> SequenceData:
         for i in range(count):
             low, high = list(itertools.pairwise(longest))[i % (len(longest) - 1)]
             x = random.integers(0, ORDER_SYMBOLS, random.integers(low, high) + 1)
-            y = np.full_like(x, ORDER_SYMBOLS)
-            y[ORDER_BACK:] = x[:-ORDER_BACK]
             xs.append(x[:, None].astype(np.int32))
-            ys.append(y.astype(np.int32))
+            ys.append(_symbols_before(x, ORDER_BACK))
         return Part(xs, ys, length_groups(ys, longest))
 
     parts = [part(8000, (7, 32)), part(900, (7, 32)), part(1500, (7, 32, 64, 128))]
+    names = (*map(str, range(ORDER_SYMBOLS)), "none")
+    return _drawn(name, seed, parts, (ORDER_SYMBOLS,), names, (32, 64, 128))
+
+
+def _symbols_before(x: np.ndarray, offset: int) -> np.ndarray:
+    """The symbol so many places before each, [T]; "none" where there is no such."""
+    y = np.full_like(x, ORDER_SYMBOLS)
+    y[offset:] = x[:-offset]
+    return y.astype(np.int32)
+
+
+def _drawn(
+    name: str,
+    seed: int,
+    parts: Sequence[Part],
+    inputs: int | tuple[int, ...],
+    class_names: tuple[str, ...],
+    lengths: tuple[int, ...],
+) -> SequenceData:
+    """A synthetic task of a training, a validation and a test part."""
     return SequenceData(
         name=name,
         source=f"drawn here, seed {seed} (synthetic)",
         sha256=seal(*(str(y.tolist()) for p in parts for y in p.labels)),
-        inputs=(ORDER_SYMBOLS,),
-        class_names=(*map(str, range(ORDER_SYMBOLS)), "none"),
+        inputs=inputs,
+        class_names=class_names,
         train=parts[0],
         validation=parts[1],
         test=parts[2],
-        lengths=(32, 64, 128),
+        lengths=lengths,
+    )
+
+
+def back(offset: int, *, seed: int = 0) -> SequenceData:
+    """Each label is the symbol ``offset`` places before: the others say nothing of it.
+
+    Sequences have 128 symbols, drawn evenly. The labels of the first ``offset`` are
+    "none"; the group "known" is that of the others.
+
+    Raises:
+      ValueError: the offset is not in 1 … 127.
+
+    >>> data = back(3)
+    >>> x, y = data.test.inputs[0][:, 0], data.test.labels[0]
+    >>> bool((y[3:] == x[:-3]).all()), data.class_names[y[2]]
+    (True, 'none')
+    """
+    if not 1 <= offset < BACK_LENGTH:
+        raise ValueError(
+            f"offset must be 1 to {BACK_LENGTH - 1}, less than the symbols of a "
+            f"sequence, got {offset}."
+        )
+    random = np.random.Generator(np.random.PCG64([seed, 8]))
+    known = np.arange(BACK_LENGTH) >= offset
+
+    def part(count: int) -> Part:
+        xs = [random.integers(0, ORDER_SYMBOLS, BACK_LENGTH) for _ in range(count)]
+        ys = [_symbols_before(x, offset) for x in xs]
+        xs = [x[:, None].astype(np.int32) for x in xs]
+        return Part(xs, ys, {"known": [known] * count})
+
+    names = (*map(str, range(ORDER_SYMBOLS)), "none")
+    parts = [part(count) for count in (500, 60, 120)]
+    return _drawn(
+        f"back:{offset}", seed, parts, (ORDER_SYMBOLS,), names, (BACK_LENGTH,)
+    )
+
+
+def relations(count: int, *, seed: int = 0) -> SequenceData:
+    """Each label tells of one number in each of ``count`` vectors nearby.
+
+    A vector is 8 independent normal numbers. Relation j looks `RELATIONS`[j] places
+    before, and bit j of the label is whether number j of the vector there is positive;
+    the bits of no relation are 0. What mixes vectors with one set of weights, as a head
+    of fixed weights does, mixes number j of the right vector with those of the others:
+    of m mixtures, at most m numbers are read exactly. Where a place lies beyond the
+    ends the label is "none"; the group "known" is that of the others.
+
+    Raises:
+      ValueError: the count is not in 1 … 8.
+
+    >>> data = relations(2)  # number 0 of the one before, number 1 of the one after
+    >>> x, y = data.test.inputs[0], data.test.labels[0]
+    >>> bool(y[5] == (x[4, 0] > 0) + 2 * (x[6, 1] > 0))
+    True
+    """
+    most = len(RELATIONS)
+    if not 1 <= count <= most:
+        raise ValueError(f"count must be 1 to {most}, got {count}.")
+    random = np.random.Generator(np.random.PCG64([seed, 9]))
+    places = np.arange(RELATIONS_LENGTH)[:, None] - np.array(RELATIONS[:count])
+    known = ((places >= 0) & (places < RELATIONS_LENGTH)).all(axis=1)
+    places = places.clip(0, RELATIONS_LENGTH - 1)
+    bits, columns = 1 << np.arange(count), np.arange(count)
+
+    def part(size: int) -> Part:
+        shape = (RELATIONS_LENGTH, most)
+        xs = [random.standard_normal(shape).astype(np.float32) for _ in range(size)]
+        ys = [np.where(known, (x[places, columns] > 0) @ bits, 1 << most) for x in xs]
+        labels = [y.astype(np.int32) for y in ys]
+        return Part(xs, labels, {"known": [known] * size})
+
+    # The same names for every count, so that its models share their programs.
+    codes = (format(code, f"0{most}b")[::-1] for code in range(1 << most))
+    return _drawn(
+        f"relations:{count}",
+        seed,
+        [part(size) for size in (2_000, 250, 500)],
+        most,
+        (*codes, "none"),
+        (RELATIONS_LENGTH,),
     )
 
 

@@ -85,9 +85,17 @@ class Config(Settings):
     depths: Positives = ()
     """Numbers of layers of the transformer compared."""
     scores: tuple[str, ...] = ()
-    """Attention variants compared, such as dot_product and additive."""
+    """Attention variants compared, such as dot_product and additive: all with the
+    positions of SCORE-ENCODING, each at its own rate."""
+    score_encoding: str = "t5"
+    """Position encoding of those, which all of them must be able to take."""
+    score_rates: Rates = (1e-3, 3e-3, 1e-2, 3e-2)
+    """Peaks of the schedule, chosen for each score on the validation part with
+    SWEEP-UPDATES."""
     positions: tuple[str, ...] = ()
     """Position encodings compared, such as sinusoidal and none."""
+    position_updates: Positives = ()
+    """Optimiser steps that they are compared after besides SWEEP-UPDATES."""
     contexts: Annotated[
         tuple[tuple[int, int], ...],
         Limit(lambda x: min(sum(x, ()), default=0) >= 0, "pairs of numbers >= 0"),
@@ -153,6 +161,7 @@ _POS = Config(
     heads=(1, 2, 4, 8),
     scores=("dot_product", "additive"),
     positions=("rope", "sinusoidal", "none"),
+    position_updates=(900,),
     ns=(500, 5_000),
     updates=900,
     sweep_n=5_000,
@@ -184,8 +193,21 @@ PRESETS: Mapping[str, Config] = {
         heads=(),
         scores=(),
         positions=(),
+        position_updates=(),
         ns=(),
         updates=600,
+        learning_rates=(3e-3,),
+    ),
+    # The transformers of `pos` alone, for `sequence_labelling.heads`.
+    "heads": dataclasses.replace(
+        _POS,
+        models=("transformer",),
+        windows=(),
+        heads=(),
+        scores=(),
+        positions=(),
+        position_updates=(),
+        ns=(),
         learning_rates=(3e-3,),
     ),
     "phones": Config(
@@ -199,7 +221,6 @@ PRESETS: Mapping[str, Config] = {
             "transformer:32+32",
         ),
         contexts=((8, 0), (8, 4), (32, 4), (64, 64)),
-        scores=("dot_product",),
         positions=("rope", "none"),
         updates=800,
         sweep_updates=300,
@@ -283,14 +304,35 @@ def plan_studies(
         vary(f"context {left}+{right}", transformer, transformer, **_less_model(sides))
     if config.contexts:
         vary("context full", transformer, transformer)
+    for score in config.scores:
+        cells = tuple(
+            base_cell(
+                config,
+                task,
+                transformer,
+                differs=differs,
+                n=config.sweep_n,
+                attention=score,
+                positions=config.score_encoding,
+                updates=config.sweep_updates,
+                learning_rate=rate,
+            )
+            for rate in config.score_rates
+        )
+        name = f"score={score}"
+        studies[name] = Study(name, cells, config.sweep_updates, config.seeds)
     for name, field, values in (
         ("heads", "num_heads", config.heads),
-        ("score", "attention", config.scores),
         ("positions", "positions", config.positions),
         ("depth", "depth", config.depths),
     ):
         for value in values:
             vary(f"{name}={value}", transformer, transformer, **{field: value})
+    for updates in config.position_updates:
+        for value in config.positions:
+            name = f"positions={value} updates={updates}"
+            vary(name, transformer, transformer, positions=value)
+            studies[name] = dataclasses.replace(studies[name], updates=updates)
     for n in (*config.ns, None) if config.ns else ():
         for model in config.models:
             vary(f"n={n or 'all'} {model}", model, model, n=n)
@@ -301,9 +343,9 @@ def _less_model(traits: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in traits.items() if name != "model"}
 
 
-def is_first_transformer(cell: LabelCell) -> bool:
-    """Whether attention maps may be drawn of a cell: its parameters are kept."""
-    return cell.model == "transformer" and cell.seed == 0
+def is_looked_at(cell: LabelCell) -> bool:
+    """Whether a cell's parameters are kept: for attention maps, and for heads.py."""
+    return cell.model == "transformer" and (cell.seed == 0 or cell.n is None)
 
 
 def plans(config: Config) -> list[Plan]:
@@ -327,7 +369,7 @@ def plans(config: Config) -> list[Plan]:
         floors = sequence_tasks.tagging_baselines(data)
     return [
         Plan(
-            LabelTask(data, is_first_transformer),
+            LabelTask(data, is_looked_at),
             data.describe(),
             list(plan_studies(config, data.name, differs).values()),
             baselines_of(data.name, floors, differs),
@@ -345,6 +387,7 @@ EXPERIMENT = Experiment(
         "quick": "minutes",
         "pos": "an hour, two cores",
         "pos_fine": "half an hour; Brown's own tags",
+        "heads": "five minutes, one core; the transformers of pos alone",
         "phones": "an hour and a half, two cores",
     },
     plans=plans,

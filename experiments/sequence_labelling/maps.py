@@ -36,16 +36,16 @@ FRAMES, POOL = 240, 6
 
 
 def weights_of(encoder: Encoder, x: jax.Array) -> list[np.ndarray]:
-    """Attention weights of every block on one sequence.
+    """Attention weights of every block on some sequences.
 
     Args:
       encoder: any `Encoder` whose variant can give weights.
-      x: [T, D], what the encoder gets.
+      x: [B, T, D], what the encoder gets.
 
     Returns:
-      For each block [N, T, T], rows are queries and sum to one.
+      For each block [B, N, T, T], rows are queries and sum to one.
     """
-    h = x[None]
+    h = x
     if encoder.positions is not None:
         h = encoder.positions.embed(h)
     found = []
@@ -57,7 +57,7 @@ def weights_of(encoder: Encoder, x: jax.Array) -> list[np.ndarray]:
         )
         _, sown = call(block.attention)
         (weights,) = jax.tree.leaves(sown)
-        found.append(np.asarray(weights)[0])
+        found.append(np.asarray(weights))
         h = block(h)
     return found
 
@@ -81,7 +81,7 @@ def _sentences(store: ResultsStore, cell: labelling.LabelCell) -> list[dict[str,
         tags = model(ids[None], jnp.ones((1, len(words)), bool))[0].argmax(-1)
         names = [data.class_names[int(tag)] for tag in tags]
         ticks = ["/".join(pair) for pair in zip(words, names, strict=True)]
-        weights = weights_of(encoder_of(model), model.input(ids[None])[0])
+        weights = [w[0] for w in weights_of(encoder_of(model), model.input(ids[None]))]
         maps.append(_map(sentence, ticks, weights))
     return maps
 
@@ -92,7 +92,7 @@ def _utterance(store: ResultsStore, cell: labelling.LabelCell) -> list[dict[str,
     model = labeller_of(cell, data, params, data.max_length)
     x = jnp.asarray(data.test.inputs[0][:FRAMES])
     labels = data.test.labels[0][:FRAMES]
-    weights = weights_of(encoder_of(model), model.input(x[None])[0])
+    weights = [w[0] for w in weights_of(encoder_of(model), model.input(x[None]))]
     size = len(x) // POOL
     pooled = [
         w[:, : size * POOL, : size * POOL]

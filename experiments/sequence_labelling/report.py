@@ -16,7 +16,7 @@ from experiments.core import report as tell
 from experiments.core.plots import Series, Styles, curve, heads
 from experiments.core.report import Column, Group, Part, Report, Row, Section
 
-MAPS, STREAMING = "maps.json", "streaming.json"
+HEADS, MAPS, STREAMING = "heads.json", "maps.json", "streaming.json"
 
 #: Accuracy on whole utterances, where the test part holds pieces of them.
 WHOLE = "test_whole_accuracy"
@@ -226,12 +226,17 @@ def _remarks(group: Group) -> list[str]:
                 "Beside no positions (paired by seed, Student's interval of 95 %): "
                 f"{'; '.join(found)}."
             )
-    kinds = {(row.config["attention"], row.config["positions"]) for row in group.rows}
-    if ("additive", "rope") in kinds:
+    by_score = {
+        row.config["attention"]: row
+        for row in group.rows
+        if row.config["positions"] == "t5" and row.records
+    }
+    if {"additive", "dot_product"} <= set(by_score):
+        one, two = by_score["additive"], by_score["dot_product"]
+        found, said = tell.difference(one, two, "test_accuracy")
         text.append(
-            "Additive scores beside dot products are no fair comparison here: RoPE "
-            "turns queries and keys so that their dot product depends on the offset "
-            "alone, and it does so for dot products only."
+            "Additive scores − dot products, both with T5's bias and each at the rate "
+            f"that its own tuning chose: {said}{'' if found.clear else ', not clear'}."
         )
     return text
 

@@ -66,19 +66,21 @@ def labeller_of(
 def kept_cells(
     store: ResultsStore, what: str, preset: str, **settings: Any
 ) -> list[LabelCell]:
-    """Transformers of seed 0 with these settings whose parameters were kept.
+    """Transformers of these settings, of seed 0 if not said, with kept parameters.
 
     Args:
       store: of the results.
       what: they are, in words.
       preset: that trains them.
-      **settings: of a cell.
+      **settings: of a cell; ``seed=None`` takes all seeds.
 
     Raises:
       FileNotFoundError: there is none.
     """
     found = []
     wanted = dict(phase="final", model="transformer", seed=0) | settings
+    if wanted["seed"] is None:
+        del wanted["seed"]
     for record in store.records():
         config = dict(record["config"])
         if record["status"] == "done" and wanted.items() <= config.items():

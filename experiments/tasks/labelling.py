@@ -272,8 +272,16 @@ class LabelTask(Task):
     def keeps_params(self, cell: LabelCell) -> bool:
         return self._keeps_params is not None and self._keeps_params(cell)
 
+    def key(self, cell: LabelCell) -> ProgramKey:
+        """What the programs of a cell depend on."""
+        return program_key(cell, self.data)
+
+    def program_of(self, key: ProgramKey) -> Program:
+        """What cells of a key compute."""
+        return program_of(key)
+
     def program(self, cell: LabelCell) -> Program:
-        return program_of(program_key(cell, self.data))
+        return self.program_of(self.key(cell))
 
     def batches(self, cell: LabelCell) -> Batches:
         part = training_part(cell, self.data)
@@ -294,8 +302,8 @@ class LabelTask(Task):
         Sequences are padded to ``lengths``, by default those of the training batches.
         """
         lengths = self.data.lengths if lengths is None else lengths
-        key = dataclasses.replace(program_key(cell, self.data), max_length=lengths[-1])
-        predict = program_of(key).more["predict"]
+        key = dataclasses.replace(self.key(cell), max_length=lengths[-1])
+        predict = self.program_of(key).more["predict"]
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(part)
         total = 0.0
         for indices, batch in sequences.in_order(part, lengths, cell.tokens):
@@ -320,7 +328,7 @@ class LabelTask(Task):
 
     def costs(self, cell: LabelCell) -> dict[str, Any]:
         """Parameters and FLOPs of the model, and what it learns from."""
-        cost = model_cost(program_key(cell, self.data))
+        cost = model_cost(self.key(cell))
         part = training_part(cell, self.data)
         return dict(
             params=cost.params,
@@ -356,7 +364,7 @@ class LabelTask(Task):
         if (
             not tune
             and whole is not None
-            and serves_length(program_key(cell, self.data), lengths[-1])
+            and serves_length(self.key(cell), lengths[-1])
         ):
             predicted, _ = self.predict(cell, params, whole, lengths)
             found = scores(whole, predicted)

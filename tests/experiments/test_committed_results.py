@@ -116,6 +116,21 @@ def check_sequence_labelling(name, figure, records, folder):
     all_in(figure.axes[0], np.concatenate(known))
 
 
+def check_offsets(name, figure, records, folder):
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    groups = list(report.grouped(final, report.settings_of).values())
+    known = [np.mean([r["metrics"]["test_accuracy_known"] for r in g]) for g in groups]
+    if name == "k_back":
+        accuracy, parameters = figure.axes
+        shown = lines(accuracy)
+        guess = next(y[0] for label, y in shown.items() if "always" in label)
+        all_in(accuracy, [*known, guess])
+        counts = [g[0]["metrics"] for g in groups]
+        return all_in(parameters, [m["params"] - m["input_params"] for m in counts])
+    shown = figure.axes[0].images[0].get_array().ravel()
+    np.testing.assert_allclose(np.sort(shown), np.sort(known))
+
+
 def check_attention_as_conv(name, figure, records, folder):
     final = [r for r in records if r["config"]["phase"] == "final"]
     first = [r for r in final if r["config"]["seed"] == 0]

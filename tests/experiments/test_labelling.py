@@ -227,7 +227,15 @@ def test_every_preset_plans_its_models_and_varies_one_thing_at_a_time():
     assert (cell.attention, cell.left, cell.right) == ("truncated", 32, 4)
     heads = plan_studies(PRESETS["pos"], "pos")
     # The base of a variation is shared by all.
-    assert heads["heads=4"].final(0) == heads["score=dot_product"].final(0)
+    assert heads["heads=4"].final(0) == heads["positions=rope"].final(0)
+    # Scores have one kind of positions, and rates of their own.
+    one, two = (heads[f"score={name}"] for name in ("additive", "dot_product"))
+    assert one.tuned_by is None and len(one.tuning()) == 4
+    changed = dict(attention="dot_product", learning_rate=two.grid[0].learning_rate)
+    assert dataclasses.replace(one.grid[0], **changed) == two.grid[0]
+    # The transformers of `heads` are those of `pos`.
+    (again,) = plan_studies(PRESETS["heads"], "pos").values()
+    assert again.final(0) == heads["transformer"].final(1)
     with pytest.raises(ValueError, match="'heads=2' is a variation of 'transformer'"):
         plan_studies(Config(models=("gru",), heads=(2,)), "pos")
 

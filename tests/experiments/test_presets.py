@@ -12,6 +12,7 @@ from experiments.attention_vs_rnn import experiment as rnn
 from experiments.core.store import config_hash
 from experiments.data_scaling import experiment as scaling
 from experiments.graphs import experiment as graphs
+from experiments.offsets import experiment as offsets
 from experiments.positions import experiment as positions
 from experiments.sequence_labelling import experiment as labelling
 
@@ -30,9 +31,15 @@ PINNED = {
     "sequence_labelling smoke": "5b359b078bdab932",
     "sequence_labelling smoke_phones": "09593cf3ecd5dd8b",
     "sequence_labelling quick": "eb59e18d7eb6901e",
-    "sequence_labelling pos": "bcd105ff62156213",
+    "sequence_labelling pos": "ebb0be8f749b0987",
     "sequence_labelling pos_fine": "79d89caee3240438",
     "sequence_labelling phones": "12205cab9b20351a",
+    "sequence_labelling heads": "e54f5628cf0a4d1b",
+    "offsets smoke": "e356484c86062a3f",
+    "offsets smoke_relations": "1b46b2e3fe720596",
+    "offsets quick": "492dd1e55dafa71c",
+    "offsets k_back": "d3963d3de57784f9",
+    "offsets relations": "fbe2e741cf5c7598",
     "attention_vs_rnn quick": "4c57253e4ddba8a1",
     "attention_vs_rnn cpu": "8bbd0a718c39aa3a",
     "attention_vs_rnn accelerator": "9671613e9248ad10",
@@ -64,6 +71,8 @@ def cells(name, config):
         return of_studies([*conv.make_studies(config, "t").values(), *more])
     if name == "sequence_labelling":
         return of_studies(labelling.plan_studies(config, "t").values())
+    if name == "offsets":
+        return of_studies(offsets.studies_of(config))
     if name == "attention_vs_rnn":
         sizes = dict(length=784, height=28)
         copies = rnn._studies(config, "copy", config.copy_models)
@@ -82,7 +91,7 @@ def cells(name, config):
     ]
 
 
-MODULES = (scaling, conv, labelling, rnn, graphs, positions)
+MODULES = (scaling, conv, labelling, offsets, rnn, graphs, positions)
 PRESETS = {
     f"{m.EXPERIMENT.name} {name}": (m.EXPERIMENT.name, config)
     for m in MODULES

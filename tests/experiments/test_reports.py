@@ -130,21 +130,22 @@ def test_models_behind_a_baseline_are_said_first(tmp_path):
     assert "**No model beats the baseline most frequent (.9500):" in written
 
 
-def test_encodings_worse_than_none_and_unfair_scores_are_told(tmp_path):
+def test_encodings_worse_than_none_and_other_scores_are_told(tmp_path):
     whole = labellers("pos", [({}, 0.9)])
     varied = [
         (dict(positions="none"), 0.5),
         (dict(positions="sinusoidal"), 0.4),
         (dict(positions="rope"), 0.6),
-        (dict(attention="additive"), 0.55),
+        (dict(positions="t5"), 0.7),
+        (dict(attention="additive", positions="t5"), 0.55),
     ]
     varied = [(change | dict(n=100, updates=3), mean) for change, mean in varied]
     written = told(labelling, [*whole, *labellers("pos", varied)], tmp_path)
     assert "sinusoidal −.1000 [−.1000, −.1000], **worse than none**" in written
     assert "rope +.1000 [+.1000, +.1000]; sinu" in written
-    assert "no fair comparison here: RoPE" in written
+    assert "its own tuning chose: −.1500 [−.1500, −.1500]." in written
     written = told(labelling, [*whole, *labellers("pos", varied[:3])], tmp_path)
-    assert "fair" not in written
+    assert "dot products" not in written
 
 
 def test_whole_utterances_stand_beside_their_crops(tmp_path):

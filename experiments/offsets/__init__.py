@@ -1,0 +1,1 @@
+"""What lies some places away, by a window and by self-attention."""
