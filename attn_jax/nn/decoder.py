@@ -178,12 +178,13 @@ class LstmLayer(nnx.Module):
     def __call__(self, x: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Maps [B, T, D] to [B, T, D], from the beginning; nothing is random."""
         batch, length, dim = x.shape
-        gates = self.into(jnp.swapaxes(x, 0, 1).reshape(-1, dim))
+        # Flat with the batch first: so XLA keeps a batch split over devices as it is.
+        gates = self.into(x.reshape(-1, dim)).reshape(batch, length, -1)
         state = self.init_state(batch, length)
         state = _checks.varying(state, gates, self.recur.kernel[...])
-        _, hidden = jax.lax.scan(self._advance, state, gates.reshape(length, batch, -1))
-        out = self.out(hidden.reshape(length * batch, -1))
-        return jnp.swapaxes(out.reshape(length, batch, dim), 0, 1)
+        _, hidden = jax.lax.scan(self._advance, state, jnp.swapaxes(gates, 0, 1))
+        hidden = jnp.swapaxes(hidden, 0, 1).reshape(batch * length, -1)
+        return self.out(hidden).reshape(batch, length, dim)
 
     def _advance(
         self, state: LstmState, gates: jax.Array

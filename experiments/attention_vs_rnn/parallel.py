@@ -29,7 +29,7 @@ from attn_jax.tools.chain import chain_length
 from attn_jax.tools.cost import count_flops
 from experiments.attention_vs_rnn.cells import LINEAR_CHUNK
 from experiments.attention_vs_rnn.data import SYMBOLS
-from experiments.attention_vs_rnn.report import PARALLEL
+from experiments.attention_vs_rnn.speed import PARALLEL
 from experiments.core import devices, optim
 from experiments.core.engine import available_cores
 from experiments.core.measure import Folder, measures, seconds_of
@@ -197,8 +197,11 @@ def split_steps(
             compiled = jax.jit(made.step).lower(*operands).compile()
             calls.append(functools.partial(compiled, *operands))
             row = dict(split=split, model=model, devices=count, batch=batch)
-            turns = loop_turns(compiled.as_text() or "")
-            rows.append(row | dict(length=length, loop_turns=turns, seconds=[]))
+            row |= dict(length=length, seconds=[])
+            row["loop_turns"] = loop_turns(compiled.as_text() or "")
+            # By XLA, which takes the body of a loop once: to compare one with many.
+            row["device_flops"] = (compiled.cost_analysis() or {}).get("flops")
+            rows.append(row)
     for turn in range(repeats):
         for row, call in zip(rows, calls, strict=True):
             row["seconds"] += seconds_of(call, 1, warm=turn == 0)

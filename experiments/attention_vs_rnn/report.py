@@ -1,62 +1,32 @@
 """Tables and figures of the experiment, from stored results alone.
 
 `python -m experiments attention_vs_rnn --redraw FOLDER` redraws report.md and the
-figures of a folder that holds results.jsonl and, if it was measured, timing.json.
+figures of a folder that holds results.jsonl and, if they were measured, timing.json and
+parallel.json.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from experiments.attention_vs_rnn.data import unpack
+from experiments.attention_vs_rnn.names import NAMES, model, styles, with_heads
+from experiments.attention_vs_rnn.speed import in_parallel, timed
 from experiments.core import report as tell
-from experiments.core.plots import Panel, Series, Styles, panels, save_figure, subplots
-from experiments.core.report import Column, Group, Part, Report, Row, Section
+from experiments.core.plots import Panel, Series, panels, save_figure, subplots
+from experiments.core.report import Column, Group, Part, Report, Section
 
-TIMING, PARALLEL = "timing.json", "parallel.json"
+# arXiv:2006.16236, table 1: bits a dimension.
+PAPER_BITS = {"softmax": 0.621, "linear": 0.644}
 
-# arXiv:2006.16236, tables 1 and 2: MNIST, bits a dimension and images a second.
-PAPER = {
-    "softmax, uncached": (0.621, 0.45),
-    "softmax": (0.621, 7.56),
-    "linear": (0.644, 142.8),
-}
+# Pictures of models with fewer updates cannot be told from noise, and are not shown.
+LEARNT = 5_000
 
-NAMES = {
-    "softmax": "softmax attention",
-    "linear": "linear attention",
-    "reformer": "Reformer",
-    "lstm": "LSTM",
-    "softmax, uncached": "softmax attention, uncached",
-}
-SCALING_NAMES = {
-    "dot_product": "softmax attention",
-    "blockwise": "softmax attention, blockwise",
-    "linear": "linear attention",
-    "reformer": "Reformer",
-}
-_WITH_CACHE = NAMES | {"softmax": "softmax attention, key-value cache"}
-
-
-def _model(row: Row) -> str:
-    """What a row's model is called; one's own by its file and what was in it."""
-    model, digest = row.config["model"], row.config.get("attention_sha256")
-    name = NAMES.get(model, pathlib.PurePath(model).name)
-    return f"{name} {digest[:6]}" if digest else name
-
-
-def _styles(group: Group) -> Styles:
-    """Of all figures; attention with a cache is softmax attention."""
-    every = map(_model, group.every)
-    return Styles([*NAMES.values(), *SCALING_NAMES.values(), *every])
-
-
-_MODEL: Column = ("model", _model)
+_MODEL: Column = ("model", model)
+_WITH_HEADS: Column = ("model", with_heads)
 _COSTS: tuple[Column, ...] = (
     tell.PARAMETERS,
     (
@@ -77,19 +47,65 @@ def _curves(file: str, *names: tuple[str, str, float]) -> Part:
     """
 
     def draw(group: Group) -> str:
-        found = []
+        found, first = [], {}
+        for row in group.rows:  # the first of a model has its colour
+            first.setdefault(model(row), group.name(row))
         for name, label, floor in names:
             lines = [
-                line
+                dataclasses.replace(line, name=model(row))
+                if first[model(row)] == line.label
+                else line
                 for row in group.rows
-                for line in Series.training(_model(row), row.records, name)
+                for line in Series.training(group.name(row), row.records, name)
             ]
             level = floor, "uniform guess"
             found.append(Panel(label, "updates", label, lines, level, markersize=2.5))
-        panels(found, group.folder / file, _styles(group))
+        panels(found, group.folder / file, styles(group))
         return f"![training curves]({file})"
 
     return draw
+
+
+def _bits(group: Group) -> list[str]:
+    """Test bits of every seed and their mean, beside what anyone could count."""
+    rows = [row for row in group.rows if row.records]
+    floors = {
+        name: metrics["test_bits"]
+        for name, metrics in group.floors(task=group.config["task"]).items()
+        if name != "uniform"
+    }
+    if not rows:
+        return []
+    figure, ((axes,),) = subplots((7.6, 0.42 * len(rows) + 1.3), dpi=120)
+    looks = styles(group)
+    for place, row in enumerate(rows):
+        color, found = looks[model(row)].color, list(row.scores("test_bits").values())
+        axes.plot(found, [place] * len(found), "|", color=color, markersize=13)
+        axes.plot(np.mean(found), place, "D", color=color, markersize=6)
+    known = sorted(floors.items(), key=lambda floor: floor[1])
+    for line, (name, value) in zip(("--", ":", "-."), known, strict=False):
+        label = f"{name}, {value:.2f}"
+        axes.axvline(value, color="#777777", linewidth=1, linestyle=line, label=label)
+    axes.set_yticks(range(len(rows)), map(model, rows), fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(
+        f"bits a pixel of {group.config['test_size']:,} test images (less is better)",
+        fontsize=9,
+    )
+    title = f"images pixel by pixel after {group.config['updates']:,} updates"
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if floors:
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8
+        )
+    save_figure(figure, group.folder / "images.png")
+    return [
+        "![bits a pixel](images.png)",
+        "A stroke a seed, and the mean; the grey lines are distributions that anyone "
+        "could count.",
+    ]
 
 
 def _pictures(name: str, caption: str) -> Part:
@@ -97,10 +113,12 @@ def _pictures(name: str, caption: str) -> Part:
 
     def draw(group: Group) -> list[str]:
         config, shown, truth = group.config, {}, None
+        if config["updates"] < LEARNT:
+            return []
         for row in group.rows:
             metrics = row.records[0]["metrics"] if row.records else {}
             if metrics.get(name):
-                shown[_model(row)] = unpack(metrics[name], config["length"])
+                shown[model(row)] = unpack(metrics[name], config["length"])
             if name == "completions" and metrics.get("completed"):
                 truth = unpack(metrics["completed"], config["length"])
         if not shown:
@@ -125,145 +143,6 @@ def _pictures(name: str, caption: str) -> Part:
     return draw
 
 
-# ------------------------------------------------------------------- timing
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _timing(group: Group) -> list[str]:
-    """What timing.json of the folder says, if there is one."""
-    found = group.measured(TIMING)
-    if found is None:
-        return []
-    parts = (_speed(found), _tokens(found, group), _scaling(found, group))
-    return [said for part in parts for said in part] + _train_steps(found, group)
-
-
-def _speed(timing: Mapping[str, Any]) -> list[str]:
-    """The table of images a second, with the ratios of the paper."""
-    sizes, images = timing["sizes"], timing["images"]
-    uncached = next(row for row in images if "uncached" in row["model"])
-    order = ["softmax, uncached", "softmax", "linear", "lstm"]
-    linear = {r["batch"]: r["images_per_s"] for r in images if r["model"] == "linear"}
-    told = {
-        name: (f"{speed:g}", f"{PAPER['linear'][1] / speed:.3g}×")
-        for name, (_, speed) in PAPER.items()
-    }
-    paper = lambda row: told.get(row["model"], (tell.NONE, tell.NONE))  # noqa: E731
-
-    def ratio(row: dict[str, Any]) -> str:
-        return f"{_short(linear[row['batch']] / row['images_per_s'])}×"
-
-    return [
-        "## Images a second",
-        f"The paper's model of MNIST: {sizes['depth']} layers, {sizes['num_heads']} "
-        f"heads of {sizes['dim'] // sizes['num_heads']}, {sizes['length']} pixels, "
-        f"{sizes['components']} logistics, untrained weights (no time depends on "
-        f"them), on {timing['cores']} CPU cores. With a state all pixels were drawn, "
-        "and the median of the runs counts. Uncached, the pass over all earlier "
-        f"pixels was timed at {' and '.join(map(str, uncached['lengths']))} pixels and "
-        "the time of the others interpolated. The ratio is linear attention over the "
-        "row; the paper's are of a GPU.",
-        tell.tabulate(
-            [
-                ("generation", lambda row: _WITH_CACHE[row["model"]]),
-                ("batch", lambda row: str(row["batch"])),
-                ("images/s", lambda row: f"{row['images_per_s']:.3g}"),
-                ("linear is faster by", ratio),
-                ("paper: images/s", lambda row: paper(row)[0]),
-                ("paper: linear is faster by", lambda row: paper(row)[1]),
-            ],
-            sorted(images, key=lambda r: (r["batch"], order.index(r["model"]))),
-        ),
-    ]
-
-
-def _tokens(timing: Mapping[str, Any], group: Group) -> list[str]:
-    found = timing["tokens"]
-    lines = [
-        Series(
-            _WITH_CACHE[model],
-            found["positions"],
-            [1e3 * t for t in seconds],
-            name=NAMES[model],
-        )
-        for model, seconds in found["seconds"].items()
-    ]
-    title = f"time of one token, {found['batch']} images at once"
-    panel = Panel(
-        title, "position in the sequence", "ms a token", lines, ylim=(0, None)
-    )
-    panels([panel], group.folder / "tokens.png", _styles(group))
-    growth = [f"{line.label} {line.y[-1] / line.y[0]:.2f}×" for line in lines]
-    return [
-        "## Time of a token by its position",
-        f"A step with a state, median. Last over first position: {', '.join(growth)}.",
-        "![time of a token](tokens.png)",
-    ]
-
-
-def _scaling(timing: Mapping[str, Any], group: Group) -> list[str]:
-    rows = {(row["name"], row["length"]): row for row in timing["scaling"]}
-    lengths = sorted({length for _, length in rows})
-    found = []
-    for title, field, unit, label in (
-        ("time", "seconds", 1.0, "seconds"),
-        ("temporary memory of the program", "temp_bytes", 2.0**-20, "MiB"),
-    ):
-        lines = []
-        for name, shown in SCALING_NAMES.items():
-            points = [
-                (length, unit * rows[name, length][field])
-                for length in lengths
-                if rows.get((name, length), {}).get(field)
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                lines.append(Series(shown, x, y))
-        found.append(Panel(title, "length N", label, lines, log=True, doubling=True))
-    panels(found, group.folder / "scaling.png", _styles(group))
-
-    def cell(row: dict[str, Any]) -> str:
-        if "skipped" in row:
-            return row["skipped"]
-        return f"{row['seconds']:.3g} s, {(row['temp_bytes'] or 0) / 2**20:,.0f} MiB"
-
-    cells: dict[str, dict[int, str]] = {name: {} for name in SCALING_NAMES.values()}
-    for (name, length), row in rows.items():
-        cells[SCALING_NAMES[name]][length] = cell(row)
-    return [
-        "## Long sequences: attention forward and backward",
-        "One example, causal, 8 heads of 32, float32; memory as XLA plans it. What "
-        "needs more than 8 GiB or 20 s was not run, and no longer one either.",
-        "![scaling](scaling.png)",
-        tell.pivot("attention", cells, "N = {:,}"),
-    ]
-
-
-def _train_steps(timing: Mapping[str, Any], group: Group) -> list[str]:
-    rows, sizes = timing["train_steps"], timing["train_sizes"]
-    seconds: dict[str, dict[int, float]] = {}
-    for row in rows:
-        seconds.setdefault(NAMES[row["model"]], {})[row["length"]] = row["seconds"]
-    title = f"one train step, {rows[0]['batch']} sequences"
-    lines = [
-        Series(k, list(found), list(found.values())) for k, found in seconds.items()
-    ]
-    cells = {k: {n: f"{x:.3g}" for n, x in v.items()} for k, v in seconds.items()}
-    panel = Panel(title, "length T", "seconds", lines, log=True, doubling=True)
-    panels([panel], group.folder / "train_steps.png", _styles(group))
-    return [
-        "## Parallel training: one train step",
-        f"{sizes['depth']} layers of width {sizes['dim']}, {rows[0]['batch']} "
-        "sequences: loss, gradients and AdamW. Attention sees all tokens at once, the "
-        "LSTM one after the other.",
-        "![train steps](train_steps.png)",
-        tell.pivot("seconds", cells, "T = {:,}"),
-    ]
-
-
 # ------------------------------------------------------------------- report
 
 
@@ -272,13 +151,56 @@ def _not_better(group: Group) -> list[str]:
     text = []
     for name, floor in group.floors(task="copy").items():
         behind = [
-            _model(row)
+            with_heads(row)
             for row in group.rows
             if row.mean("test_accuracy", 2.0) <= floor["test_accuracy"]
         ]
         if behind:
             text.append(f"**Not better than a {name}: {', '.join(behind)}.**")
     return text
+
+
+def _apart(group: Group) -> list[str]:
+    """Accuracies less that of linear attention, with intervals."""
+    linear = [r for r in group.rows if r.config["model"] == "linear" and r.records]
+    if not linear:
+        return []
+    found = [
+        f"{with_heads(row)} {tell.difference(row, linear[0], 'test_accuracy', 3)[1]}"
+        for row in group.rows
+        if row is not linear[0] and row.records
+    ]
+    return [
+        f"Accuracy less that of {with_heads(linear[0])}, with Student's interval of "
+        f"95 % over seeds: {'; '.join(found)}."
+    ]
+
+
+def _tuned(group: Group) -> list[str]:
+    """Which learning rates were tried, and where the best lies at an end of them."""
+    tried = sorted(
+        {
+            r["config"]["learning_rate"]
+            for r in group.records
+            if r["config"]["phase"] == "tune" and r["config"]["task"] == "copy"
+        }
+    )
+    if not tried:
+        return ["All models have one learning rate, which was not tuned."]
+    trial = next(r["config"] for r in group.records if r["config"]["phase"] == "tune")
+    text = (
+        "Learning rates were chosen on validation sequences, of "
+        f"{', '.join(f'{rate:g}' for rate in tried)}, by a run of "
+        f"{trial['updates']:,} updates each."
+    )
+    ends = [
+        with_heads(row)
+        for row in group.rows
+        if row.config["learning_rate"] in (tried[0], tried[-1])
+    ]
+    return [
+        text + (f" **At an end of these: {', '.join(ends)}.**" if ends else ""),
+    ]
 
 
 _COPY = Section(
@@ -288,8 +210,9 @@ _COPY = Section(
         lambda group: (
             'Sequences "0 w 0 w" of {length} symbols, w of {short} to {long} symbols '
             "out of 10; the second w counts. {depth} layers of width {dim}, "
-            "{updates:,} updates of {batch_size} sequences, AdamW (the paper: 4 layers "
-            "of width 256, RAdam, a learning rate that falls after 3,000 updates). "
+            "{updates:,} updates of {batch_size} sequences, AdamW (the paper: 128 "
+            "symbols, 4 layers of width 256 with heads of 32, 64 sequences, RAdam, a "
+            "learning rate that falls after 3,000 updates). "
             "Mean ± standard deviation over seeds, on sequences that nobody trained "
             "on. Whole: sequences without any error."
         ).format(
@@ -299,19 +222,22 @@ _COPY = Section(
         ),
     ),
     columns=(
-        _MODEL,
+        _WITH_HEADS,
         tell.score("loss", "test_loss", 3),
         tell.score("accuracy", "test_accuracy", 3),
         tell.score("whole", "test_whole", 3),
+        tell.RATE,
         *_COSTS,
         tell.DIVERGED,
     ),
     floors=lambda group: [
-        [name, *(tell.decimal(m[f"test_{x}"], 3) for x in ("loss", "accuracy")), *"000"]
+        [name, *(tell.decimal(m[f"test_{x}"], 3) for x in ("loss", "accuracy")), "0"]
         for name, m in group.floors(task="copy").items()
     ],
     notes=(
         _not_better,
+        _apart,
+        _tuned,
         _curves(
             "copy.png",
             ("loss", "loss, nats a symbol", math.log(10)),
@@ -343,8 +269,8 @@ _IMAGES = Section(
         (
             "paper, MNIST",
             lambda row: (
-                f"{PAPER[row.config['model']][0]:.3f}"
-                if row.config["model"] in PAPER
+                f"{PAPER_BITS[row.config['model']]:.3f}"
+                if row.config["model"] in PAPER_BITS
                 else tell.NONE
             ),
         ),
@@ -355,7 +281,7 @@ _IMAGES = Section(
         for name, m in group.floors(task=group.config["task"]).items()
     ],
     notes=(
-        _curves("images.png", ("loss", "bits a pixel", 8.0)),
+        _bits,
         _pictures("samples", "Samples of the first seed."),
         _pictures(
             "completions",
@@ -369,12 +295,15 @@ _ORDER = list(NAMES)
 
 REPORT = Report(
     title="# Attention against recurrent networks",
-    order=lambda row: (*_ORDER, row.config["model"]).index(row.config["model"]),
+    order=lambda row: (
+        (*_ORDER, row.config["model"]).index(row.config["model"]),
+        row.config.get("num_heads"),
+    ),
     text=(
         "Transformers are RNNs (Katharopoulos et al., 2020, arXiv:2006.16236), here: "
         "decoders that differ in what mixes tokens over time. Trained in parallel, "
         "generated token by token with a state.",
     ),
     sections=(_COPY, _IMAGES),
-    notes=(_timing,),
+    notes=(timed, in_parallel),
 )

@@ -29,7 +29,7 @@ from attn_jax.tools.bench import size_text
 from experiments.attention_vs_rnn.cells import Shape, program_of
 from experiments.attention_vs_rnn.data import START, CopyBatch
 from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_sample
-from experiments.attention_vs_rnn.report import TIMING
+from experiments.attention_vs_rnn.speed import TIMING
 from experiments.core import optim
 from experiments.core.engine import available_cores
 from experiments.core.measure import Folder, measures, median_of, repeated, seconds_of
