@@ -464,6 +464,7 @@ def heads(
     size: float,
     ticks: Sequence[str] = (),
     middle: bool = False,
+    bar: str = "",
 ) -> pathlib.Path:
     """Draw a picture a head: a row a layer, a column a head.
 
@@ -474,18 +475,20 @@ def heads(
         size: Inches of a picture's side.
         ticks: Names of rows and columns, the same; "" names none.
         middle: Whether to mark the middle.
+        bar: What the colours are: all pictures have one scale, told by a bar.
 
     Returns:
         The path.
     """
     rows, columns = len(weights), len(weights[0])
-    shape = (size * columns + 0.6, size * rows + 0.7)
+    shape = (size * columns + 0.6 + 0.8 * bool(bar), size * rows + 0.7)
+    top = max(float(np.max(layer)) for layer in weights) if bar else None
     figure, grid = subplots(shape, rows, columns, title=title)
     places = [i for i, name in enumerate(ticks) if name]
     names = [ticks[i] for i in places]
     for layer, head in np.ndindex(rows, columns):
         axes, image = grid[layer, head], np.asarray(weights[layer][head], float)
-        axes.imshow(image, cmap="magma", vmin=0)
+        drawn = axes.imshow(image, cmap="magma", vmin=0, vmax=top)
         if middle:
             y, x = (length // 2 for length in image.shape)
             axes.plot(x, y, "s", color="#56B4E9", markersize=2)
@@ -496,6 +499,10 @@ def heads(
             axes.set_title(f"head {head + 1}", fontsize=7)
         if left:
             axes.set_ylabel(f"layer {layer + 1}", fontsize=7)
+    if bar:
+        scale = figure.colorbar(drawn, ax=list(grid.flat), shrink=0.6, aspect=30)
+        scale.set_label(bar, fontsize=8)
+        scale.ax.tick_params(labelsize=7)
     return save_figure(figure, path)
 
 

@@ -20,8 +20,8 @@ from experiments.core.measure import Folder, measures
 from experiments.core.store import ResultsStore
 from experiments.data import sequence_tasks, sequences
 from experiments.data.sequences import Part, SequenceData
+from experiments.sequence_labelling.ablation import HEADS
 from experiments.sequence_labelling.maps import weights_of
-from experiments.sequence_labelling.report import HEADS
 from experiments.sequence_labelling.streaming import encoder_of, kept_cells, labeller_of
 from experiments.tasks import labelling
 

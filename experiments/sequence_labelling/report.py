@@ -13,16 +13,23 @@ from typing import Any
 import numpy as np
 
 from experiments.core import report as tell
-from experiments.core.plots import Series, Styles, curve, heads
+from experiments.core.plots import Panel, Series, Styles, heads, panels
 from experiments.core.report import Column, Group, Part, Report, Row, Section
+from experiments.sequence_labelling.ablation import draw_heads
 
-HEADS, MAPS, STREAMING = "heads.json", "maps.json", "streaming.json"
+MAPS, STREAMING = "maps.json", "streaming.json"
 
 #: Accuracy on whole utterances, where the test part holds pieces of them.
 WHOLE = "test_whole_accuracy"
 
 # Labels of the test parts that committed records were scored on.
 _TEST_LABELS = {"pos": 116_717, "pos_fine": 116_717, "phones": 62_633}
+
+_TASKS = {
+    "pos": "Tags of words, Brown corpus",
+    "pos_fine": "Brown's own tags of words",
+    "phones": "Phones of recorded speech",
+}
 
 _NAMES = {
     "cnn": "1-D CNN",
@@ -244,56 +251,92 @@ def _remarks(group: Group) -> list[str]:
 # ---------------------------------------------------------------------- figures
 
 
+_WINDOW, _ATTENTION = "window", "self-attention"
+
+
 def _styles(group: Group) -> Styles:
     """Models have the colours after those of the figures about the window."""
-    window = ("window, test", "window, training", "window")
-    beside = ("self-attention, test", "self-attention, training")
-    return Styles([*window, *sorted(map(model_name, group.every))], beside)
+    parts = [f"{_WINDOW}, {part}" for part in ("test", "training")]
+    beside = [f"{_ATTENTION}, {part}" for part in ("test", "training")]
+    return Styles([*parts, *sorted(map(model_name, group.every))], beside)
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    return _TASKS.get(config["task"], config["task"])
+
+
+def _floor(group: Group) -> tuple[float, str] | None:
+    """The best baseline, and what it is."""
+    best = group.best("test_accuracy")
+    if best is None:
+        return None
+    name = best[0].replace("_", " ")
+    return best[1], f"{name}, whole training part: {tell.decimal(best[1])}"
 
 
 def _window(group: Group) -> list[str]:
     """Accuracy over the window, what is overfitted, and the parameters it takes."""
-    config, folder, styles = group.config, group.folder, _styles(group)
-    task, xlabel = config["task"], "vectors that one label sees (log scale)"
+    config = group.config
     points = [(2 * row.config["window"] + 1, row) for row in group.rows]
-    metrics = {"test": "test_accuracy", "training": "train_accuracy"}
-    found = [
-        Series.of(f"window, {part}", [(x, row.of(metric)) for x, row in points])
-        for part, metric in metrics.items()
-    ]
     ends = [points[0][0], points[-1][0]]
-    for row in _rest(group, "transformer"):
-        alike = all(row.config[name] == config[name] for name in ("n", "updates"))
-        for part, metric in metrics.items() if alike and _plain(group, row) else ():
-            level = [(end, row.of(metric)) for end in ends]
-            found.append(Series.of(f"self-attention, {part}", level, baseline=True))
-    if not (found := [line for line in found if line.x]):
+    beside = [
+        row
+        for row in _rest(group, "transformer")
+        if all(row.config[name] == config[name] for name in ("n", "updates"))
+        and _plain(group, row)
+    ]
+
+    def lines(part: str, metric: Any, said: str = "") -> list[Series]:
+        found = [
+            Series.of(
+                f"{_WINDOW}{said}",
+                [(x, row.of(metric)) for x, row in points],
+                name=f"{_WINDOW}, {part}",
+            )
+        ]
+        found += [
+            Series.of(
+                f"{_ATTENTION}{said}",
+                [(end, row.of(metric)) for end in ends],
+                name=f"{_ATTENTION}, {part}",
+            )
+            for row in beside
+        ]
+        return [line for line in found if line.x]
+
+    behind = lambda r: r["metrics"]["params"] - r["metrics"]["input_params"]  # noqa: E731
+    accuracy = [
+        line
+        for part, metric in (("test", "test_accuracy"), ("training", "train_accuracy"))
+        for line in lines(part, metric, f", {part}")
+    ]
+    if not accuracy:
         return []
-    curve(
-        found,
-        folder / "window.png",
-        title=f"{task}: a wider window, {_size(config)} training sequences",
-        ylabel="accuracy",
-        xlabel=xlabel,
-        note="A fully connected network over the window; mean over seeds.",
-        styles=styles,
+    common = dict(xlabel="vectors that one label sees", doubling=True)
+    panels(
+        [
+            Panel(
+                f"{_task(config)}: {_size(config)} training sequences",
+                ylabel="accuracy",
+                series=accuracy,
+                level=_floor(group),
+                **common,
+            ),
+            Panel(
+                "What a wider window takes",
+                ylabel="parameters behind the input tables",
+                series=lines("test", behind),
+                log=True,
+                **common,
+            ),
+        ],
+        group.folder / "window.png",
+        _styles(group),
     )
-    text = ["![window](window.png)"]
-    for name, ylabel, more, less in (
-        ("gap", "accuracy on training data − test", "train_accuracy", "test_accuracy"),
-        ("parameters", "parameters without input tables", "params", "input_params"),
-    ):
-        apart = lambda r, a=more, b=less: r["metrics"][a] - r["metrics"][b]  # noqa: E731
-        curve(
-            [Series.of("window", [(x, row.of(apart)) for x, row in points])],
-            folder / f"window_{name}.png",
-            title=f"{task}: {ylabel}",
-            ylabel=ylabel,
-            xlabel=xlabel,
-            styles=styles,
-        )
-        text.append(f"![{name}](window_{name}.png)")
-    return text
+    return [
+        "![a wider window](window.png)",
+        "Lines are means over seeds, with bands of one deviation.",
+    ]
 
 
 def _scaling(group: Group) -> list[str]:
@@ -309,19 +352,24 @@ def _scaling(group: Group) -> list[str]:
                 scaling.setdefault(name, {}).setdefault(size, row)
     if all(len(points) < 2 for points in scaling.values()):
         return []
-    curve(
+    lines = [
+        Series.of(name, [(n, points[n].of("test_accuracy")) for n in sorted(points)])
+        for name, points in scaling.items()
+        if len(points) > 1
+    ]
+    panels(
         [
-            Series.of(
-                name, [(n, points[n].of("test_accuracy")) for n in sorted(points)]
+            Panel(
+                f"{_task(group.config)}: {sweep:,} updates for every N",
+                "number of training sequences N",
+                "test accuracy",
+                lines,
+                level=_floor(group),
+                doubling=True,
             )
-            for name, points in scaling.items()
-            if len(points) > 1
         ],
         group.folder / "scaling.png",
-        title=f"{group.config['task']}: accuracy and the number of training sequences",
-        xlabel="number of training sequences N (log scale)",
-        note=f"{sweep:,} updates for every N; mean and deviation over seeds.",
-        styles=_styles(group),
+        _styles(group),
     )
     cells = {
         name: {n: tell.mean(row.of("test_accuracy")) for n, row in points.items()}
@@ -391,19 +439,41 @@ def _streaming(group: Group) -> list[str]:
     ]
 
 
+# Whether it is speech -> what a row of a map is.
+_ROWS = {
+    False: "Each row is a word, with the tag that the model predicts in brackets, and "
+    "where it looks.",
+    True: "Each row is a time, named by the phone that begins there, and where it "
+    "looks.",
+}
+
+
+def _ticks(names: Sequence[str], spoken: bool) -> list[str]:
+    """Names of rows: predictions marked, and none on top of another."""
+    if not spoken:
+        return ["{} ({}?)".format(*name.rsplit("/", 1)) for name in names]
+    found, last = [], -2
+    for place, name in enumerate(names):
+        shown = bool(name) and place - last > 1
+        found.append(name if shown else "")
+        last = place if shown else last
+    return found
+
+
 def draw_maps(group: Group) -> list[str]:
     """Draws the attention maps of the folder, if there are any, one a sequence."""
     found = group.measured(MAPS)
     if found is None:
         return []
-    text = ["## Who attends to whom"]
+    text, spoken = ["## Who attends to whom"], _spoken(found["cell"])
     for place, entry in enumerate(found["maps"], start=1):
         heads(
             [np.asarray(layer) for layer in entry["weights"]],
             group.folder / f"maps_{place}.png",
-            title=f"{entry['title']}  (rows attend to columns)",
+            title=f"{entry['title']}\n{_ROWS[spoken]}",
             size=2.6,
-            ticks=entry["ticks"],
+            ticks=_ticks(entry["ticks"], spoken),
+            bar="weight that a row gives to a column",
         )
         text.append(f"![{entry['title']}](maps_{place}.png)")
     return text
@@ -447,5 +517,5 @@ REPORT = Report(
             notes=(_remarks,),
         ),
     ),
-    notes=(_scaling, _streaming, draw_maps),
+    notes=(_scaling, draw_heads, _streaming, draw_maps),
 )

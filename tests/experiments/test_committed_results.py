@@ -103,16 +103,26 @@ def check_sequence_labelling(name, figure, records, folder):
         shown = [image.get_array() for axes in figure.axes for image in axes.images]
         heads = [head for layer in entry["weights"] for head in layer]
         return np.testing.assert_array_equal(np.asarray(shown), heads)
-    read = {
-        "window": lambda m: [m["test_accuracy"], m["train_accuracy"]],
-        "scaling": lambda m: [m["test_accuracy"]],
-        "window_gap": lambda m: [m["train_accuracy"] - m["test_accuracy"]],
-        "window_parameters": lambda m: [m["params"] - m["input_params"]],
-    }[name]
+    if name == "heads":
+        seeds = json.loads((folder / "heads.json").read_text())["seeds"]
+        looks = [axes.images[0].get_array() for axes in figure.axes[: 2 * len(seeds)]]
+        for look, entry in zip(looks[::2], seeds, strict=True):
+            known = sorted(row for layer in entry["offsets"] for row in layer)
+            assert sorted(map(list, look)) == known
+        return None
     final = [r for r in records if r["config"]["phase"] == "final"]
-    groups = report.grouped(final, report.settings_of).values()
+    floors = [
+        r["metrics"]["test_accuracy"]
+        for r in records
+        if r["config"]["phase"] == "baseline"
+    ]
+    read = lambda m: [m["test_accuracy"], m["train_accuracy"]]  # noqa: E731
+    groups = list(report.grouped(final, report.settings_of).values())
     known = [np.mean([read(r["metrics"]) for r in group], axis=0) for group in groups]
-    all_in(figure.axes[0], np.concatenate(known))
+    all_in(figure.axes[0], [*np.concatenate(known), *floors])
+    if name == "window":
+        counts = [group[0]["metrics"] for group in groups]
+        all_in(figure.axes[1], [m["params"] - m["input_params"] for m in counts])
 
 
 def check_offsets(name, figure, records, folder):

@@ -16,8 +16,8 @@ from experiments.core.measure import Folder, measures
 from experiments.data import sequence_tasks, speech
 from experiments.graphs import timing as graphs
 from experiments.graphs.experiment import PRESETS
+from experiments.sequence_labelling import ablation, heads, report, streaming
 from experiments.sequence_labelling import experiment as labelling_experiment
-from experiments.sequence_labelling import streaming
 from experiments.tasks import labelling
 
 
@@ -102,6 +102,49 @@ def test_time_and_memory_of_a_graph_are_measured(optimized):
     assert found["nodes"] == 1_000 and found["edges"] == 5_000
     assert found["seconds"] > 0 and found["program_bytes"] > 0
     assert found["peak_bytes"] > 5e7
+
+
+def test_a_head_that_is_taken_away_has_no_weights_that_count(tmp_path, monkeypatch):
+    data = sequence_tasks.load_task("toy_pos")
+    smoke = labelling_experiment.PRESETS["smoke"]
+    cell = labelling_experiment.base_cell(smoke, "toy_pos", "transformer")
+    key = labelling.program_key(cell, data)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32),
+        labelling.program_of(key).initial_params(0),
+    )
+    model = streaming.labeller_of(cell, data, params, data.max_length)
+    longest = int(np.bincount(data.test.lengths).argmax())
+    monkeypatch.setattr(heads, "LENGTH", longest)
+    found = dict(seed=0) | heads.look(model, data, data.test, 256)
+    predicted, _ = labelling.LabelTask(data).predict(cell, params, data.test)
+    accuracy = labelling.scores(data.test, predicted)["accuracy"]
+    assert found["whole"]["accuracy"] == pytest.approx(accuracy)
+    assert np.shape(found["offsets"]) == (1, 2, 2 * heads.REACH + 1)
+    # Without the first head: as if its values did not reach the output.
+    kernel = streaming.encoder_of(model).blocks[0].attention.out.kernel
+    kernel[...] = kernel[...].at[0].set(0.0)
+    without = heads.look(model, data, data.test, 256)["whole"]
+    assert found["without"][0][0] == without != found["whole"]
+
+    monkeypatch.setattr(ablation, "FEWEST", 1)
+    measured = dict(cell=cell.config(), tags=list(data.class_names), seeds=[found] * 2)
+    measured |= dict(length=longest, reach=heads.REACH)
+    (tmp_path / ablation.HEADS).write_text(json.dumps(measured))
+    told = "\n".join(ablation.draw_heads(report.Group([], [], tmp_path, [])))
+    assert "| 0 | layer 1, head 2 |" in told and "2 seeds" in told
+    assert (tmp_path / "heads.png").stat().st_size > 5_000
+
+
+def test_heads_that_look_elsewhere_are_apart():
+    def head(layer, *offsets):
+        return ablation.Head(0, layer, 1, np.array(offsets), 0.0, np.zeros(2))
+
+    one, other, half = head(1, 1.0, 0, 0), head(1, 0, 0, 1.0), head(1, 0.5, 0, 0.5)
+    assert (one.main, other.main) == (-1, 1)
+    assert ablation.apart([one, other]) == 1.0 and ablation.apart([one, one]) == 0.0
+    assert ablation.apart([one, half, head(2, 0, 1.0, 0)]) == 0.5
 
 
 def test_sound_is_labelled_as_it_comes_as_it_is_as_a_whole():
