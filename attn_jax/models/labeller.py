@@ -130,12 +130,13 @@ class VectorInput(nnx.Module):
         return self.linear(vectors)
 
 
-def side_by_side(x: jax.Array, window: int) -> jax.Array:
+def side_by_side(x: jax.Array, window: int, dilation: int = 1) -> jax.Array:
     """Each vector with its neighbours beside it, zeros beyond the ends.
 
     Args:
       x: [B, T, D].
       window: number w of neighbours on either side.
+      dilation: how far apart neighbours are; 0 = each is the vector itself.
 
     Returns:
       [B, T, (2w + 1) · D].
@@ -143,11 +144,10 @@ def side_by_side(x: jax.Array, window: int) -> jax.Array:
     >>> side_by_side(jnp.arange(1.0, 4.0).reshape(1, 3, 1), 1)[0].tolist()
     [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 0.0]]
     """
-    length = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (window, window), (0, 0)))
-    return jnp.concatenate(
-        [padded[:, i : i + length] for i in range(2 * window + 1)], axis=-1
-    )
+    length, reach = x.shape[1], window * dilation
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
+    starts = (i * dilation for i in range(2 * window + 1))
+    return jnp.concatenate([padded[:, i : i + length] for i in starts], axis=-1)
 
 
 class WindowBody(nnx.Module):
@@ -211,8 +211,14 @@ class ConvolutionBody(nnx.Module):
       dim: width D.
       depth: number of blocks L.
       mlp_dim: hidden width of the position-wise networks.
-      kernel: width of a convolution, odd; L of them see L · (kernel − 1) + 1 vectors.
+      kernel: width K of a convolution, odd.
+      dilations: of the L convolutions, by default 1 each: an output sees
+        (K − 1)/2 · Σ dilations vectors on either side. One of dilation 0 sees its own
+        vector K times: as many parameters and FLOPs, no wider field.
       dropout_rate: of hidden units while training.
+
+    Raises:
+      ValueError: for an even kernel, or dilations that are not L whole numbers ≥ 0.
 
     >>> body = ConvolutionBody(8, depth=2, mlp_dim=16, kernel=3, rngs=nnx.Rngs(0))
     >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
@@ -226,10 +232,17 @@ class ConvolutionBody(nnx.Module):
         depth: int,
         mlp_dim: int,
         kernel: int = 5,
+        dilations: Sequence[int] | None = None,
         dropout_rate: float = 0.0,
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
+        self.dilations = (1,) * depth if dilations is None else tuple(dilations)
+        if len(self.dilations) != depth or min(self.dilations, default=0) < 0:
+            raise ValueError(
+                f"`dilations` must be depth={depth} numbers of 0 or more, but is "
+                f"{self.dilations}."
+            )
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"`kernel` must be odd and at least 1, but is {kernel}.")
         self.kernel = kernel
@@ -253,7 +266,8 @@ class ConvolutionBody(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D]."""
-        for norm, convolution, mlp_norm, block in zip(
+        for dilation, norm, convolution, mlp_norm, block in zip(
+            self.dilations,
             self.convolution_norms,
             self.convolutions,
             self.mlp_norms,
@@ -261,7 +275,8 @@ class ConvolutionBody(nnx.Module):
             strict=True,
         ):
             real = _where_real(norm(x), key_mask)
-            x = x + jax.nn.gelu(convolution(side_by_side(real, self.kernel // 2)))
+            seen = side_by_side(real, self.kernel // 2, dilation)
+            x = x + jax.nn.gelu(convolution(seen))
             x = x + block(mlp_norm(x), deterministic=deterministic, rngs=rngs)
         return self.norm(x)
 

@@ -84,6 +84,12 @@ class Progress:
         if self._display:
             self._display.stop()
 
+    def expect(self, total: int) -> None:
+        """There are so many cells by now: a grid may grow."""
+        self.total = total
+        if self._display:
+            self._display.total = total
+
     def heard(self, worker: int, method: str, *arguments: Any) -> None:
         """Takes over what a worker's `Relay` said."""
         if method == "say":

@@ -29,6 +29,9 @@ class Study:
         trying this one's grid.
       metric: what is compared; a grid cell without it (it diverged or failed) loses.
       minimise: whether less of it is better.
+      first: (first, last) index of the grid, which is ordered, that is tried at once;
+        where the best lies at an end of what was tried and the grid goes on there, the
+        next is tried too. None: all of it.
     """
 
     name: str
@@ -38,6 +41,15 @@ class Study:
     tuned_by: Study | None = None
     metric: str = "val_accuracy"
     minimise: bool = False
+    first: tuple[int, int] | None = None
+
+    def _value(self, cell: Any, get: Get) -> float | None:
+        """What is compared, more is better; None without a record."""
+        record = get(cell.config())
+        if record is None:
+            return None
+        found = record["metrics"].get(self.metric)
+        return -math.inf if found is None else -found if self.minimise else found
 
     def best(self, get: Get) -> int:
         """Index of the best grid cell by validation data; of equals, the first."""
@@ -45,19 +57,30 @@ class Study:
             return self.tuned_by.best(get)
         if len(self.grid) == 1:
             return 0
-        sign = -1 if self.minimise else 1
-        values = []
-        for cell in self.grid:
-            record = get(cell.config())
-            found = None if record is None else record["metrics"].get(self.metric)
-            values.append(-math.inf if found is None else sign * found)
-        return values.index(max(values))
+        values = [self._value(cell, get) for cell in self.grid]
+        known = [-math.inf if value is None else value for value in values]
+        return known.index(max(known))
 
-    def tuning(self) -> tuple[Any, ...]:
-        """The cells to try, none where there is nothing to choose."""
+    def tuning(self, get: Get = lambda config: None) -> tuple[Any, ...]:
+        """The cells to try as far as that is known, none with nothing to choose."""
         if self.tuned_by is not None:
-            return self.tuned_by.tuning()
-        return self.grid if len(self.grid) > 1 else ()
+            return self.tuned_by.tuning(get)
+        if len(self.grid) == 1:
+            return ()
+        low, high = self.first or (0, len(self.grid) - 1)
+        while True:
+            tried = self.grid[low : high + 1]
+            values = [self._value(cell, get) for cell in tried]
+            known = [value for value in values if value is not None]
+            if len(known) < len(tried):
+                return tried
+            best = low + known.index(max(known))
+            if best == low > 0:
+                low -= 1
+            elif best == high < len(self.grid) - 1:
+                high += 1
+            else:
+                return tried
 
     def final(self, best: int) -> tuple[Any, ...]:
         """The cells of all seeds, with what the validation part chose."""
@@ -70,19 +93,21 @@ class Study:
 
     def possible(self) -> Iterator[Any]:
         """Every cell that may be run, whatever the validation part chooses."""
-        yield from self.tuning()
+        if self.tuned_by is None and len(self.grid) > 1:
+            yield from self.grid
         for best in range(len(self.grid)):
             yield from self.final(best)
 
-    def total(self) -> int:
-        """Number of records of a finished study, without those of another."""
-        return self.seeds + (0 if self.tuned_by else len(self.tuning()))
+    def total(self, get: Get = lambda config: None) -> int:
+        """Number of records when it is done, as far as that is known; see `tuning`."""
+        return self.seeds + (0 if self.tuned_by else len(self.tuning(get)))
 
     def done(self, get: Get) -> int:
         """Number of its cells that have a record."""
-        tuned = sum(get(c.config()) is not None for c in self.tuning())
+        tuning = self.tuning(get)
+        tuned = sum(get(c.config()) is not None for c in tuning)
         count = 0 if self.tuned_by else tuned
-        if tuned == len(self.tuning()):
+        if tuned == len(tuning):
             cells = self.final(self.best(get))
             count += sum(get(c.config()) is not None for c in cells)
         return count
@@ -165,9 +190,9 @@ class Plan:
             baselines=[x for x in mine if isinstance(x, Baseline)],
         )
 
-    def total(self) -> int:
-        """Number of records when all is done."""
-        return len(self.baselines) + sum(s.total() for s in self.studies)
+    def total(self, get: Get = lambda config: None) -> int:
+        """Number of records when all is done, as far as that is known."""
+        return len(self.baselines) + sum(s.total(get) for s in self.studies)
 
     def done(self, get: Get) -> int:
         """Number of records there are."""
@@ -205,7 +230,7 @@ class Plan:
                 yield Job(index, baseline=i)
         seen: set[str] = set()
         for study in self.studies:
-            tuning = [c for c in study.tuning() if get(c.config()) is None]
+            tuning = [c for c in study.tuning(get) if get(c.config()) is None]
             if tuning:
                 groups = [(cell,) for cell in tuning]
             else:

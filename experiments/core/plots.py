@@ -89,15 +89,22 @@ class Styles:
     Args:
         names: What is drawn in colour, in any figure.
         baselines: What is drawn thin and grey.
+        given: Styles that some names have, in place of the next in order.
 
     >>> styles = Styles(["ViT", "ResNet"])
     >>> styles["ResNet"].color == PALETTE[1]
     True
     """
 
-    def __init__(self, names: Iterable[str], baselines: Iterable[str] = ()) -> None:
-        self._styles: dict[str, Style] = {}
-        for place, name in enumerate(dict.fromkeys(names)):
+    def __init__(
+        self,
+        names: Iterable[str],
+        baselines: Iterable[str] = (),
+        given: Mapping[str, Style] | None = None,
+    ) -> None:
+        self._styles: dict[str, Style] = dict(given or {})
+        rest = [name for name in dict.fromkeys(names) if name not in self._styles]
+        for place, name in enumerate(rest):
             turn, index = divmod(place, len(PALETTE))
             # Beyond the colours that there are, another line and marker each.
             other = (index + turn) % len(PALETTE)
@@ -335,20 +342,32 @@ class Panel:
     ylim: tuple[float, float | None] | None = None
     log: bool = False  # whether y is on a log scale
     doubling: bool = False  # whether x is, each length a tick
+    decades: bool = False  # whether x is on a log scale, measured sizes as ticks
+    zero: bool = False  # whether it is of differences
+    marks: Sequence[
+        tuple[float, float, str]
+    ] = ()  # on the zero line, (from, to, style)
     markersize: float = 4
 
 
 def panels(
-    found: Sequence[Panel], path: str | os.PathLike[str], styles: Styles
+    found: Sequence[Panel],
+    path: str | os.PathLike[str],
+    styles: Styles,
+    *,
+    height: float = 3.4,
+    note: str = "",
 ) -> pathlib.Path:
     """Draw panels beside one another, each with its legend; return the path."""
-    figure, (row,) = subplots((6.4 * len(found), 3.4), columns=len(found), dpi=120)
+    figure, (row,) = subplots((6.4 * len(found), height), columns=len(found), dpi=120)
+    if note:
+        figure.supxlabel(note, **_NOTE)
     for axes, panel in zip(row, found, strict=True):
         for line in panel.series:
             style = styles[line.style]
             look = style.look | dict(markersize=panel.markersize, linewidth=1.5)
             axes.plot(line.x, line.y, label=line.label, **look)
-            if len(line.low):
+            if len(line.low) and None not in (*line.low, *line.high):
                 band: _Look = dict(color=style.color, alpha=0.15, linewidth=0)
                 axes.fill_between(line.x, line.low, line.high, **band)
         if panel.level:
@@ -357,7 +376,16 @@ def panels(
             axes.set_ylim(*panel.ylim)
         if panel.log:
             axes.set_yscale("log")
+        if panel.zero:
+            axes.axhline(0, color=_INK, linewidth=1, zorder=1)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
+        for start, end, style in panel.marks:
+            look = dict(linewidth=6, alpha=0.5, solid_capstyle="butt", zorder=1.5)
+            axes.plot([start, end], [0, 0], color=styles[style].color, **look)
         axes.legend(**_LEGEND, fontsize=8, handlelength=2.6)
+        if panel.decades:
+            axes.set_xscale("log")
+            _finish(axes, sorted({x for line in panel.series for x in line.x}))
         if panel.doubling:
             axes.set_xscale("log", base=2)
             ticks = sorted({x for line in panel.series for x in line.x})

@@ -267,7 +267,7 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
       Exit: a worker met what would befall every cell; it is told.
     """
     get = _Records(store)
-    total = sum(plan.total() for plan in plans)
+    total = sum(plan.total(get) for plan in plans)
     done = sum(plan.done(get) for plan in plans)
     primary = jax.process_index() == 0
     with (
@@ -286,6 +286,7 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
                 if signum:
                     raise Interrupted(signum)
                 left, jobs = False, []
+                progress.expect(sum(plan.total(get) for plan in plans))
                 for index, plan in enumerate(plans) if primary else ():
                     for job in plan.ready(get, index, group=runtime.vmap_seeds):
                         left = True
@@ -374,14 +375,14 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         preset = experiment.presets[options.preset]
         whole = make_plans(experiment, options.settings, preset)
         plans = [plan.part(runtime.shard) for plan in whole]
+        get = _Records(store)
         if primary:
             begin(store, plans)
             for plan in plans:
                 print(plan.description)
-            total = sum(plan.total() for plan in plans)
+            total = sum(plan.total(get) for plan in plans)
             print(f"{total} cells -> {store.folder}", flush=True)
-        get = _Records(store)
-        if any(plan.done(get) < plan.total() for plan in plans):
+        if any(plan.done(get) < plan.total(get) for plan in plans):
             for plan in plans:
                 plan.task.rehearse(list(plan.cells()))
                 if runtime.vmap_seeds and not plan.task.uniform and primary:

@@ -120,12 +120,17 @@ def tagging_baselines(data: SequenceData) -> dict[str, Callable[[], dict[str, An
     """The most frequent tag, of all words and of each word, for a tagging task."""
     return {
         "majority": functools.partial(majority, data),
-        "most_frequent_tag": functools.partial(_most_frequent, data, False),
-        "most_frequent_tag_by_suffix": functools.partial(_most_frequent, data, True),
+        "most_frequent_tag": functools.partial(most_frequent, data, by_suffix=False),
+        "most_frequent_tag_by_suffix": functools.partial(
+            most_frequent, data, by_suffix=True
+        ),
     }
 
 
-def _most_frequent(data: SequenceData, by_suffix: bool) -> dict[str, Any]:
+def most_frequent(
+    data: SequenceData, *, by_suffix: bool, rows: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Each word has its most frequent tag in training, or in some rows of it."""
     toy = data.name == "toy_pos"
     corpus = text.toy_text(400, seed=0) if toy else text.load_brown()
     train, _, test = text.split_by_document(corpus, seed=0)
@@ -140,7 +145,10 @@ def _most_frequent(data: SequenceData, by_suffix: bool) -> dict[str, Any]:
         ]
 
     tags = [tuple(y.tolist()) for y in data.train.labels]
-    found = text.most_frequent_tag(words(train), tags, words(test), by_suffix=by_suffix)
+    known = words(train)
+    if rows is not None:
+        known, tags = ([part[i] for i in rows] for part in (known, tags))
+    found = text.most_frequent_tag(known, tags, words(test), by_suffix=by_suffix)
     return _accuracies(data.test, [np.array(row) for row in found])
 
 

@@ -1,8 +1,9 @@
-"""Self-attention against convolution as the number of training images grows.
+"""Self-attention against convolution as the training set grows.
 
-`python -m experiments.data_scaling --preset quick` trains a ViT, a ResNet and a
-hybrid of near FLOPs on nested subsets of real images and writes results.jsonl,
-report.md, curve.png and gap.png.
+`python -m experiments.data_scaling --preset phones` trains self-attention, convolutions
+of growing receptive field and a recurrent network on nested subsets of recorded speech;
+`--preset cpu` a ViT, a ResNet and a hybrid of near FLOPs on images. Each writes
+results.jsonl, report.md and figures.
 
 Reference: Dosovitskiy et al., arXiv:2010.11929, Figures 3 and 4.
 """
@@ -42,6 +43,7 @@ from experiments.core.loop import Program
 from experiments.core.plan import Baseline, Plan, Study
 from experiments.core.run import Experiment
 from experiments.data.images import Dataset
+from experiments.data_scaling import sequences
 from experiments.data_scaling.report import REPORT
 from experiments.data_scaling.tasks import Scenes, load_task
 from experiments.tasks.baselines import BASELINES, subset_baseline
@@ -104,33 +106,41 @@ def _known(name: str) -> bool:
     return family in MODELS and size in SIZES[family]
 
 
+_IMAGE_MODELS = f"{', '.join(MODELS)}, or family:size"
 FAMILIES = Limit(
-    lambda x: 1 <= len(x) == len(set(x)) and all(map(_known, x)),
-    f"at least one of {', '.join(MODELS)}, or family:size, each once",
+    lambda x: 1 <= len(x) == len(set(x)),
+    f"for images {_IMAGE_MODELS}; for sequences {sequences.WORDS}; each once",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Settings):
-    """Accuracy on a fixed test set as a function of the number of training images."""
+    """Accuracy on a fixed test set as a function of the number of training examples."""
 
     task: str = "fashion_mnist"
-    """fashion_mnist, cifar10, cifar100, digits, npz:PATH, or scenes."""
+    """Images: fashion_mnist, cifar10, cifar100, digits, npz:PATH, or scenes. Sequences
+    with a label a vector: phones (speech), pos, pos_fine (text), or toy_phones,
+    toy_pos."""
     scenes: Scenes = dataclasses.field(default_factory=Scenes)
     """How scenes are composed, for --task scenes."""
+    labels: sequences.Labels = dataclasses.field(default_factory=sequences.Labels)
+    """How sequences are labelled, for tasks of sequences."""
     allow_fallback: bool = False
     """Use scikit-learn's digits where the images of the task cannot be had."""
     models: Annotated[tuple[str, ...], FAMILIES] = ("vit", "resnet", "hybrid")
-    """Families: vit, resnet, hybrid, mlp; "family:size" for another size than SIZE."""
+    """Of images, families: vit, resnet, hybrid, mlp; "family:size" for another size
+    than SIZE. Of sequences: "cnn:R" and "attention:R", which see R vectors on either
+    side, attention, gru, lstm, "window:W"."""
     size: Literal["mu", "ti", "s", "b"] = "mu"
     """Size of every family; within a size FLOPs are near (`attn_jax models`)."""
     patch: Annotated[int | None, at_least(1)] = None
     """Side of the ViT's patches in pixels; by default the size's where it divides the
     image, else the largest that leaves at least 4 x 4."""
     attention: str | None = None
-    """Attention variant inside the ViT: a name or path/file.py:function."""
+    """Attention variant inside the ViT, or "attention": a name or
+    path/file.py:function."""
     ns: Counts = (100, 1_000, 10_000)
-    """Numbers of training images."""
+    """Numbers of training images or sequences."""
     seeds: Count = 3
     """Seeds of each (model, N): each draws its own subset and initial parameters."""
     baselines: Annotated[tuple[str, ...], some_of(BASELINES, least=0)] = BASELINES
@@ -170,6 +180,14 @@ class Config(Settings):
     """Grid of the MLP."""
 
     def rules(self) -> Iterator[Rule]:
+        if self.task in sequences.TASKS:
+            known = all(sequences.traits_of(x, self.labels) for x in self.models)
+            yield "models", known, f"of {sequences.WORDS}, for task={self.task!r}"
+            placed = self.attention is None or "attention" in self.models
+            yield "attention", placed, "left out without a model 'attention'"
+            return
+        known = all(map(_known, self.models))
+        yield "models", known, f"of {_IMAGE_MODELS}, for task={self.task!r}"
         mirrored = self.task == "scenes" and self.flip
         yield (
             "flip",
@@ -182,6 +200,7 @@ class Config(Settings):
 
 
 _SMOOTHED = (0.0, 0.1)
+_FIELDS = ("attention:30", "gru", "cnn:2", "cnn:256", "attention:6")
 _AUGMENTED = Grid(
     weight_decays=(0.05, 0.3), label_smoothings=(0.1,), crops=(4,), mixups=(0.0, 0.2)
 )
@@ -231,6 +250,32 @@ PRESETS: Mapping[str, Config] = {
         flip=False,
         vit=Grid(learning_rates=(1e-3,)),
         resnet=Grid(learning_rates=(1e-2,)),
+    ),
+    "smoke_sequences": Config(
+        task="toy_phones",
+        ns=(4, 8),
+        seeds=1,
+        models=("cnn:6", "attention", "attention:6", "gru"),
+        updates=4,
+        tune_updates=2,
+        labels=sequences.Labels(tokens=512, dim=8, num_heads=1, learning_rates=(3e-3,)),
+    ),
+    "phones": Config(
+        task="phones",
+        ns=(10, 30, 100, 300, 1_000, 2_104),
+        seeds=5,
+        models=("attention", "cnn:6", "cnn:30", *_FIELDS),
+        updates=800,
+        tune_updates=100,
+    ),
+    "pos": Config(
+        task="pos",
+        ns=(300, 1_000, 3_000, 10_000, 45_997),
+        seeds=5,
+        models=("attention", "cnn:6", "window:2", "gru"),
+        updates=3_000,
+        tune_updates=500,
+        labels=sequences.Labels(depth=2),
     ),
     "accelerator": Config(
         task="cifar10",
@@ -507,6 +552,8 @@ def plans(config: Config) -> list[Plan]:
     Raises:
       DataError, ValueError: the data cannot be had or cannot serve; a bad value.
     """
+    if config.task in sequences.TASKS:
+        return sequences.plans(config)
     scenes = config.scenes if config.task == "scenes" else Scenes()
     dataset = load_task(config.task, scenes, allow_fallback=config.allow_fallback)
     config = fitting(config, dataset)
@@ -524,6 +571,9 @@ EXPERIMENT = Experiment(
     minutes={
         "smoke": "seconds, a test",
         "quick": "minutes",
+        "smoke_sequences": "seconds, a test",
+        "phones": "hours, two cores; recorded speech",
+        "pos": "hours, two cores; text",
         "cpu": "hours, two cores",
         "scenes": "hours; composed scenes",
         "accelerator": "CIFAR-10 on GPU or TPU",

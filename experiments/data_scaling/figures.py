@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from experiments.core import plots, stats
 from experiments.core.report import Group, decimal, span
-from experiments.data_scaling.lines import Line, Section, quotient
+from experiments.data_scaling.lines import EXAMPLES, Line, Section, quotient
 
 MISFIT = 0.02  # a law that misses a mean by more describes the data badly
 MATCHED = 1.25  # FLOPs within this ratio count as matched
@@ -37,12 +38,39 @@ def unmatched_pairs(pairs: Iterable[tuple[Line, Line]]) -> list[str]:
     ]
 
 
+def pair_name(first: Line, second: Line) -> str:
+    """Whose style a gap has: its own, or its rival's where that sees a field."""
+    if first.model == "transformer" and first.reach is None:
+        return second.name
+    return f"{first.label} − {second.label}"
+
+
 def styles_of(sections: Sequence[Section]) -> plots.Styles:
     """One style a name, in all figures: networks first, then their differences."""
     names = [x.name for section in sections for x in section.networks]
     pairs = [pair for section in sections for pair in section.pairs]
-    names += [f"{one.name} − {two.name}" for one, two in pairs]
-    return plots.Styles(names, [x.name for s in sections for x in s.baselines])
+    names += [pair_name(*pair) for pair in pairs]
+    floors = [x.name for section in sections for x in section.baselines]
+    return plots.Styles(names, floors, _of_fields(sections))
+
+
+def _of_fields(sections: Sequence[Section]) -> dict[str, plots.Style]:
+    """Convolutions of sequences from light to dark as they see more, attention warm."""
+    lines = [x for s in sections if s.task in EXAMPLES for x in s.networks]
+    found = {}
+    for model, shades, marker in (
+        ("cnn", ("#9ecae1", "#4292c6", "#2166ac", "#08306b"), "s"),
+        ("transformer", ("#fdae6b", "#e6550d", "#99000d"), "o"),
+        ("gru", ("#009E73",), "^"),
+        ("lstm", ("#66c2a5",), "v"),
+    ):
+        mine = {x.reach or math.inf: x.name for x in lines if x.model == model}
+        known = [mine[reach] for reach in sorted(mine)]
+        for i, name in enumerate(known):
+            place = len(shades) - len(known) + i if model == "transformer" else i
+            shade = shades[min(max(place, 0), len(shades) - 1)]
+            found[name] = plots.Style(shade, marker, plots.LINES[0])
+    return found
 
 
 def draw_curve(section: Section, styles: plots.Styles, group: Group) -> list[str]:
@@ -81,6 +109,7 @@ def draw_curve(section: Section, styles: plots.Styles, group: Group) -> list[str
             for line in (*networks, *shown)
         ],
         group.folder / f"{name}.png",
+        xlabel=f"number of training {section.examples} N (log scale)",
         title=f"{section.title}: accuracy as the training set grows",
         level=None if chance is None else (chance, "without the centre"),
         note=(note + _updates_note(section)).strip(),
@@ -114,6 +143,7 @@ def draw_gap(section: Section, styles: plots.Styles, group: Group) -> list[str]:
     plots.curve(
         gaps,
         group.folder / f"{name}.png",
+        xlabel=f"number of training {section.examples} N (log scale)",
         title=f"{section.title}: attention against the CNN",
         ylabel="difference in test accuracy",
         sides=("attention ahead", "CNN ahead"),
@@ -149,5 +179,5 @@ def _gap_series(first: Line, second: Line) -> plots.Series | None:
         high=[g.high for g in points.values()],
         seeds=[min(g.seeds) for g in points.values()],
         fit=fit,
-        name=f"{first.name} − {second.name}",
+        name=pair_name(first, second),
     )

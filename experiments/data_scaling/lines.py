@@ -19,6 +19,7 @@ from experiments.core.cell import attention_digest
 from experiments.core.report import NONE, Row, grouped, settings_of, span
 from experiments.core.store import Record
 from experiments.data import scenes
+from experiments.data_scaling.sequences import field_of
 from experiments.data_scaling.tasks import SCENES_NAME, shape_of
 
 MODELS = {
@@ -26,6 +27,12 @@ MODELS = {
     "resnet": "ResNet",
     "hybrid": "Hybrid",
     "mlp": "MLP",
+    "transformer": "self-attention",
+    "cnn": "CNN",
+    "window": "window",
+    "gru": "GRU",
+    "lstm": "LSTM",
+    "most_frequent_tag_by_suffix": "most frequent tag",
     "logistic_regression": "logistic regression",
     "rbf_svm": "RBF-SVM",
     "majority": "majority class",
@@ -36,15 +43,26 @@ TASKS = {
     "cifar100": "CIFAR-100",
     "digits": "digits",
     "scenes": "Composed scenes",
+    "phones": "Speech, phones of frames",
+    "pos": "Text, tags of words",
+    "pos_fine": "Text, Brown's own tags",
 }
-MAIN_TASK = "fashion_mnist"
-ACCURACY = "test_accuracy"
+#: What N counts; images where a task is not named.
+EXAMPLES = {
+    "phones": "crops of 2.56 s",
+    "pos": "sentences",
+    "pos_fine": "sentences",
+    "toy_phones": "crops",
+    "toy_pos": "sentences",
+}
+MAIN_TASKS = ("phones", "fashion_mnist")
+ACCURACY, WHOLE = "test_accuracy", "test_windows_accuracy"
 
 #: Records that differ in one of these are different experiments: a section each.
 _SECTION_KEYS = (
     "task dataset scene_task grid item cells item_classes protocol preset".split()
 )
-ATTENTION = ("vit", "hybrid")
+ATTENTION = ("vit", "hybrid", "transformer")
 _PLAIN_ATTENTION = (None, "", "none", "dot_product", "softmax")
 EQUAL = 1.1  # updates within this ratio count as equal: whole passes are rounded
 
@@ -61,15 +79,24 @@ class Line:
     tune: list[Record]
     version: str = ""  # of the variant's file, where there are several
     field: str = ""  # receptive field, where it tells two CNNs apart
+    metric_name: str = ACCURACY  # what it is judged by
 
     @property
     def name(self) -> str:
         """What its style belongs to: the label, but for what a task adds to it."""
-        name = MODELS.get(self.model, self.model) + (f"-{self.size}" * bool(self.size))
+        name = MODELS.get(self.model, self.model)
+        if self.size:
+            name += ("-" if self.reach is None else " ") + self.size
         if self.attention not in _PLAIN_ATTENTION:
             version = f" {self.version}" * bool(self.version)
             name += f" [{os.path.basename(str(self.attention))}{version}]"
         return name
+
+    @property
+    def reach(self) -> int | None:
+        """How many vectors of a sequence it sees on either side, where that is told."""
+        told = str(self.size or "")
+        return int(told[1:]) if told.startswith("±") else None
 
     @property
     def label(self) -> str:
@@ -79,13 +106,13 @@ class Line:
     @functools.cached_property
     def means(self) -> dict[int, stats.Summary]:
         """N -> the test accuracy of those with a finished seed, ascending."""
-        found = {n: row.of(ACCURACY) for n, row in self.points.items()}
+        found = {n: row.of(self.metric_name) for n, row in self.points.items()}
         return {n: summary for n, summary in found.items() if summary is not None}
 
     @property
     def scores(self) -> dict[int, dict[int, float]]:
         """N -> seed -> test accuracy."""
-        return {n: self.points[n].scores(ACCURACY) for n in self.means}
+        return {n: self.points[n].scores(self.metric_name) for n in self.means}
 
     @property
     def finals(self) -> list[Record]:
@@ -145,10 +172,37 @@ class Section:
         """A config for each network at each N."""
         return [line.points[n].config for line in self.networks for n in line.means]
 
+    @property
+    def examples(self) -> str:
+        """What N counts."""
+        return EXAMPLES.get(self.task, "images")
+
+    @property
+    def item(self) -> str:
+        """What FLOPs are told for."""
+        return "label" if self.task in EXAMPLES else "image"
+
     @functools.cached_property
     def pairs(self) -> list[tuple[Line, Line]]:
-        """Each network with attention beside every CNN, the nearest in FLOPs first."""
-        cnns = [x for x in self.networks if x.model == "resnet" and x.means]
+        """Each network with attention beside every CNN, the nearest in FLOPs first.
+
+        Of sequences: self-attention beside what sees a field, the smallest first, and
+        beside recurrent networks; truncated, beside the CNN of the same field.
+        """
+        known = [x for x in self.networks if x.means]
+        cnns = [x for x in known if x.model == "resnet"]
+        if self.task in EXAMPLES:
+            whole = [x for x in known if x.model in ATTENTION and x.reach is None]
+            rivals = [x for x in known if x.model not in ATTENTION]
+            rivals.sort(key=lambda x: (x.reach is None, x.reach or 0))
+            same = [
+                (line, cnn)
+                for line in known
+                for cnn in rivals
+                if (line.model, cnn.model) == ("transformer", "cnn")
+                and line.reach == cnn.reach
+            ]
+            return [(line, rival) for line in whole for rival in rivals] + same
 
         def order(line: Line, cnn: Line) -> tuple[float, bool, str]:
             apart = quotient(line, cnn) or 1.0
@@ -203,13 +257,13 @@ class Section:
 
 def make_sections(records: Sequence[Record]) -> list[Section]:
     """Sort records into sections and lines; the main task comes first."""
-    phases = grouped(map(_recounted, records), lambda r: r["config"].get("phase"))
+    named = (_named(_recounted(record)) for record in records)
+    phases = grouped(named, lambda r: r["config"].get("phase"))
     keys: list[dict[str, Any]] = []
     for record in phases.get("final", []) or phases.get("baseline", []):
         if (key := _keys(record)) not in keys:
             keys.append(key)
-    task = lambda k: k.get("task") or ""  # noqa: E731
-    keys.sort(key=lambda k: (task(k) != MAIN_TASK, task(k), str(sorted(k.items()))))
+    keys.sort(key=_order)
     sections, names = [], []
     for i, key in enumerate(keys):
 
@@ -225,6 +279,10 @@ def make_sections(records: Sequence[Record]) -> list[Section]:
         twins = [k for k in keys if k != key and k.get("task") == key.get("task")]
         differ = [k for k in key if any(twin.get(k) != key[k] for twin in twins)]
         found = Section(key, _lines(mine, tune), _lines(grey, []))
+        done = [r["metrics"] for r in (*mine, *grey) if r["status"] == "done"]
+        if done and all(WHOLE in metrics for metrics in done):
+            for line in found.lines:
+                line.metric_name = WHOLE
         found.apart = ", ".join(f"{k} {key[k]}" for k in differ if k != "task")
         # The first section's figures have no suffix, the others' their task.
         found.suffix = f"_{_slug(found.task)}" * bool(i)
@@ -235,6 +293,25 @@ def make_sections(records: Sequence[Record]) -> list[Section]:
         names.append(found.suffix)
         sections.append(found)
     return sections
+
+
+def _order(key: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Main tasks first."""
+    task = str(key.get("task") or "")
+    place = (*MAIN_TASKS, task).index(task)
+    return min(place, len(MAIN_TASKS)), task, str(sorted(key.items()))
+
+
+def _named(record: Record) -> Record:
+    """Of a model of sequences, what it sees on either side stands for its size."""
+    config = record["config"]
+    if config.get("task") not in EXAMPLES or config.get("phase") == "baseline":
+        return record
+    reach, attention = field_of(config), config.get("attention")
+    told: dict[str, Any] = {"size": None if reach is None else f"±{reach}"}
+    if attention == "truncated":
+        told["attention"] = None
+    return record | {"config": config | told}
 
 
 def _keys(record: Record) -> dict[str, Any]:
@@ -269,6 +346,7 @@ def _lines(records: Sequence[Record], tune: Sequence[Record]) -> list[Line]:
         key=lambda line: (
             (*order, line.model).index(line.model),
             line.attention not in _PLAIN_ATTENTION,
+            math.inf if line.reach is None else line.reach,
             line.label,
         ),
     )

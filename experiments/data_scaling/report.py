@@ -19,6 +19,7 @@ from experiments.core import report as tell
 from experiments.core import stats
 from experiments.core.report import Group, Report
 from experiments.core.store import Record
+from experiments.data_scaling import crossing
 from experiments.data_scaling.figures import (
     MATCHED,
     MISFIT,
@@ -442,7 +443,7 @@ def _sizes(section: Section) -> list[str]:
     columns: dict[str, Callable[[Line], str]] = {
         "model": lambda x: x.label,
         "parameters": lambda x: tell.span(x.metric("params")),
-        "forward MFLOP / image": lambda x: tell.span(
+        f"forward MFLOP / {section.item}": lambda x: tell.span(
             x.metric("flops"), lambda v: f"{v / 1e6:,.3g}"
         ),
     }
@@ -454,7 +455,8 @@ def _sizes(section: Section) -> list[str]:
         )
         if section.span is not None:
             columns["relation spans (pixels)"] = lambda x: str(section.span)
-    columns["training images / s"] = lambda x: tell.span(x.metric("images_per_s"))
+    if any(line.metric("images_per_s") for line in known):
+        columns["training images / s"] = lambda x: tell.span(x.metric("images_per_s"))
     columns["minutes / final cell"] = lambda x: tell.span(
         (r["wall_time_s"] / 60 for r in x.finals), lambda v: f"{v:.1f}"
     )
@@ -478,10 +480,9 @@ def _sizes(section: Section) -> list[str]:
                 + (f", parameters × {params:.2f}." if params is not None else ".")
             )
     lines.append(
-        "- FLOPs are those of one image's forward pass as "
-        "`attn_jax.tools.cost.count_flops` counts them now, whatever a record holds. "
-        "Images per second and minutes are what the machines at hand gave, other work "
-        "included."
+        f"- FLOPs are those of one {section.item}'s forward pass as "
+        "`attn_jax.tools.cost` counts them now, whatever a record holds. Rates and "
+        "minutes are what the machines at hand gave, other work included."
     )
     return [*text, "\n".join(lines)]
 
@@ -584,6 +585,10 @@ def _sections(group: Group) -> Iterator[str]:
     """All sections with their figures."""
     sections = make_sections(group.records)
     styles = styles_of(sections)
+    if any(section.pairs for section in sections):
+        yield "## Where self-attention overtakes"
+        yield from crossing.draw(sections, styles, group)
+        yield from crossing.overview(sections)
     for section in sections:
         yield f"## {section.title}"
         for part in _BEFORE_FIGURES:
@@ -599,8 +604,10 @@ def _sections(group: Group) -> Iterator[str]:
 def _summary(group: Group) -> Iterator[str]:
     """The accuracy tables alone, as aligned text for a terminal."""
     for section in make_sections(group.records):
-        yield f"{section.title}: test accuracy"
+        yield from [x.replace("**", "") for x in _none_ahead(section)]
+        yield f"{section.title}: test accuracy, N counts {section.examples}"
         yield _accuracy_table(section, bold=False)
+        yield "\n".join(crossing.statements(section))
         _, *lines = _losers(section) or [""]
         yield from [x.replace("**", "") for x in lines if x.startswith("- ")]
 
@@ -613,7 +620,7 @@ REPORT = Report(
         "`results.jsonl`; do not edit.",
         "Numbers are accuracies on the fixed test set: mean ± standard deviation over "
         "seeds (number of seeds). A seed draws the training subset, the initial "
-        "weights and the order of the images.",
+        "weights and the order of the examples.",
         _sections,
         lambda group: _provenance(group.records),
     ),

@@ -50,6 +50,7 @@ class LabelCell(Cell):
       position_options: pairs (name, value) for the position encoding.
       window: neighbours on either side, of "window"; else None.
       kernel: width of a convolution, of "cnn"; else None.
+      dilations: of the convolutions of "cnn"; None = 1 each.
       train_length: longest training sequence, others are left out; None = all.
       id_dropout: probability that a token's first id (its word) is hidden in training,
         where the task has an id for unknown words.
@@ -71,6 +72,7 @@ class LabelCell(Cell):
     position_options: tuple[tuple[str, Any], ...] = ()
     window: int | None = None
     kernel: int | None = None
+    dilations: tuple[int, ...] | None = None
     train_length: int | None = None
     id_dropout: Share = 0.0
     dropout_rate: Share = 0.1
@@ -86,16 +88,22 @@ class LabelCell(Cell):
             needed = name in wanted
             words = f"{'given' if needed else 'left out'} for model {self.model!r}"
             yield name, (getattr(self, name) is not None) == needed, words
+        words = "left out but for model 'cnn'"
+        yield "dilations", self.dilations is None or self.model == "cnn", words
         for name in ("left", "right"):
             given = getattr(self, name) is not None
             words = f"given with attention='truncated' alone, not {self.attention!r}"
             yield name, given == (self.attention == "truncated"), words
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"position_options": dict(self.position_options)}
+        found = super().config() | {"position_options": dict(self.position_options)}
+        if self.dilations is None:  # as in records of before there were any
+            del found["dilations"]
+        return found
 
     def traits(self) -> Iterator[str]:
-        for name in ("attention", "positions", "window", "left", "right", "num_heads"):
+        names = "attention positions window dilations left right num_heads"
+        for name in names.split():
             if getattr(self, name) is not None:
                 yield f"{name}={getattr(self, name)}"
         if self.n is not None:
@@ -105,7 +113,7 @@ class LabelCell(Cell):
 # What shapes a program: cells that agree in it share the compiled one.
 _SHAPE = (
     "model dim depth mlp_dim num_heads attention attention_sha256 left right positions "
-    "position_options window kernel dropout_rate dtype"
+    "position_options window kernel dilations dropout_rate dtype"
 ).split()
 
 
@@ -147,7 +155,7 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
             positions=traits["positions"],
             position_options=dict(traits["position_options"]),
         )
-    for name in ("window", "kernel"):
+    for name in ("window", "kernel", "dilations"):
         if traits[name] is not None:
             options[name] = traits[name]
     return Labeller(
@@ -235,8 +243,16 @@ def training_part(cell: LabelCell, data: SequenceData) -> Part:
             f"n={cell.n} is larger than the training part of {data.name}, which has "
             f"{len(part)} sequences (train_length={cell.train_length})."
         )
-    order = np.random.Generator(np.random.PCG64([cell.seed, 1])).permutation(len(part))
-    return part.take(order[: cell.n])
+    return part.take(subset(len(part), cell.n, cell.seed))
+
+
+def subset(count: int, n: int, seed: int) -> np.ndarray:
+    """Which n of so many training sequences a seed has; nested in n.
+
+    >>> subset(9, 3, 0).tolist() == subset(9, 5, 0)[:3].tolist()
+    True
+    """
+    return np.random.Generator(np.random.PCG64([seed, 1])).permutation(count)[:n]
 
 
 def scores(part: Part, predicted: list[np.ndarray]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from experiments.core.observe import Progress
 from experiments.core.signals import Stop
 from experiments.core.store import ResultsStore
 from experiments.data import images as data
-from experiments.data_scaling import experiment
+from experiments.data_scaling import experiment, sequences
 from experiments.data_scaling.experiment import (
     PRESETS,
     Config,
@@ -70,6 +70,9 @@ def test_no_clipping_survives_the_store(tmp_path):
 
 def test_every_preset_plans_cells():
     for name, preset in PRESETS.items():
+        if preset.task in sequences.TASKS:
+            assert sequences.studies_of(preset, name), name
+            continue
         shape = (32, 32, 3) if preset.task == "cifar10" else (28, 28, 1)
         shape = (30, 30, 1) if preset.task == "scenes" else shape
         assert studies_of(preset, name, shape), name

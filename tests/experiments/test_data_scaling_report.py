@@ -567,8 +567,8 @@ def test_each_task_and_protocol_has_a_section_and_figures(tmp_path):
     names = {"curve", "gap", "curve_scenes", "gap_scenes"}
     assert set(drawn) == names | {"curve_scenes_updates", "gap_scenes_updates"}
     heads = [x for x in written.splitlines() if x.startswith("## ")]
-    assert heads[0] == "## Fashion-MNIST"
-    assert sorted(heads[1:3]) == [
+    assert heads[:2] == ["## Where self-attention overtakes", "## Fashion-MNIST"]
+    assert sorted(heads[2:4]) == [
         "## Composed scenes (protocol epochs)",
         "## Composed scenes (protocol updates)",
     ]

@@ -23,6 +23,9 @@ PINNED = {
     "data_scaling cpu": "1a5f152d0114219a",
     "data_scaling scenes": "0696e0ecb4ce10a8",
     "data_scaling accelerator": "e4d3389250115bfc",
+    "data_scaling smoke_sequences": "fc76b34dea2b6efa",
+    "data_scaling phones": "2f560c38883bb743",
+    "data_scaling pos": "704d60521ab10530",
     "attention_as_conv quick": "a455612a7fdc4ef9",
     "attention_as_conv cpu": "5bb1393f4c76a0aa",
     "attention_as_conv teacher": "7c8b76553c35e2d7",
@@ -62,6 +65,8 @@ def of_studies(studies):
 
 def cells(name, config):
     """The cells of a preset on data called "t"."""
+    if name == "data_scaling" and config.task in scaling.sequences.TASKS:
+        return of_studies(scaling.sequences.studies_of(config, "t"))
     if name == "data_scaling":
         shape = (30, 30, 1) if config.task == "scenes" else (28, 28, 1)
         return of_studies(scaling.studies_of(config, "t", shape))
