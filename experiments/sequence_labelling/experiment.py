@@ -80,6 +80,9 @@ class Config(Settings):
     "transformer:L+R" (self-attention truncated to L vectors before and R after)."""
     windows: Naturals = ()
     """Windows whose accuracy, parameters and overfitting are drawn as a curve."""
+    whole_windows: Naturals = ()
+    """Windows trained as the models are, on the whole training part, for such a curve
+    as well."""
     heads: Positives = ()
     """Numbers of heads compared."""
     depths: Positives = ()
@@ -158,10 +161,11 @@ _SMOKE = Config(
 _POS = Config(
     models=("transformer", "gru", "window:2", "window:0"),
     windows=(0, 1, 2, 4, 16, 63),
+    whole_windows=(1, 4, 16),
     heads=(1, 2, 4, 8),
     scores=("dot_product", "additive"),
     positions=("rope", "sinusoidal", "none"),
-    position_updates=(900,),
+    position_updates=(600,),
     ns=(500, 5_000),
     updates=900,
     sweep_n=5_000,
@@ -190,6 +194,7 @@ PRESETS: Mapping[str, Config] = {
         task="pos_fine",
         models=("transformer", "gru", "window:2"),
         windows=(),
+        whole_windows=(),
         heads=(),
         scores=(),
         positions=(),
@@ -203,6 +208,7 @@ PRESETS: Mapping[str, Config] = {
         _POS,
         models=("transformer",),
         windows=(),
+        whole_windows=(),
         heads=(),
         scores=(),
         positions=(),
@@ -294,9 +300,9 @@ def plan_studies(
         )
 
     windows = [name for name in config.models if name.startswith("window:")]
+    # Windows have the rate of the widest of those that were tuned.
+    widest = max(windows, key=lambda name: traits_of(name)["window"], default=None)
     for window in config.windows:
-        # The rate of the widest of those that were tuned.
-        widest = max(windows, key=lambda name: traits_of(name)["window"], default=None)
         vary(f"sweep window={window}", f"window:{window}", widest or "window:W")
     transformer = "transformer"
     for left, right in config.contexts:
@@ -336,6 +342,10 @@ def plan_studies(
     for n in (*config.ns, None) if config.ns else ():
         for model in config.models:
             vary(f"n={n or 'all'} {model}", model, model, n=n)
+    for window in config.whole_windows:
+        name = f"whole window={window}"
+        vary(name, f"window:{window}", widest or "window:W", n=None)
+        studies[name] = dataclasses.replace(studies[name], updates=config.updates)
     return studies
 
 

@@ -78,6 +78,11 @@ def _rest(group: Group, model: str) -> list[Row]:
     return [row for row in rest if row.config["model"] == model]
 
 
+def _windows(group: Group) -> list[Row]:
+    """All that is fully connected, those among the models too."""
+    return [row for row in group.every if row.config["model"] == "window"]
+
+
 def _plain(group: Group, row: Row) -> bool:
     """Whether a row's self-attention is that of the models, without truncation."""
     names = ("num_heads", "attention", "positions", "depth", "left")
@@ -281,10 +286,12 @@ def _window(group: Group) -> list[str]:
     ends = [points[0][0], points[-1][0]]
     beside = [
         row
-        for row in _rest(group, "transformer")
+        for row in group.every
         if all(row.config[name] == config[name] for name in ("n", "updates"))
+        and row.config["model"] == "transformer"
         and _plain(group, row)
     ]
+    name = f"window_{config['n'] or 'all'}.png"
 
     def lines(part: str, metric: Any, said: str = "") -> list[Series]:
         found = [
@@ -330,11 +337,11 @@ def _window(group: Group) -> list[str]:
                 **common,
             ),
         ],
-        group.folder / "window.png",
+        group.folder / name,
         _styles(group),
     )
     return [
-        "![a wider window](window.png)",
+        f"![a wider window]({name})",
         "Lines are means over seeds, with bands of one deviation.",
     ]
 
@@ -500,7 +507,7 @@ REPORT = Report(
         ),
         Section(
             title=_sized("## The window"),
-            rows=lambda group: _rest(group, "window"),
+            rows=_windows,
             by=("n", "updates"),
             least=3,
             order=lambda row: row.config["window"],

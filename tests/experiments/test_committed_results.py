@@ -120,7 +120,7 @@ def check_sequence_labelling(name, figure, records, folder):
     groups = list(report.grouped(final, report.settings_of).values())
     known = [np.mean([read(r["metrics"]) for r in group], axis=0) for group in groups]
     all_in(figure.axes[0], [*np.concatenate(known), *floors])
-    if name == "window":
+    if name.startswith("window"):
         counts = [group[0]["metrics"] for group in groups]
         all_in(figure.axes[1], [m["params"] - m["input_params"] for m in counts])
 

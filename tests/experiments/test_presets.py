@@ -34,7 +34,7 @@ PINNED = {
     "sequence_labelling smoke": "5b359b078bdab932",
     "sequence_labelling smoke_phones": "09593cf3ecd5dd8b",
     "sequence_labelling quick": "eb59e18d7eb6901e",
-    "sequence_labelling pos": "ebb0be8f749b0987",
+    "sequence_labelling pos": "cc49adf971b12a45",
     "sequence_labelling pos_fine": "79d89caee3240438",
     "sequence_labelling phones": "12205cab9b20351a",
     "sequence_labelling heads": "e54f5628cf0a4d1b",

@@ -177,7 +177,7 @@ def test_windows_and_sizes_are_varied_apart_from_the_models(tmp_path):
     assert "| ±9 | .6100 ± .0001 | .9500 ± .0000 | 1,000 | 990 |" in written
     assert "| model | N = 500 | N = 5,000 |" in written
     assert "| fully connected, window ±2 | .5000 ± .0001 | .6800 ± .0001 |" in written
-    for name in ("window", "scaling"):
+    for name in ("window_5000", "scaling"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 
