@@ -85,7 +85,10 @@ def _speed(timing: Mapping[str, Any], group: Group) -> list[str]:
 
 
 def _cores(found: Mapping[str, Any]) -> str:
-    return f"{found['cores']} CPU core{'s' * (found['cores'] > 1)}"
+    """How many there were, and what was counted where it is not time on the wall."""
+    cores = f"{found['cores']} CPU core{'s' * (found['cores'] > 1)}"
+    own = found.get("clock") == "processor"
+    return f"{cores} (seconds of its own, whatever ran beside)" if own else cores
 
 
 def _whole(positions: list[int], seconds: list[float], length: int) -> float:
@@ -236,11 +239,11 @@ def _train_steps(timing: Mapping[str, Any], group: Group) -> list[str]:
     panel = Panel(title, "length T", "seconds", lines, log=True, doubling=True)
     panels([panel], group.folder / "train_steps.png", styles(group))
     return [
-        f"## One train step on {_cores(timing)}",
+        "## One train step",
         f"{sizes['depth']} layers of width {sizes['dim']}, {rows[0]['batch']} "
-        "sequences: loss, gradients and AdamW. Attention sees all tokens at once, the "
-        "LSTM one after the other. A few cores have enough to do either way, so that "
-        "seconds show the work of a step, not what of it must wait.",
+        f"sequences, on {_cores(timing)}: loss, gradients and AdamW. Attention sees "
+        "all tokens at once, the LSTM one after the other. A few cores have enough to "
+        "do either way: seconds show the work of a step, not what of it must wait.",
         "![train steps](train_steps.png)",
         tell.pivot("seconds", cells, "T = {:,}"),
     ]

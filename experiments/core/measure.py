@@ -64,22 +64,38 @@ def one_core(place: int = 0) -> None:
 
 
 def seconds_of(
-    call: Callable[[], Any], repeats: int, *, warm: bool = True
+    call: Callable[[], Any],
+    repeats: int,
+    *,
+    warm: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Seconds of some calls, each waited for, after one that does not count."""
+    """Seconds of some calls, each waited for, after one that does not count.
+
+    Args:
+      call: what is timed.
+      repeats: how often.
+      warm: whether a call comes before that does not count.
+      clock: on one core `time.process_time` leaves out what other programs take of it.
+    """
     if warm:
         jax.block_until_ready(call())
     found = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         jax.block_until_ready(call())
-        found.append(time.perf_counter() - began)
+        found.append(clock() - began)
     return found
 
 
-def median_of(call: Callable[[], Any], repeats: int) -> float:
+def median_of(
+    call: Callable[[], Any],
+    repeats: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The median of them."""
-    return statistics.median(seconds_of(call, repeats))
+    return statistics.median(seconds_of(call, repeats, clock=clock))
 
 
 def repeated(loss: Callable[..., Any], state: Any, *operands: Any) -> Any:
