@@ -8,7 +8,7 @@ from experiments.core import plots, stats
 from experiments.core import report as tell
 from experiments.core.report import Group
 from experiments.data_scaling.figures import gap_points, pair_name
-from experiments.data_scaling.lines import ATTENTION, EXAMPLES, WHOLE, Line, Section
+from experiments.data_scaling.lines import ATTENTION, WHOLE, Line, Section, is_sequences
 
 Pair = tuple[Line, Line]
 
@@ -44,7 +44,7 @@ def crossing_of(first: Line, second: Line) -> str:
 def main_pairs(section: Section) -> list[Pair]:
     """Whole self-attention beside each rival; of images, the plain ViT."""
     found = [p for p in section.pairs if p[0].model in ATTENTION]
-    if section.task in EXAMPLES:
+    if is_sequences(section.task):
         return [p for p in found if p[0].reach is None]
     return [p for p in found if p[0].model == "vit"]
 
@@ -82,7 +82,7 @@ def draw(
     sections: Sequence[Section], styles: plots.Styles, group: Group
 ) -> Iterator[str]:
     """crossing.png: accuracy over N of a task of fields, gaps of it, gaps of others."""
-    first = next((s for s in sections if s.task in EXAMPLES and main_pairs(s)), None)
+    first = next((s for s in sections if is_sequences(s.task) and main_pairs(s)), None)
     if first is None:
         return
     shown = [x for x in first.lines if x.means and x.model != "majority"]

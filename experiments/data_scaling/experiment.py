@@ -200,7 +200,7 @@ class Config(Settings):
 
 
 _SMOOTHED = (0.0, 0.1)
-_FIELDS = ("attention:30", "gru", "cnn:2", "cnn:256", "attention:6")
+_FIELDS = ("gru", "attention:30", "cnn:64", "attention:6")
 _AUGMENTED = Grid(
     weight_decays=(0.05, 0.3), label_smoothings=(0.1,), crops=(4,), mixups=(0.0, 0.2)
 )
@@ -262,11 +262,12 @@ PRESETS: Mapping[str, Config] = {
     ),
     "phones": Config(
         task="phones",
-        ns=(10, 30, 100, 300, 1_000, 2_104),
+        ns=(40, 120, 400, 1_200, 4_000, 7_675),
         seeds=5,
-        models=("attention", "cnn:6", "cnn:30", *_FIELDS),
+        models=("attention", "cnn:2", "cnn:6", "cnn:30", *_FIELDS),
         updates=800,
-        tune_updates=100,
+        tune_updates=200,
+        labels=sequences.Labels(crop=64, tokens=1_024),
     ),
     "pos": Config(
         task="pos",

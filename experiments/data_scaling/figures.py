@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.core import plots, stats
 from experiments.core.report import Group, decimal, span
-from experiments.data_scaling.lines import EXAMPLES, Line, Section, quotient
+from experiments.data_scaling.lines import Line, Section, is_sequences, quotient
 
 MISFIT = 0.02  # a law that misses a mean by more describes the data badly
 MATCHED = 1.25  # FLOPs within this ratio count as matched
@@ -56,7 +56,7 @@ def styles_of(sections: Sequence[Section]) -> plots.Styles:
 
 def _of_fields(sections: Sequence[Section]) -> dict[str, plots.Style]:
     """Convolutions of sequences from light to dark as they see more, attention warm."""
-    lines = [x for s in sections if s.task in EXAMPLES for x in s.networks]
+    lines = [x for s in sections if is_sequences(s.task) for x in s.networks]
     found = {}
     for model, shades, marker in (
         ("cnn", ("#9ecae1", "#4292c6", "#2166ac", "#08306b"), "s"),

@@ -19,6 +19,7 @@ from experiments.core.cell import attention_digest
 from experiments.core.report import NONE, Row, grouped, settings_of, span
 from experiments.core.store import Record
 from experiments.data import scenes
+from experiments.data.sequence_tasks import CROP
 from experiments.data_scaling.sequences import field_of
 from experiments.data_scaling.tasks import SCENES_NAME, shape_of
 
@@ -47,15 +48,8 @@ TASKS = {
     "pos": "Text, tags of words",
     "pos_fine": "Text, Brown's own tags",
 }
-#: What N counts; images where a task is not named.
-EXAMPLES = {
-    "phones": "crops of 2.56 s",
-    "pos": "sentences",
-    "pos_fine": "sentences",
-    "toy_phones": "crops",
-    "toy_pos": "sentences",
-}
-MAIN_TASKS = ("phones", "fashion_mnist")
+_SENTENCES = ("pos", "pos_fine", "toy_pos")
+_SPEECH = re.compile(r"(?:toy_)?phones(?:_(\d+))?")
 ACCURACY, WHOLE = "test_accuracy", "test_windows_accuracy"
 
 #: Records that differ in one of these are different experiments: a section each.
@@ -65,6 +59,22 @@ _SECTION_KEYS = (
 ATTENTION = ("vit", "hybrid", "transformer")
 _PLAIN_ATTENTION = (None, "", "none", "dot_product", "softmax")
 EQUAL = 1.1  # updates within this ratio count as equal: whole passes are rounded
+
+
+def examples_of(task: str) -> str:
+    """What N counts.
+
+    >>> examples_of("phones_64"), examples_of("pos"), examples_of("fashion_mnist")
+    ('crops of 0.64 s', 'sentences', 'images')
+    """
+    if found := _SPEECH.fullmatch(task):
+        return f"crops of {int(found[1] or CROP) / 100:g} s"
+    return "sentences" if task in _SENTENCES else "images"
+
+
+def is_sequences(task: str) -> bool:
+    """Whether every vector of an example has a label."""
+    return examples_of(task) != "images"
 
 
 @dataclasses.dataclass(eq=False)
@@ -155,7 +165,8 @@ class Section:
     @property
     def title(self) -> str:
         """Name of the task for people, and what sets it apart where needed."""
-        name = TASKS.get(self.task, self.task)
+        known = "phones" if _SPEECH.fullmatch(self.task) else self.task
+        name = TASKS.get(known, self.task)
         if self.scene:
             name = "{}: {rule}, {grid} × {grid} cells of {item} pixels".format(
                 TASKS["scenes"], **self.scene
@@ -175,12 +186,12 @@ class Section:
     @property
     def examples(self) -> str:
         """What N counts."""
-        return EXAMPLES.get(self.task, "images")
+        return examples_of(self.task)
 
     @property
     def item(self) -> str:
         """What FLOPs are told for."""
-        return "label" if self.task in EXAMPLES else "image"
+        return "label" if is_sequences(self.task) else "image"
 
     @functools.cached_property
     def pairs(self) -> list[tuple[Line, Line]]:
@@ -191,7 +202,7 @@ class Section:
         """
         known = [x for x in self.networks if x.means]
         cnns = [x for x in known if x.model == "resnet"]
-        if self.task in EXAMPLES:
+        if is_sequences(self.task):
             whole = [x for x in known if x.model in ATTENTION and x.reach is None]
             rivals = [x for x in known if x.model not in ATTENTION]
             rivals.sort(key=lambda x: (x.reach is None, x.reach or 0))
@@ -296,16 +307,17 @@ def make_sections(records: Sequence[Record]) -> list[Section]:
 
 
 def _order(key: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Main tasks first."""
+    """Speech first, then Fashion-MNIST."""
     task = str(key.get("task") or "")
-    place = (*MAIN_TASKS, task).index(task)
-    return min(place, len(MAIN_TASKS)), task, str(sorted(key.items()))
+    main = bool(_SPEECH.fullmatch(task)), task == "fashion_mnist"
+    return *(not x for x in main), task, str(sorted(key.items()))
 
 
 def _named(record: Record) -> Record:
     """Of a model of sequences, what it sees on either side stands for its size."""
     config = record["config"]
-    if config.get("task") not in EXAMPLES or config.get("phase") == "baseline":
+    speaks = is_sequences(str(config.get("task")))
+    if not speaks or config.get("phase") == "baseline":
         return record
     reach, attention = field_of(config), config.get("attention")
     told: dict[str, Any] = {"size": None if reach is None else f"±{reach}"}

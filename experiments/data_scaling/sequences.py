@@ -13,7 +13,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import threadpoolctl
@@ -27,11 +27,12 @@ from experiments.core.cell import (
     Rule,
     Settings,
     Share,
+    at_least,
     attention_digest,
 )
 from experiments.core.plan import Baseline, Plan, Study
 from experiments.data import sequence_tasks
-from experiments.data.sequences import Part, SequenceData
+from experiments.data.sequences import Part, SequenceData, crops
 from experiments.tasks.labelling import LabelCell, LabelTask, scores, subset
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ DILATIONS = {
     2: (1, 0, 0, 0),
     6: (1, 1, 1, 0),
     30: (1, 2, 4, 8),
+    64: (1, 4, 9, 18),
     256: (1, 4, 21, 102),
 }
 KERNEL = 5
@@ -57,6 +59,8 @@ FRAMES, PENALTIES, ITERATIONS = 20_000, (0.01, 0.1, 1.0), 100
 class Labels(Settings):
     """How sequences are labelled, for tasks of sequences."""
 
+    crop: Annotated[int | None, at_least(1)] = None
+    """Frames of a crop of speech, 10 ms each; by default 256."""
     tokens: Count = 2_048
     """Labels a batch, with padding."""
     dim: Count = 64
@@ -184,7 +188,31 @@ def studies_of(
     return studies
 
 
-# ---------------------------------------------------------------------- scoring
+# ------------------------------------------------------------- crops and scoring
+
+
+def recut(data: SequenceData, length: int) -> SequenceData:
+    """Speech in crops of another length, under a name of its own.
+
+    Raises:
+      ValueError: the task is not speech, or has shorter crops.
+    """
+    if data.whole_test is None or length > data.max_length:
+        raise ValueError(
+            "labels.crop must be left out but for speech, and at most "
+            f"{data.max_length}, got {length} for {data.name}."
+        )
+    train, validation, test = (
+        crops(part, length) for part in (data.train, data.validation, data.test)
+    )
+    return dataclasses.replace(
+        data,
+        name=f"{data.name}_{length}",
+        train=train,
+        validation=validation,
+        test=test,
+        lengths=(length,),
+    )
 
 
 def windows(length: int, size: int) -> list[tuple[int, int, int]]:
@@ -313,6 +341,8 @@ def plans(config: Config) -> list[Plan]:
       DataError, ValueError: the data cannot be had; a bad value.
     """
     data = sequence_tasks.load_task(config.task)
+    if config.labels.crop is not None:
+        data = recut(data, config.labels.crop)
     have = len(data.train)
     for n in config.ns:
         if n > have:

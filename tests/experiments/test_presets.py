@@ -24,7 +24,7 @@ PINNED = {
     "data_scaling scenes": "0696e0ecb4ce10a8",
     "data_scaling accelerator": "e4d3389250115bfc",
     "data_scaling smoke_sequences": "fc76b34dea2b6efa",
-    "data_scaling phones": "2f560c38883bb743",
+    "data_scaling phones": "85a6830cbe863b01",
     "data_scaling pos": "704d60521ab10530",
     "attention_as_conv quick": "a455612a7fdc4ef9",
     "attention_as_conv cpu": "5bb1393f4c76a0aa",
