@@ -43,8 +43,10 @@ class Common(Settings):
 
     seeds: Count = 3
     """Seeds of each model: initial parameters and order of the batches."""
-    updates: Count = 200
-    """Optimiser steps."""
+    updates: Count = 600
+    """Optimiser steps of self-attention."""
+    tune_updates: Count = 200
+    """Optimiser steps of a tuning cell."""
     learning_rates: Rates = (3e-3, 1e-2, 3e-2, 1e-1)
     """Peaks of the schedule, chosen on the validation part of the hardest task."""
     tokens: Count = 1_024
@@ -60,13 +62,16 @@ class Back(Common):
     offsets: Sizes = (2, 4, 8, 16, 32, 64)
     """k."""
     windows: Sizes = (2, 4, 8, 16, 32, 64)
-    """Vectors on either side that a fully connected window holds."""
+    """Vectors on either side that a fully connected window holds; for each k those that
+    do not hold the place, and the one that just does."""
     encodings: Annotated[tuple[str, ...], some_of(ENCODINGS)] = (
         "rope",
         "t5",
         "sinusoidal",
     )
     """Position encodings of self-attention; of several, validation chooses one."""
+    window_updates: Count = 200
+    """Optimiser steps of windows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Relations(Common):
     heads: Sizes = (1, 2, 4, 8)
     """h."""
     updates: Count = 400
+    tune_updates: Count = 400
     dim: Count = 64
 
     def rules(self) -> Iterator[Rule]:
@@ -87,10 +93,17 @@ class Relations(Common):
 
 PRESETS: dict[str, Common] = {
     "smoke": Back(
-        offsets=(2,), windows=(2,), encodings=("rope",), seeds=1, updates=3, dim=8
+        offsets=(2,),
+        windows=(2,),
+        encodings=("rope",),
+        seeds=1,
+        updates=3,
+        window_updates=3,
+        tune_updates=3,
+        dim=8,
     ),
     "smoke_relations": Relations(
-        counts=(1, 2), heads=(1, 2), seeds=1, updates=3, dim=8
+        counts=(1, 2), heads=(1, 2), seeds=1, updates=3, tune_updates=3, dim=8
     ),
     "quick": Back(
         offsets=(2, 8),
@@ -116,7 +129,7 @@ def cell_of(config: Common, task: str, model: str, **traits: Any) -> LabelCell:
         model=model,
         seed=0,
         phase="tune",
-        updates=config.updates,
+        updates=config.tune_updates,
         tokens=config.tokens,
         dim=config.dim,
         depth=1,
@@ -127,9 +140,13 @@ def cell_of(config: Common, task: str, model: str, **traits: Any) -> LabelCell:
 
 
 def _study(
-    config: Common, name: str, cells: Sequence[LabelCell], tuned_by: Study | None
+    config: Common,
+    name: str,
+    cells: Sequence[LabelCell],
+    tuned_by: Study | None,
+    updates: int,
 ) -> Study:
-    """Cells at each learning rate, tried for as long as they are trained."""
+    """Cells at each learning rate."""
     grid = tuple(
         dataclasses.replace(cell, learning_rate=rate)
         for cell in cells
@@ -137,16 +154,21 @@ def _study(
     )
     # By the loss: many are right in all.
     metric = "val_loss"
-    return Study(name, grid, config.updates, config.seeds, tuned_by, metric, True)
+    return Study(name, grid, updates, config.seeds, tuned_by, metric, True)
 
 
 def back_studies(config: Back, differs: Differs) -> list[Study]:
     """Studies of every k; what is tuned is tuned at the largest k, of the widest."""
+    if config.windows[-1] > config.offsets[-1]:
+        raise ValueError(
+            f"windows must be at most the largest of offsets={config.offsets}, got "
+            f"{config.windows}."
+        )
     tuned: dict[str, Study] = {}
     found = []
 
-    def study(name: str, kind: str, cells: Sequence[LabelCell]) -> None:
-        made = _study(config, name, cells, tuned.get(kind))
+    def study(name: str, kind: str, cells: Sequence[LabelCell], updates: int) -> None:
+        made = _study(config, name, cells, tuned.get(kind), updates)
         tuned.setdefault(kind, made)
         found.append(made)
 
@@ -162,10 +184,10 @@ def back_studies(config: Back, differs: Differs) -> list[Study]:
             )
             for name in config.encodings
         ]
-        study(f"{task} self-attention", "self-attention", cells)
-        for window in reversed(config.windows):
+        study(f"{task} self-attention", "self-attention", cells, config.updates)
+        for window in reversed([w for w in config.windows if w <= k]):
             cell = of("window", window=window)
-            study(f"{task} window={window}", "window", [cell])
+            study(f"{task} window={window}", "window", [cell], config.window_updates)
     return found
 
 
@@ -185,7 +207,8 @@ def relations_studies(config: Relations, differs: Differs) -> list[Study]:
                 position_options=NEAR,
                 differs=differs.get(task, ()),
             )
-            made = _study(config, f"{task} h={heads}", [cell], tuned.get(heads))
+            name, tuned_by = f"{task} h={heads}", tuned.get(heads)
+            made = _study(config, name, [cell], tuned_by, config.updates)
             tuned.setdefault(heads, made)
             found.append(made)
     return found

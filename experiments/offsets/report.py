@@ -56,10 +56,14 @@ def _chosen(group: Group) -> str:
     rates = ", ".join(f"{rate:g}" for rate in group.rates())
     if not rates:
         return "Learning rates were given, not chosen."
+    tuned = [r["config"] for r in group.records if r["config"]["phase"] == "tune"]
+    most = tell.span({config["updates"] for config in tuned})
+    kinds = {c["positions"] for c in tuned if c["positions"] is not None}
+    what = f"the positions of {', '.join(sorted(kinds))} and " * (len(kinds) > 1)
     return (
-        f"Learning rates were chosen of {rates} on the validation part at k = "
-        f"{max(map(size, group.rows))}, with one seed and as many updates as the rows "
-        "have, and taken over by the smaller k."
+        f"Validation data chose {what}learning rates of {rates}, at k = "
+        f"{max(map(size, group.rows))} with one seed and {most} updates; the smaller k "
+        "take them over."
     )
 
 
