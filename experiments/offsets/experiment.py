@@ -82,8 +82,8 @@ class Relations(Common):
     """k, the relations that a label needs."""
     heads: Sizes = (1, 2, 4, 8)
     """h."""
-    updates: Count = 400
-    tune_updates: Count = 400
+    updates: Count = 300
+    learning_rates: Rates = (3e-3, 1e-2, 3e-2)
     dim: Count = 64
 
     def rules(self) -> Iterator[Rule]:
