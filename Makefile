@@ -48,10 +48,10 @@ $(INSTALLED): requirements.lock setup.cfg pyproject.toml
 		--no-deps --no-build-isolation --editable .
 	@touch $@
 
-data: install ## Fetch Fashion-MNIST once, check it, say where it came from
-	$(BIN)/python -m experiments.data --allow-fallback fashion_mnist
+data: install ## Fetch recorded speech once, check it, say where it came from
+	$(BIN)/python -m experiments.data --allow-fallback festvox_ru
 
-run: data ## The data-scaling experiment, quick preset: table and figure
+run: data ## Where self-attention overtakes, quick preset: table and figure
 	$(BIN)/python -m experiments.data_scaling --preset quick
 
 test: install ## Run the tests and the examples in docstrings (ARGS: pytest's)

@@ -21,6 +21,8 @@ LOADERS: dict[str, Callable[[pathlib.Path], DataSet]] = {
     "logp": functools.partial(molecules.load_molecules, "logp"),
 }
 NAMES = (*images.NAMES, *LOADERS)
+#: What stands in, where that is allowed, for a set that cannot be had.
+STAND_INS = {"festvox_ru": "fashion_mnist"}
 _ROW = "{:<14} {:<12} {:>8} {:<16}  {}".format
 
 
@@ -47,12 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--allow-fallback",
         action="store_true",
-        help="use scikit-learn's digits for a set of images that cannot be had",
+        help="fetch Fashion-MNIST for recorded speech that cannot be had, and use "
+        "scikit-learn's digits for images that cannot",
     )
     options = parser.parse_args(argv)
     print(_ROW("name", "cache", "MB", "sha256", "what it is, from where"))
     errors: dict[str, Exception] = {}
-    for name in options.names:
+    names = [*options.names]
+    for name in names:
         try:
             if name in LOADERS:
                 data = LOADERS[name](options.cache_dir)
@@ -63,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     allow_fallback=options.allow_fallback,
                 )
         except (DataError, ImportError, ValueError) as error:
+            if options.allow_fallback and name in STAND_INS:
+                names.append(STAND_INS[name])
+                print(_ROW(name, "missing", "", "", f"{names[-1]} stands in: {error}"))
+                continue
             errors[name] = error
             print(_ROW(name, "missing", "", "", "see below"))
             continue

@@ -47,6 +47,8 @@ TASKS = {
     "phones": "Speech, phones of frames",
     "pos": "Text, tags of words",
     "pos_fine": "Text, Brown's own tags",
+    "toy_phones": "Toy speech, tones for tests",
+    "toy_pos": "Toy text, for tests",
 }
 _SENTENCES = ("pos", "pos_fine", "toy_pos")
 _SPEECH = re.compile(r"(?:toy_)?phones(?:_(\d+))?")
@@ -165,8 +167,7 @@ class Section:
     @property
     def title(self) -> str:
         """Name of the task for people, and what sets it apart where needed."""
-        known = "phones" if _SPEECH.fullmatch(self.task) else self.task
-        name = TASKS.get(known, self.task)
+        name = TASKS.get(re.sub(r"_\d+$", "", self.task), self.task)
         if self.scene:
             name = "{}: {rule}, {grid} × {grid} cells of {item} pixels".format(
                 TASKS["scenes"], **self.scene

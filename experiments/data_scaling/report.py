@@ -31,8 +31,10 @@ from experiments.data_scaling.figures import (
     unmatched_pairs,
 )
 from experiments.data_scaling.lines import (
+    ACCURACY,
     ATTENTION,
     EQUAL,
+    WHOLE,
     Line,
     Section,
     created,
@@ -46,6 +48,7 @@ PROTOCOLS = {
     "updates": "an equal number of optimiser updates for every N",
     "epochs": "epochs grow as N shrinks (epochs × 1/f)",
 }
+_PIECE = "test_whole_accuracy"
 _WITHOUT_CENTRE = "reading the rim without the centre"
 
 _number = functools.partial(tell.decimal, digits=3)
@@ -253,11 +256,31 @@ def _accuracy(section: Section) -> Iterator[str]:
     if tell.NONE in written:
         legend.append(f"{tell.NONE}: no result stored.")
     yield from ("### Test accuracy", written, "\n".join(legend))
+    yield from _ways(section)
     if section.chance is not None:
         yield (
             f"{_WITHOUT_CENTRE.capitalize()} gives at most {_number(section.chance)}: "
             "a network that does not exceed it has not shown that it relates the two."
         )
+
+
+def _ways(section: Section) -> Iterator[str]:
+    """Of speech, the other ways of scoring, beside windows over whole utterances."""
+    if any(line.metric_name != WHOLE for line in section.networks):
+        return
+    yield (
+        "Above: whole utterances, labelled through overlapping windows as long as the "
+        "training crops, each frame where it is most central. Beside it, on separate "
+        f"{section.examples}, and on whole utterances in one piece, a length that "
+        "training had not:"
+    )
+    rows = [
+        [line.label, f"{n:,}"]
+        + [tell.mean(line.points[n].of(m), 3) for m in (ACCURACY, _PIECE, WHOLE)]
+        for line in section.networks
+        for n in (min(line.means), max(line.means))
+    ]
+    yield _table(["model", "N", "crops", "in one piece", "windows"], rows)
 
 
 def _lost_to(

@@ -13,6 +13,7 @@ from experiments.core.observe import Progress
 from experiments.core.signals import Stop
 from experiments.core.store import ResultsStore
 from experiments.data import images as data
+from experiments.data.fetch import DataError
 from experiments.data_scaling import experiment, sequences
 from experiments.data_scaling.experiment import (
     PRESETS,
@@ -106,12 +107,26 @@ def test_scenes_are_named_by_what_makes_their_data(monkeypatch, dataset):
 def test_digits_stand_in_with_what_they_can_serve(monkeypatch, capsys):
     digits = data.load("digits")
     monkeypatch.setattr(experiment, "load_task", lambda *_, **__: digits)
-    (plan,) = experiment.plans(PRESETS["quick"])
+    (plan,) = experiment.plans(PRESETS["images"])
     assert "2500" in capsys.readouterr().out
     cells = list(plan.cells())
     assert {cell.n for cell in cells} == {100, 500}
     assert {(cell.task, cell.flip) for cell in cells} == {("digits", False)}
     assert {cell.patch for cell in cells if cell.model == "vit"} == {2}
+
+
+def test_images_stand_in_for_speech_where_that_is_allowed(monkeypatch, capsys):
+    def missing(name):
+        raise DataError("no speech here")
+
+    digits = data.load("digits")
+    monkeypatch.setattr(sequences.sequence_tasks, "load_task", missing)
+    monkeypatch.setattr(experiment, "load_task", lambda *_, **__: digits)
+    (plan,) = experiment.plans(PRESETS["quick"])
+    assert "no speech here\nImages stand in for phones" in capsys.readouterr().out
+    assert {cell.model for cell in plan.cells()} == {"vit", "resnet"}
+    with pytest.raises(DataError, match="no speech here"):
+        experiment.plans(dataclasses.replace(PRESETS["quick"], allow_fallback=False))
 
 
 def test_an_explicit_patch_is_kept_or_refused():
@@ -120,7 +135,7 @@ def test_an_explicit_patch_is_kept_or_refused():
     def patches(config):
         return {c.patch for s in studies_of(config, "t", shape) for c in s.grid}
 
-    fits = dataclasses.replace(PRESETS["quick"], patch=4, models=("vit",))
+    fits = dataclasses.replace(PRESETS["images"], patch=4, models=("vit",))
     assert patches(fits) == {4}
     with pytest.raises(ValueError, match="patch must divide the images of 28 x 28"):
         patches(dataclasses.replace(fits, patch=5))
@@ -132,7 +147,7 @@ def test_an_explicit_patch_is_kept_or_refused():
 
 def test_scenes_are_never_mirrored():
     with pytest.raises(ValueError, match="flip must be off for scenes"):
-        dataclasses.replace(PRESETS["quick"], task="scenes")
+        dataclasses.replace(PRESETS["images"], task="scenes")
 
 
 # --------------------------------------------------------------- cells of images
