@@ -598,3 +598,63 @@ def test_the_records_are_not_changed(tmp_path):
     before = copy.deepcopy(records)
     text(records, tmp_path)
     assert records == before
+
+
+# --- sequences ---------------------------------------------------------------------
+
+FIELDS = {
+    "cnn": dict(model="cnn", kernel=5, dilations=[1, 1, 1, 0], depth=4),
+    "attention": dict(model="transformer", attention="dot_product", depth=3),
+    "truncated": dict(
+        model="transformer", attention="truncated", left=2, right=2, depth=3
+    ),
+    "gru": dict(model="gru", depth=3),
+}
+
+
+def spoken(name, accuracies, metric="m_test_windows_accuracy"):
+    made = dict(phase="final", task="phones_64", updates=8, learning_rate=1e-3)
+    made |= dict(m_params=9, m_flops=9.0) | FIELDS[name]
+    return [
+        record(
+            **made,
+            n=n,
+            seed=seed,
+            m_test_accuracy=0.5,
+            m_test_whole_accuracy=0.4,
+            **{metric: accuracy + 0.001 * seed + 0.0001 * (seed * n % 3)},
+        )
+        for n, accuracy in accuracies.items()
+        for seed in range(3)
+    ]
+
+
+def test_speech_is_judged_through_windows_and_fields_name_its_models(tmp_path):
+    records = [
+        *spoken("cnn", {40: 0.5, 400: 0.6}),
+        *spoken("attention", {40: 0.4, 400: 0.7}),
+        *spoken("truncated", {40: 0.45, 400: 0.65}),
+        *spoken("gru", {40: 0.6, 400: 0.8}),
+    ]
+    drawn, shown = {}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            plots, "panels", lambda found, path, *_, **__: drawn.update(p=found)
+        )
+        written = text(records, tmp_path, drawn, shown)
+    assert "Speech, phones of frames" in written
+    assert "- self-attention against CNN ±6: overtakes between N = 40 and 400." in (
+        shown["terminal"].splitlines()
+    )
+    assert "self-attention ±6 against CNN ±6: overtakes" in shown["terminal"]
+    assert (
+        "self-attention against GRU: behind at every N, up to 400" in shown["terminal"]
+    )
+    assert "self-attention ±6 against GRU" not in shown["terminal"]
+    assert ".701" in row(written, 400), "of windows, not of crops"
+    left, right = drawn["p"]
+    assert {line.label for line in left.series} >= {"CNN ±6", "self-attention", "GRU"}
+    assert [mark[:2] for mark in right.marks] == [(40, 400)]
+    assert "crops of 0.64 s" in left.xlabel
+    ways = next(x for x in written.splitlines() if x.startswith("| GRU") and "400" in x)
+    assert ways.count(".500") == 1 and ways.count(".400") == 1

@@ -96,6 +96,29 @@ def test_a_study_may_take_over_what_another_chose(tmp_path):
     assert plan.done(store.get) == 2
 
 
+@pytest.mark.parametrize(
+    ("errors", "tried", "chosen"),
+    [
+        ((9, 3, 2, 3, 9), 3, 2),  # the best lies inside of what is tried first
+        ((9, 3, 2, 1, 0), 4, 4),  # the grid ends where the best is
+        ((1, 2, 3, 4, 5), 4, 0),
+        ((9, 1, 2, 3, 9), 4, 1),  # one more, which is worse
+    ],
+)
+def test_a_grid_grows_while_the_best_lies_at_its_end(tmp_path, errors, tried, chosen):
+    store, plan = ResultsStore(tmp_path), planned(rates=(0.1, 0.2, 0.3, 0.4, 0.5))
+    study = dataclasses.replace(plan.studies[0], first=(1, 3))
+    plan = dataclasses.replace(plan, studies=[study], baselines=())
+    assert plan.total(store.get) == 3 + 3
+    count = 0
+    while (job := next(iter(plan.ready(store.get)))).cells[0].phase == "tune":
+        (cell,) = job.cells
+        put(store, cell, val_error=float(errors[study.grid.index(cell)]))
+        count += 1
+    assert (count, study.best(store.get)) == (tried, chosen)
+    assert plan.total(store.get) == tried + 3 and plan.done(store.get) == tried
+
+
 def test_parts_are_disjoint_and_together_the_whole():
     plan = planned()
     parts = [plan.part(which) for which in ("1/2", "2/2")]

@@ -94,10 +94,18 @@ def test_padding_changes_no_result(body):
 
 
 @pytest.mark.parametrize(
-    ("body", "reach"), [("window", 2), ("cnn", 2), ("gru", 8), ("transformer", 8)]
+    ("body", "options", "reach"),
+    [
+        ("window", {}, 2),
+        ("cnn", {}, 2),
+        ("cnn", dict(dilations=(1, 3)), 4),
+        ("cnn", dict(dilations=(1, 0)), 1),
+        ("gru", {}, 8),
+        ("transformer", {}, 8),
+    ],
 )
-def test_a_label_sees_as_far_as_its_model_can(body, reach):
-    model = build(body, 3)
+def test_a_label_sees_as_far_as_its_model_can(body, options, reach):
+    model = build(body, 3, **options)
     real = jnp.ones((1, LONGEST), bool)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, LONGEST, 3)), "f4")
     seen = _slope(model, x, real)
@@ -179,3 +187,5 @@ def test_wrong_input_is_named():
         build("window", 3)(jnp.zeros((1, 3, 4)), real)
     with pytest.raises(ValueError, match="`kernel` must be odd and .* but is 4"):
         build("cnn", kernel=4)
+    with pytest.raises(ValueError, match=r"`dilations` must be depth=2 .* is \(1,\)"):
+        build("cnn", dilations=(1,))
