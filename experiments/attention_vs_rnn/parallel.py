@@ -57,7 +57,7 @@ class Programs(NamedTuple):
 
 
 def programs_of(
-    mixer: str, sizes: Mapping[str, int], batch: int, length: int
+    mixer: str, sizes: Mapping[str, Any], batch: int, length: int
 ) -> Programs:
     """Those of a decoder of symbols; no time depends on which they are."""
     decoder = Decoder(
@@ -130,7 +130,7 @@ def loop_turns(hlo: str) -> int:
 
 
 def chains(
-    lengths: Sequence[int], sizes: Mapping[str, int], compiled: Sequence[int]
+    lengths: Sequence[int], sizes: Mapping[str, Any], compiled: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The chain of every model and length, forward and of a train step.
 
@@ -166,7 +166,7 @@ def split_steps(
     split: str,
     models: Sequence[str],
     counts: Sequence[int],
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, Any],
     batch: int,
     length: int,
     repeats: int,
@@ -196,8 +196,8 @@ def split_steps(
             )
             compiled = jax.jit(made.step).lower(*operands).compile()
             calls.append(functools.partial(compiled, *operands))
-            row = dict(split=split, model=model, devices=count, batch=batch)
-            row |= dict(length=length, seconds=[])
+            row: dict[str, Any] = dict(split=split, model=model, devices=count)
+            row |= dict(batch=batch, length=length, seconds=[])
             row["loop_turns"] = loop_turns(compiled.as_text() or "")
             # By XLA, which takes the body of a loop once: to compare one with many.
             row["device_flops"] = (compiled.cost_analysis() or {}).get("flops")

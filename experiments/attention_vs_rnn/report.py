@@ -47,7 +47,8 @@ def _curves(file: str, *names: tuple[str, str, float]) -> Part:
     """
 
     def draw(group: Group) -> str:
-        found, first = [], {}
+        found: list[Panel] = []
+        first: dict[str, str] = {}
         for row in group.rows:  # the first of a model has its colour
             first.setdefault(model(row), group.name(row))
         for name, label, floor in names:

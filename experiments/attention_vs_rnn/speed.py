@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.attention_vs_rnn.names import NAMES, SCALING_NAMES, styles
+from experiments.attention_vs_rnn.names import LEAD, NAMES, SCALING_NAMES, styles
 from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, panels
 from experiments.core.report import Group
@@ -113,16 +113,14 @@ def _growth(timing: Mapping[str, Any], group: Group) -> list[str]:
         for n in lengths
         if ("softmax", n) in speeds
     }
-    shown = {"whole images drawn": drawn, "from the time of a token": by_token}
+    shown = dict(zip(LEAD, (drawn, by_token), strict=True))
     lead = Panel(
         "lead of linear attention over a cache written in place",
         "pixels N of an image",
         "images a second, linear / softmax",
         [
-            Series(label, list(found), list(found.values()), name=name)
-            for (label, found), name in zip(
-                shown.items(), (NAMES["linear"], NAMES["lstm"]), strict=True
-            )
+            Series(label, list(found), list(found.values()))
+            for label, found in shown.items()
         ],
         level=(1.0, "equally fast"),
         ylim=(0, None),
@@ -262,14 +260,20 @@ def in_parallel(group: Group) -> list[str]:
 
 def _chains(found: Mapping[str, Any], group: Group) -> list[str]:
     rows, sizes = found["chains"], found["sizes"]
-    figure, text = [], []
+    chunks = f"{NAMES['linear']}, chunks of {found['chunk']}"
+    names, figure, text = NAMES | {"linear": chunks}, [], []
     for program, name in (("forward", "forward pass"), ("train step", "train step")):
         chains: dict[str, dict[int, dict[str, Any]]] = {}
         for row in rows:
             if row["program"] == program:
-                chains.setdefault(NAMES[row["model"]], {})[row["length"]] = row
+                chains.setdefault(names[row["model"]], {})[row["length"]] = row
         lines = [
-            Series(model, list(by), [row["operations"] for row in by.values()])
+            Series(
+                model,
+                list(by),
+                [row["operations"] for row in by.values()],
+                name=NAMES[next(iter(by.values()))["model"]],
+            )
             for model, by in chains.items()
         ]
         title = f"longest chain of dependent operations, {name}"
@@ -328,7 +332,7 @@ def _devices(found: Mapping[str, Any], group: Group) -> list[str]:
         for model, rows in tell.grouped(of, lambda row: row["model"]).items():
             counts = [row["devices"] for row in rows]
             least = [min(row["seconds"]) for row in rows]
-            lines.append(Series(NAMES[model], counts, least))
+            lines.append(Series(NAMES[model], counts, [1e3 * t for t in least]))
             name = f"{NAMES[model]}, {split} split"
             cells[name] = {
                 count: f"{1e3 * t:.3g} ms, {_share(row, rows[0])} of the FLOPs, "
@@ -339,7 +343,7 @@ def _devices(found: Mapping[str, Any], group: Group) -> list[str]:
         sequences = f"{batch} sequence{'s' * (batch > 1)} of {length:,}"
         title = f"train step, {sequences}: {split} split"
         figure.append(
-            Panel(title, "devices", "seconds", lines, ylim=(0, None), doubling=True)
+            Panel(title, "devices", "ms", lines, ylim=(0, None), doubling=True)
         )
     panels(figure, group.folder / "devices.png", styles(group))
     calls = len(found["devices"][0]["seconds"])

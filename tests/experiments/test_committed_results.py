@@ -195,7 +195,7 @@ def check_attention_vs_rnn(name, figure, records, folder):
         read = dict(chains="operations", devices="seconds")[name]
         known = [row[read] for row in found[name]]
         for axes in panels:
-            all_in(axes, known if name == "chains" else map(min, known))
+            all_in(axes, known if name == "chains" else [1e3 * min(x) for x in known])
     else:
         timing = json.loads((folder / "timing.json").read_text())
         if name == "lead":
