@@ -1,8 +1,8 @@
 """Tables and figures of the experiment, from stored results alone.
 
 `python -m experiments attention_vs_rnn --redraw FOLDER` redraws report.md and the
-figures of a folder that holds results.jsonl and, if they were measured, timing.json and
-parallel.json.
+figures of a folder that holds results.jsonl and, if they were measured,
+generating.json, timing.json and parallel.json.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, panels
 from experiments.core.report import Group
 
-TIMING, PARALLEL = "timing.json", "parallel.json"
+TIMING, GENERATING, PARALLEL = "timing.json", "generating.json", "parallel.json"
 
 # arXiv:2006.16236, tables 1 and 2: MNIST, images a second. Its
 # code joins each token to the cache, which copies the whole of it.
@@ -29,12 +29,20 @@ def _short(value: float) -> str:
 
 
 def timed(group: Group) -> list[str]:
-    """What timing.json of the folder says, if there is one."""
-    found = group.measured(TIMING)
-    if found is None:
-        return []
-    tellers = (_speed, _growth, _tokens, _scaling, _train_steps)
-    return [said for tell_of in tellers for said in tell_of(found, group)]
+    """What generating.json and timing.json of the folder say, as far as they are there.
+
+    Earlier, timing.json held both.
+    """
+    timing = group.measured(TIMING)
+    generating = group.measured(GENERATING) or timing
+    found: list[str] = []
+    if generating is not None and "images" in generating:
+        for tell_of in (_speed, _growth, _tokens):
+            found += tell_of(generating, group)
+    if timing is not None:
+        for tell_of in (_scaling, _train_steps):
+            found += tell_of(timing, group)
+    return found
 
 
 def _speed(timing: Mapping[str, Any], group: Group) -> list[str]:

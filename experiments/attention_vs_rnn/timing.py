@@ -1,34 +1,27 @@
-"""How fast decoders generate and train: images a second, tokens, lengths, steps.
+"""How attention and a train step take longer with the length of a sequence.
 
 `python -m experiments.attention_vs_rnn.timing FOLDER` writes timing.json, which
-the report reads: images a second without a state, with a key-value cache, written in
-place or copied for every token, and with recurrent states; the lead of linear attention
-over the length; the time of a token by its position; time and memory of attention on
-long sequences, forward and backward; and the time of a train step over the length.
-Weights are untrained: no time depends on them. Times are medians on one core, of the
+the report reads: time and memory of attention on long sequences, forward and backward;
+and the time of a train step over the length. Times are medians on one core, of the
 processor's time, which other programs on the machine do not lengthen.
 """
 
 from __future__ import annotations
 
-import functools
 import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import VARIANTS
 from attn_jax.tools import bench as benchmarking
 from attn_jax.tools.bench import size_text
 from experiments.attention_vs_rnn.cells import Shape, program_of
-from experiments.attention_vs_rnn.data import START, CopyBatch
-from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_sample
+from experiments.attention_vs_rnn.data import CopyBatch
 from experiments.attention_vs_rnn.speed import TIMING
 from experiments.core import optim
 from experiments.core.engine import available_cores
@@ -38,19 +31,9 @@ from experiments.core.measure import (
     median_of,
     one_core,
     repeated,
-    seconds_of,
 )
 
 CLOCK = time.process_time
-
-# The paper's model of MNIST: 8 layers, 8 heads of 32, 784 pixels, 10 logistics.
-PAPER_MODEL = dict(length=784, dim=256, depth=8, num_heads=8, components=10, height=28)
-SMALL_MODEL = dict(length=16, dim=16, depth=1, num_heads=2, components=2, height=4)
-
-# Sizes of a picture, rows and columns, over which the lead of linear attention is told;
-# up to the second number of pixels whole ones are drawn.
-GROWTH = ((14, 14), (28, 28), (32, 96), (64, 192)), 3_072
-SMALL_GROWTH = ((2, 4), (4, 4)), 8
 
 # Above these a program of the scaling figure is not run.
 MOST_BYTES = 8 * 2**30
@@ -68,157 +51,6 @@ def shape_of(model: str, sizes: Mapping[str, Any]) -> Shape:
         num_rounds=1 if reformer else None,
         **sizes,
     )
-
-
-# --------------------------------------------------------------- generation
-
-
-def _model(model: str, sizes: Mapping[str, Any]) -> tuple[int, Any, Any]:
-    """Length, functions and parameters of an untrained model."""
-    shape = shape_of(model, sizes)
-    program = program_of(shape)
-    return shape.length, program.more["functions"], program.initial_params(0)
-
-
-def whole_images(
-    models: Sequence[str], sizes: Mapping[str, Any], batch: int, repeats: int
-) -> list[dict[str, Any]]:
-    """Images a second with a state, all pixels drawn; the models take turns."""
-    calls = []
-    for model in models:
-        length, functions, params = _model(model, sizes)
-        start = jnp.full((batch, 1), START, jnp.int32)
-
-        def draw(
-            params: Any,
-            start: jax.Array,
-            rng: jax.Array,
-            functions: Any = functions,
-            length: int = length,
-        ) -> jax.Array:
-            return functions.generate(
-                params, start, length, rng, logistic_mixture_sample
-            )
-
-        operands = (params, start, jax.random.key(0))
-        compiled = jax.jit(draw).lower(*operands).compile()
-        calls.append(functools.partial(compiled, *operands))
-    # Long enough not to need a call that does not count.
-    turns = [
-        [seconds_of(call, 1, warm=False, clock=CLOCK)[0] for call in calls]
-        for _ in range(repeats)
-    ]
-    found = []
-    for model, *seconds in zip(models, *turns, strict=True):
-        speed = batch / statistics.median(seconds)
-        row = dict(model=model, batch=batch, length=sizes["length"], seconds=seconds)
-        found.append(row | dict(images_per_s=speed))
-        print(f"{model} x {batch}, {row['length']} pixels: {speed:.4f} images/s")
-    return found
-
-
-def uncached_images(
-    sizes: Mapping[str, Any], batch: int, lengths: Sequence[int], repeats: int
-) -> dict[str, Any]:
-    """Images a second where every pixel needs a forward pass over all before it.
-
-    The pass is timed at some lengths; between them time is taken to be linear, and
-    below the first in proportion to the length.
-    """
-    whole, functions, params = _model("softmax", sizes)
-
-    def one(params: Any, tokens: jax.Array) -> jax.Array:
-        outputs = functions.apply(params, tokens)
-        return logistic_mixture_sample(jax.random.key(0), outputs[:, -1])
-
-    points = []
-    compiled = jax.jit(one)
-    for length in lengths:
-        tokens = jnp.full((batch, length), START, jnp.int32)
-        call = lambda tokens=tokens: compiled(params, tokens)  # noqa: E731
-        points.append(median_of(call, repeats, clock=CLOCK))
-    places = np.arange(1, whole + 1)
-    total = float(np.interp(places, [0, *lengths], [0.0, *points]).sum())
-    return dict(
-        model="softmax, uncached",
-        batch=batch,
-        lengths=list(lengths),
-        seconds_at=points,
-        seconds=[total],
-        images_per_s=batch / total,
-    )
-
-
-def by_position(
-    model: str,
-    sizes: Mapping[str, Any],
-    batch: int,
-    positions: Sequence[int],
-    repeats: int,
-    *,
-    in_place: bool = True,
-) -> list[float]:
-    """Median seconds of a step at some positions of a sequence.
-
-    Args:
-      model: which.
-      sizes: of it.
-      batch: sequences at once.
-      positions: the tokens that are timed, in turns.
-      repeats: of each.
-      in_place: whether a step may write into the state that it is given; otherwise it
-        writes all of it anew, as code does that joins a token to a cache.
-    """
-    length, functions, params = _model(model, sizes)
-
-    def one(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
-        state, output = functions.step(params, state, token)
-        return state, logistic_mixture_sample(jax.random.key(0), output)
-
-    step = jax.jit(one, donate_argnums=1 if in_place else ())
-    state = jax.jit(lambda: functions.init(batch, length))()
-    token = jnp.full((batch,), START, jnp.int32)
-    seconds: dict[int, list[float]] = {position: [] for position in positions}
-    for turn in range(repeats + 1):
-        for position in positions:
-            state = state._replace(position=jnp.asarray(position, jnp.int32))
-            jax.block_until_ready(state)
-            began = CLOCK()
-            state, drawn = step(params, state, token)
-            jax.block_until_ready((state, drawn))
-            if turn:
-                seconds[position].append(CLOCK() - began)
-    return [statistics.median(found) for found in seconds.values()]
-
-
-def growth(
-    pictures: tuple[Sequence[tuple[int, int]], int],
-    sizes: Mapping[str, Any],
-    repeats: int,
-    steps: int,
-) -> dict[str, Any]:
-    """Softmax attention with a cache and linear attention over the length, one image.
-
-    Args:
-      pictures: rows and columns, rising, and the most pixels that are drawn whole.
-      sizes: of the models but for these.
-      repeats: of whole images.
-      steps: of a token at each position.
-
-    Returns:
-      "images", rows as of `whole_images`; and "tokens", seconds of a token at positions
-      of the longest sequence.
-    """
-    shapes, most = pictures
-    models = ("softmax", "linear")
-    images = []
-    for height, width in shapes:
-        sizes = dict(sizes, height=height, length=height * width)
-        if sizes["length"] <= most:
-            images += whole_images(models, sizes, 1, repeats)
-    positions = [0, *(height * width - 1 for height, width in shapes)]
-    tokens = {m: by_position(m, sizes, 1, positions, steps) for m in models}
-    return dict(images=images, tokens=dict(positions=positions, seconds=tokens))
 
 
 # ------------------------------------------------------------------ scaling
@@ -291,7 +123,7 @@ def train_steps(
 def measure(
     folder: Folder = pathlib.Path("runs/attention_vs_rnn/cpu"), *, smoke: bool = False
 ) -> dict[str, Any]:
-    """Times generation and training of decoders.
+    """Times attention and train steps over the length.
 
     Args:
       folder: of the results.
@@ -299,45 +131,13 @@ def measure(
     """
     if not smoke:
         one_core()
-    sizes: dict[str, Any] = dict(SMALL_MODEL if smoke else PAPER_MODEL)
-    length = sizes["length"]
-    batches = (2,) if smoke else (1, 16)
-    repeats = 1 if smoke else 3
-    eighths = [max(1, length * i // 7) for i in range(1, 8)]
-    models = ("softmax", "linear", "lstm")
-    images = []
-    for batch in batches:
-        images += whole_images(models, sizes, batch, repeats)
-        lengths = eighths[::3]
-        images.append(uncached_images(sizes, batch, lengths, repeats))
-        print(f"uncached x {batch}: {images[-1]['images_per_s']:.4f} images/s")
-    positions = [0, *(n - 1 for n in eighths)]
-    few = 2 if smoke else 15
-    tokens = {
-        model: by_position(model, sizes, batches[-1], positions, few)
-        for model in models
-    }
-    copied = [
-        dict(
-            batch=batch,
-            positions=positions[::7],
-            seconds=by_position(
-                "softmax", sizes, batch, positions[::7], few, in_place=False
-            ),
-        )
-        for batch in batches
-    ]
     powers = range(3, 4) if smoke else range(9, 16)
     small = dict(dim=64, depth=2, num_heads=4)
     if smoke:
         small = dict(dim=8, depth=1, num_heads=2)
     steps = (8,) if smoke else (64, 128, 256, 512, 1024, 2048)
+    repeats = 1 if smoke else 3
     return dict(
-        sizes=sizes,
-        images=images,
-        copied=copied,
-        growth=growth(SMALL_GROWTH if smoke else GROWTH, sizes, repeats, few),
-        tokens=dict(positions=positions, batch=batches[-1], seconds=tokens),
         scaling=scaling([2**power for power in powers], repeats),
         train_steps=train_steps(steps, small, 2 if smoke else 8, repeats),
         train_sizes=small,

@@ -197,7 +197,10 @@ def check_attention_vs_rnn(name, figure, records, folder):
         for axes in panels:
             all_in(axes, known if name == "chains" else [1e3 * min(x) for x in known])
     else:
-        timing = json.loads((folder / "timing.json").read_text())
+        timing = {}
+        for file in ("timing.json", "generating.json"):  # which has the newer of both
+            if (folder / file).is_file():
+                timing |= json.loads((folder / file).read_text())
         if name == "lead":
             tokens = timing["growth"]["tokens"]["seconds"]
             known = [1e3 * t for seconds in tokens.values() for t in seconds]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attn_jax import inputs
-from experiments.attention_vs_rnn import parallel
+from experiments.attention_vs_rnn import generating, parallel
 from experiments.attention_vs_rnn import timing as decoders
 from experiments.core.measure import Folder, measures
 from experiments.data import sequence_tasks, speech
@@ -50,19 +50,19 @@ def test_arguments_are_flags_and_what_is_measured_a_file(tmp_path, capsys):
 
 
 def test_an_image_is_timed_by_its_positions():
-    sizes = decoders.SMALL_MODEL
-    (cached,) = decoders.whole_images(["linear"], sizes, 2, 1)
+    sizes = generating.SMALL_MODEL
+    (cached,) = generating.whole_images(["linear"], sizes, 2, 1)
     assert cached["images_per_s"] == pytest.approx(2 / cached["seconds"][0])
     for in_place in (True, False):
-        seconds = decoders.by_position(
+        seconds = generating.by_position(
             "softmax", sizes, 2, [0, 15], 1, in_place=in_place
         )
         assert len(seconds) == 2 and min(seconds) > 0
-    found = decoders.growth((((2, 2), (4, 2)), 4), sizes, 1, 1)
+    found = generating.growth((((2, 2), (4, 2)), 4), sizes, 1, 1)
     assert [row["length"] for row in found["images"]] == [4, 4]
     assert found["tokens"]["positions"] == [0, 3, 7]
     assert {len(found["tokens"]["seconds"][m]) for m in ("softmax", "linear")} == {3}
-    whole = decoders.uncached_images(sizes, 1, [8, 16], 1)
+    whole = generating.uncached_images(sizes, 1, [8, 16], 1)
     first, second = whole["seconds_at"]
     rising = [first * t / 8 for t in range(1, 9)]
     rising += [first + (second - first) * t / 8 for t in range(1, 9)]
