@@ -47,7 +47,7 @@ class Common(Settings):
     """Optimiser steps of self-attention."""
     tune_updates: Count = 200
     """Optimiser steps of a tuning cell."""
-    learning_rates: Rates = (3e-3, 1e-2, 3e-2, 1e-1)
+    learning_rates: Rates = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
     """Peaks of the schedule, chosen on the validation part of the hardest task."""
     tokens: Count = 1_024
     """Labels a batch."""

@@ -187,7 +187,7 @@ def _back_verdict(group: Group, smallest: dict[int, Row]) -> list[str]:
         costs = tell.span(c for c in map(_mixing, smallest.values()) if c)
         text.append(
             f"The smallest that do: {between(list(smallest.values()))}, with {costs} "
-            f"parameters for k = {min(smallest)} to {max(smallest)}."
+            f"parameters for k = {tell.span(smallest)}."
         )
     if attention:
         costs = tell.span(c for c in map(_mixing, attention) if c)
