@@ -20,8 +20,8 @@ from experiments.core.report import NONE, Row, grouped, settings_of, span
 from experiments.core.store import Record
 from experiments.data import scenes
 from experiments.data.sequence_tasks import CROP
-from experiments.data_scaling.sequences import field_of
 from experiments.data_scaling.tasks import SCENES_NAME, shape_of
+from experiments.tasks.labelling import field_of
 
 MODELS = {
     "vit": "ViT",

@@ -13,7 +13,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import threadpoolctl
@@ -34,9 +34,6 @@ from experiments.core.plan import Baseline, Plan, Study
 from experiments.data import sequence_tasks
 from experiments.data.sequences import Part, SequenceData, crops
 from experiments.tasks.labelling import LabelCell, LabelTask, scores, subset
-
-if TYPE_CHECKING:
-    from experiments.data_scaling.experiment import Config
 
 TASKS = ("phones", "pos", "pos_fine", "toy_phones", "toy_pos")
 
@@ -125,22 +122,6 @@ def traits_of(name: str, labels: Labels) -> dict[str, Any] | None:
     return None
 
 
-def field_of(config: dict[str, Any]) -> int | None:
-    """How many vectors on either side the model of a cell sees; None = everything.
-
-    >>> field_of(dict(model="cnn", kernel=5, dilations=[1, 1, 1, 0], depth=4))
-    6
-    >>> field_of(dict(model="transformer", left=2, right=2, depth=3))
-    6
-    """
-    if config["model"] == "cnn":
-        dilations = config.get("dilations") or [1] * config["depth"]
-        return config["kernel"] // 2 * sum(dilations)
-    if config["model"] == "window":
-        return config["window"]
-    return None if config.get("left") is None else config["left"] * config["depth"]
-
-
 WORDS = (
     f"cnn:R with R among {', '.join(map(str, DILATIONS))}, attention, attention:R with "
     "R a multiple of the depth, gru, lstm or window:W"
@@ -148,10 +129,8 @@ WORDS = (
 """The names of models that a task of sequences takes."""
 
 
-def studies_of(
-    config: Config, task: str, differs: identity.Differs = ()
-) -> list[Study]:
-    """A study for each (model, N), the largest N first."""
+def studies_of(config: Any, task: str, differs: identity.Differs = ()) -> list[Study]:
+    """A study for each (model, N) of the experiment's settings, the largest N first."""
     labels, studies = config.labels, []
     middle = max(0, (len(labels.learning_rates) - 3) // 2)
     first = middle, len(labels.learning_rates) - 1 - middle
@@ -334,8 +313,8 @@ def floors_of(task: str) -> dict[str, Callable[..., dict[str, Any]]]:
     return dict(majority=majority, most_frequent_tag_by_suffix=most_frequent_tag)
 
 
-def plans(config: Config) -> list[Plan]:
-    """Loads the sequences and plans the cells.
+def plans(config: Any) -> list[Plan]:
+    """Loads the sequences and plans the cells of the experiment's settings.
 
     Raises:
       DataError, ValueError: the data cannot be had; a bad value.

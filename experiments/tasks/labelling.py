@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -108,6 +108,22 @@ class LabelCell(Cell):
                 yield f"{name}={getattr(self, name)}"
         if self.n is not None:
             yield f"n={self.n}"
+
+
+def field_of(config: Mapping[str, Any]) -> int | None:
+    """How many vectors on either side the model of a cell sees; None = everything.
+
+    >>> field_of(dict(model="cnn", kernel=5, dilations=[1, 1, 1, 0], depth=4))
+    6
+    >>> field_of(dict(model="transformer", left=2, right=2, depth=3))
+    6
+    """
+    if config["model"] == "cnn":
+        dilations = config.get("dilations") or [1] * config["depth"]
+        return config["kernel"] // 2 * sum(dilations)
+    if config["model"] == "window":
+        return config["window"]
+    return None if config.get("left") is None else config["left"] * config["depth"]
 
 
 # What shapes a program: cells that agree in it share the compiled one.
