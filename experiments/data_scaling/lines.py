@@ -87,7 +87,7 @@ class Line:
     size: str | None
     attention: str | None
     points: dict[int, Row]  # N -> seeds; also where all were lost
-    other: dict[int, int]  # N -> how many cells were finished under other settings
+    other: dict[int, list[Row]]  # N -> what was finished under other settings
     tune: list[Record]
     version: str = ""  # of the variant's file, where there are several
     field: str = ""  # receptive field, where it tells two CNNs apart
@@ -365,8 +365,8 @@ def _lines(records: Sequence[Record], tune: Sequence[Record]) -> list[Line]:
     )
 
 
-def _point(records: Sequence[Record]) -> tuple[Row, int]:
-    """The seeds of one setting, and how many cells have others.
+def _point(records: Sequence[Record]) -> tuple[Row, list[Row]]:
+    """The seeds of one setting, and those of others.
 
     It is the setting with most seeds, then the latest; the choice never looks at a
     score.
@@ -379,11 +379,14 @@ def _point(records: Sequence[Record]) -> tuple[Row, int]:
     lost = tuple(r for r in records if r not in scored)
     kinds = grouped(scored, settings_of)
     if not kinds:
-        return Row(records[0]["config"], (), lost), 0
+        return Row(records[0]["config"], (), lost), []
     chosen = max(kinds, key=lambda k: (len(kinds[k]), max(map(created, kinds[k])), k))
-    seeds = sorted(kinds[chosen], key=lambda r: r["config"].get("seed", 0))
-    row = Row(seeds[0]["config"], tuple(seeds), lost)
-    return row, len(scored) - len(seeds)
+    rows = {}
+    for kind, found in kinds.items():
+        seeds = sorted(found, key=lambda r: r["config"].get("seed", 0))
+        rows[kind] = Row(seeds[0]["config"], tuple(seeds), lost * (kind == chosen))
+    row = rows.pop(chosen)
+    return row, list(rows.values())
 
 
 def created(record: Record) -> str:

@@ -510,6 +510,27 @@ def _sizes(section: Section) -> list[str]:
     return [*text, "\n".join(lines)]
 
 
+def _longer(section: Section) -> list[str]:
+    """Whether a longer run at the largest N ordered the networks otherwise."""
+    found: dict[str, dict[int, str]] = {}
+    for line in section.networks:
+        n = max(line.means, default=0)
+        rows = [line.points[n], *line.other[n]] if n else []
+        # Longer runs are of one setting: the rate that was chosen.
+        for row in rows:
+            updates = row.config.get("updates")
+            if (score := row.of(line.metric_name)) is not None and updates:
+                told = tell.mean(score, 3, count=True)
+                found.setdefault(line.label, {})[int(updates)] = told
+    if len({updates for row in found.values() for updates in row}) < 2:
+        return []
+    largest = max(section.sizes)
+    return [
+        f"### Trained for longer, N = {largest:,}",
+        tell.pivot("model", found, "{:,} updates"),
+    ]
+
+
 # --- the rest ----------------------------------------------------------------------
 
 
@@ -534,9 +555,9 @@ def _lost(section: Section) -> list[str]:
                 text.append(
                     f"- {line.label}, N = {n:,}, seed {seed}: {_outcome(record)}"
                 )
-            if line.other[n]:
+            if others := [r for row in line.other[n] for r in row.records]:
                 text.append(
-                    f"- {line.label}, N = {n:,}: {line.other[n]} finished cells "
+                    f"- {line.label}, N = {n:,}: {len(others)} finished cells "
                     "with other settings are stored too; the table takes the setting "
                     "with most seeds, then the latest, without a look at the scores."
                 )
@@ -597,6 +618,7 @@ _AFTER_FIGURES = (
     _losers,
     _gaps,
     _laws,
+    _longer,
     _sizes,
     hyper_parameters,
     _training_accuracy,
