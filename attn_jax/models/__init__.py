@@ -57,14 +57,22 @@ _ENCODER = {
 # `attn_jax.tools.cost`.
 # `ti`, `s` and `b` of ViT are the published ones; `s` of the ResNet is ResNet-50, `b`
 # is ResNet-50 of double width. `mu_local` costs what `mu` of the ResNet does, but sees
-# 11 pixels where `mu` sees 47. Only `mu` of the MLP is near: it uses each parameter
-# once, so it would need as many as it has multiplications.
+# 11 pixels where `mu` sees 47. `mu_item` and `mu_grid` have the FLOPs and parameters of
+# the ViT `mu` with patch 10 at 30 x 30 pixels; the one sees 11 pixels, the other all.
+# Only `mu` of the MLP is near: it uses each parameter once, so it would need as many as
+# it has multiplications.
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "vit": {size: dict(patch=4, **kw) for size, kw in _ENCODER.items()}
     | {"mu": dict(patch=7, positions="learned", **_ENCODER["mu"])},
     "resnet": {
         "mu": dict(widths=(20, 40, 80), depths=(1, 1, 1), stem_stride=2),
         "mu_local": dict(widths=(34,), depths=(1,), stem_stride=2),
+        "mu_item": dict(
+            widths=(128,), depths=(5,), kernel=1, stem_kernel=11, stem_stride=10
+        ),
+        "mu_grid": dict(
+            widths=(28, 56, 96), depths=(1, 1, 1), stem_kernel=5, stem_stride=5
+        ),
         "ti": dict(widths=(52, 104, 208, 416), depths=(2, 2, 2, 2)),
         "s": dict(widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), bottleneck=True),
         "b": dict(widths=(128, 256, 512, 1024), depths=(3, 4, 6, 3), bottleneck=True),

@@ -157,7 +157,8 @@ class ResidualBlock(nnx.Module):
       features: channels of the block's convolutions.
       stride: of the block (on its 3x3 convolution, the first one of a plain block).
       bottleneck: 1x1, 3x3, 1x1 with four times as many output channels, instead of
-        two 3x3 convolutions.
+        two convolutions of ``kernel``.
+      kernel: side of the two; 1 sees no neighbour.
       dtype, rngs: as in `StdConv`.
 
     Reference: He et al., Identity Mappings in Deep Residual Networks,
@@ -175,10 +176,11 @@ class ResidualBlock(nnx.Module):
         *,
         stride: int = 1,
         bottleneck: bool = False,
+        kernel: int = 3,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        kernels = (1, 3, 1) if bottleneck else (3, 3)
+        kernels = (1, 3, 1) if bottleneck else (kernel, kernel)
         widths = (features, features, 4 * features) if bottleneck else (features,) * 2
         strided = 1 if bottleneck else 0
         norms, convs, width = [], [], in_features
@@ -224,7 +226,7 @@ class ResNet(nnx.Module):
       num_classes: number of labels.
       widths: channels of each stage; every stage but the first halves the image.
       depths: residual blocks of each stage.
-      bottleneck: see `ResidualBlock`.
+      bottleneck, kernel: see `ResidualBlock`.
       stem_kernel, stem_stride: of the first convolution: 3 and 1 for small images,
         3 and 2 for the smallest models, 7 and 2 for large images.
       max_pool: 3x3 max-pooling of stride 2 after the stem, for large images.
@@ -249,6 +251,7 @@ class ResNet(nnx.Module):
         widths: Sequence[int],
         depths: Sequence[int],
         bottleneck: bool = False,
+        kernel: int = 3,
         stem_kernel: int = 3,
         stem_stride: int = 1,
         max_pool: bool = False,
@@ -279,6 +282,7 @@ class ResNet(nnx.Module):
                     width,
                     stride=2 if stage > 0 and i == 0 else 1,
                     bottleneck=bottleneck,
+                    kernel=kernel,
                     dtype=dtype,
                     rngs=rngs,
                 )

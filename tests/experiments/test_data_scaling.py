@@ -145,6 +145,29 @@ def test_an_explicit_patch_is_kept_or_refused():
     assert patches(own) == {7, 4}
 
 
+def test_models_of_matched_scenes_cost_the_same_and_see_what_is_said():
+    preset = PRESETS["scenes_matched"]
+    shapes = {
+        s.name.split()[0]: s.grid[0] for s in studies_of(preset, "t", (30, 30, 1))
+    }
+    found = {
+        name: experiment.cost_of(
+            (
+                *(getattr(cell, trait) for trait in experiment._SHAPE),
+                False,
+                (30, 30, 1),
+                10,
+            )
+        )
+        for name, cell in shapes.items()
+    }
+    for cost in found.values():
+        for name in ("params", "flops"):
+            assert 0.87 < cost[name] / found["vit"][name] < 1.15, name
+    fields = {name: cost.get("receptive_field") for name, cost in found.items()}
+    assert fields == {"vit": None, "resnet:mu_item": 11, "resnet:mu_grid": 115}
+
+
 def test_scenes_are_never_mirrored():
     with pytest.raises(ValueError, match="flip must be off for scenes"):
         dataclasses.replace(PRESETS["images"], task="scenes")

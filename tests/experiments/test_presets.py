@@ -24,6 +24,7 @@ PINNED = {
     "data_scaling cpu": "1a5f152d0114219a",
     "data_scaling scenes": "0696e0ecb4ce10a8",
     "data_scaling accelerator": "e4d3389250115bfc",
+    "data_scaling scenes_matched": "99a666d03a25c589",
     "data_scaling smoke_sequences": "fc76b34dea2b6efa",
     "data_scaling phones": "85a6830cbe863b01",
     "data_scaling pos": "704d60521ab10530",
