@@ -35,7 +35,7 @@ SMALL_MODEL = dict(length=16, dim=16, depth=1, num_heads=2, components=2, height
 
 # Sizes of a picture, rows and columns, over which the lead of linear attention is told;
 # up to the second number of pixels whole ones are drawn.
-GROWTH = ((28, 28), (32, 96), (64, 192)), 3_072
+GROWTH = ((28, 28), (28, 56), (64, 192)), 1_568
 SMALL_GROWTH = ((2, 4), (4, 4)), 8
 
 
