@@ -227,8 +227,8 @@ PRESETS: Mapping[str, Config] = {
         allow_fallback=True,
         ns=(40, 400, 7_675),
         models=("attention", "cnn:6", "cnn:2"),
-        updates=400,
-        labels=sequences.Labels(crop=64, tokens=1_024, learning_rates=(4e-3,)),
+        updates=300,
+        labels=sequences.Labels(crop=64, tokens=1_024, learning_rates=(8e-3,)),
     ),
     "images": Config(
         allow_fallback=True,
