@@ -239,8 +239,7 @@ def _accuracy(section: Section) -> Iterator[str]:
     errors = [e for place in places if (e := _few_test_images(section, *place))]
     notes = {
         "†": "fewer than 3 seeds: not a result to rely on.",
-        "‡": "fitted to a class-balanced part of the N images only: "
-        f"{', '.join(capped)}.",
+        "‡": f"fitted to a part of the N examples only: {', '.join(capped)}.",
         "§": "not all seeds finished (see below); the mean is of those that did, "
         "which flatters it.",
         "▼": "does not beat every baseline at that N.",
@@ -278,7 +277,7 @@ def _ways(section: Section) -> Iterator[str]:
         [line.label, f"{n:,}"]
         + [tell.mean(line.points[n].of(m), 3) for m in (ACCURACY, _PIECE, WHOLE)]
         for line in section.networks
-        for n in (min(line.means), max(line.means))
+        for n in dict.fromkeys((min(line.means), max(line.means)))
     ]
     yield _table(["model", "N", "crops", "in one piece", "windows"], rows)
 
