@@ -202,7 +202,7 @@ def check_attention_vs_rnn(name, figure, records, folder):
             if (folder / file).is_file():
                 timing |= json.loads((folder / file).read_text())
         if name == "lead":
-            tokens = timing["growth"]["tokens"]["seconds"]
+            tokens = (timing.get("growth") or timing)["tokens"]["seconds"]
             known = [1e3 * t for seconds in tokens.values() for t in seconds]
             return all_in(panels[1], known)
         if name == "tokens":
