@@ -6,20 +6,29 @@ figures of a folder that holds results.jsonl.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.patches import Ellipse
 
+from experiments.attention_as_conv import places
 from experiments.attention_as_conv.cells import flops_of
 from experiments.attention_as_conv.grid import CHANCE, grid_measures
 from experiments.attention_as_conv.teacher_report import TEACHER
 from experiments.core import report as tell
-from experiments.core.plots import PALETTE, Series, curve, heads, save_figure, subplots
+from experiments.core.plots import (
+    Panel,
+    Series,
+    Styles,
+    heads,
+    panels,
+    save_figure,
+    subplots,
+)
 from experiments.core.report import Group, Report, Row, Section
-from experiments.core.stats import Summary, summarize
+from experiments.core.stats import Summary, gap, summarize
 from experiments.core.store import Record
 from experiments.data_scaling.tasks import shape_of, test_size
 
@@ -143,21 +152,23 @@ def _grid(group: Group) -> str:
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """The answer for heads that start anywhere, by a rule that is told.
+    """Do heads come to the grid, or stay on it, by a rule that is told.
 
     Yes: in every layer nearly all heads (.8 or more) look at one token, and the centres
     are nearer to whole offsets than half of what chance gives. Partly: in some layer.
     """
     found = []
     for row in rows:
-        if _convolution(row):
-            continue
         layers = _before_after(row)
         on_grid = [
             layer["one_token"][1].mean >= 0.8 and layer["distance"][1].mean < CHANCE / 2
             for layer in layers
         ]
         answer = "yes" if all(on_grid) else "partly" if any(on_grid) else "no"
+        if _convolution(row):
+            answer = {"yes": "keeps its grid", "no": "leaves its grid"}.get(
+                answer, "keeps its grid in part"
+            )
         distance, share, near = (
             "; ".join(_change(layer[name]) for layer in layers)
             for name in ("distance", "one_token", "in_3x3")
@@ -171,8 +182,9 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     if not found:
         return []
     return [
-        'The rule: "yes" where in every layer at least .8 of the heads look at one '
-        f"token and the mean distance is below {CHANCE / 2:.2f}, half of chance; "
+        'The rule: "yes", or that it keeps its grid, where in every layer at least .8 '
+        "of the heads look at one token and the "
+        f"mean distance is below {CHANCE / 2:.2f}, half of chance; "
         '"partly" where in some layer. Distinct offsets alone say little: nine centres '
         "drawn from N(0, 2²) mostly have nine of them before any training. The paper "
         "says that heads come to attend to pixel-grid patterns as a CNN does, of 300 "
@@ -185,66 +197,39 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 # ------------------------------------------------------------------- figures
 
 
-def _panel(axes: Any, place: tuple[np.ndarray, np.ndarray], reach: int) -> None:
-    """Where the heads of a layer look; rows run downwards."""
-    axes.set_xlim(-reach - 0.5, reach + 0.5)
-    axes.set_ylim(reach + 0.5, -reach - 0.5)
-    axes.set_aspect("equal")
-    edges = np.arange(-reach - 0.5, reach + 1)
-    lines = dict(color="#dddddd", linewidth=0.5, zorder=0)
-    axes.hlines(edges, edges[0], edges[-1], **lines)
-    axes.vlines(edges, edges[0], edges[-1], **lines)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.plot(0, 0, marker="s", color="#bbbbbb", markersize=5, zorder=1)
-    for head, (centre, precision) in enumerate(zip(*place, strict=True)):
-        color = PALETTE[head % len(PALETTE)]  # 9 heads have one each
-        values, vectors = np.linalg.eigh(precision)
-        if values[0] >= 1e-2:  # of one deviation; one wider than the panel is left out
-            angle = float(np.degrees(np.arctan2(vectors[0, 0], vectors[1, 0])))
-            width, height = 2 / np.sqrt(values)
-            look: Any = dict(facecolor=color, edgecolor=color, alpha=0.25)
-            look |= dict(angle=angle, linewidth=0.8)
-            axes.add_patch(Ellipse(tuple(centre[::-1]), width, height, **look))
-        axes.plot(centre[1], centre[0], marker="o", color=color, markersize=3.5)
-
-
-def _reach(centres: Any) -> int:
-    """Offsets that a panel shows: those of all centres, but at least 3, at most 9."""
-    return int(np.clip(np.ceil(np.abs(centres).max()), 3, 9))
-
-
 def _draw_training(row: Row, path: Any, panels: int = 7) -> None:
     """Draws where the heads of each layer look, at several moments of training."""
     record = row.records[0]
     steps, centres = record["curves"]["observed_at"], record["curves"]["centres"]
     shown = np.unique(np.linspace(0, len(steps) - 1, panels).round().astype(int))
-    layers, reach = len(centres[0]), _reach(np.asarray(centres))
-    size = 1.7 * len(shown) + 0.6, 1.7 * layers + 0.7
-    figure, grid = subplots(size, layers, len(shown), title=_name(row))
-    for column, at in enumerate(shown):
-        grid[0, column].set_title(f"{steps[at]:,} updates", fontsize=8)
-        for axes, place in zip(grid[:, column], _layers(record, at), strict=True):
-            _panel(axes, place, reach)
-    for layer, axes in enumerate(grid[:, 0], 1):
-        axes.set_ylabel(f"layer {layer}", fontsize=8)
+    layers, reach = len(centres[0]), places.reach_of(centres)
+    size = 1.75 * len(shown) + 0.9, 1.75 * layers + 1.2
+    figure, axes = subplots(size, layers, len(shown), title=_name(row) + " (seed 0)")
+    moments = [_layers(record, at) for at in shown]
+    lines = [[moment[layer] for moment in moments] for layer in range(layers)]
+    places.grid(figure, axes, lines, reach)
+    for at, step in zip(axes[0], shown, strict=True):
+        at.set_title(f"{steps[step]:,} updates", fontsize=8)
+    for layer, at in enumerate(axes[:, 0], 1):
+        at.set_ylabel(f"layer {layer}\nrows down", fontsize=8)
     save_figure(figure, path)
 
 
 def _draw_final(rows: Sequence[Row], path: Any) -> None:
     """Draws where the heads of each layer look in the end, every model a line."""
-    found = [_layers(row.records[0], -1) for row in rows]
-    layers = max(map(len, found))
-    size = 2.2 * layers + 0.6, 2.2 * len(rows) + 0.7
-    title = "Centres of heads after training"
-    figure, grid = subplots(size, len(rows), layers, title=title)
-    for line, row, places in zip(grid, rows, found, strict=True):
-        reach = _reach(np.stack([centres for centres, _ in places]))
-        for layer, place in enumerate(places):
-            _panel(line[layer], place, reach)
-            line[layer].set_title(f"layer {layer + 1}", fontsize=8)
-        start = "convolution" if _convolution(row) else "random"
-        line[0].set_ylabel(f"{row.config['model']}\n{start} start", fontsize=8)
+    lines = [_layers(row.records[0], -1) for row in rows]
+    layers = max(map(len, lines))
+    reach = max(places.reach_of(c) for line in lines for c, _ in line)
+    size = 2.3 * layers + 1.2, 2.3 * len(rows) + 1.2
+    title = "Where heads look after training (seed 0), all on one scale"
+    figure, axes = subplots(size, len(rows), layers, title=title)
+    places.grid(figure, axes, lines, reach)
+    for at, row in zip(axes[:, 0], rows, strict=True):
+        start = "started as a convolution" if _convolution(row) else "started anywhere"
+        model = NAMES[row.config["model"]].removeprefix("attention, ")
+        at.set_ylabel(f"{model}\n{start}\nrows down", fontsize=8)
+    for layer, at in enumerate(axes[0], 1):
+        at.set_title(f"layer {layer}", fontsize=8)
     save_figure(figure, path)
 
 
@@ -448,14 +433,109 @@ def _starts(group: Group) -> list[str]:
         )
     ]
     if series := [line for line in series if line.x]:
-        curve(
+        styles = Styles(lines, [line.label for line in series if line.baseline])
+        board = Panel(
+            "Started as a convolution, and anywhere",
+            "training images N, log scale (bands: one deviation)",
+            "test accuracy",
             series,
-            group.folder / "starts.png",
-            title="Attention started as a convolution, and anywhere",
-            note="Mean and standard deviation over seeds.",
+            doubling=True,
         )
+        panels([board], group.folder / "starts.png", styles)
         text.append("![accuracy over N](starts.png)")
     return text
+
+
+# ----------------------------------------------------------------------- long
+
+
+def _long_rows(group: Group) -> list[Row]:
+    rows = _of_images(group)
+    return [row for row in rows if _is_long(row, rows)]
+
+
+def _while_training(row: Row, measure: str) -> list[Series]:
+    """A measure of `grid_measures` against updates, a line a layer, over seeds."""
+    steps = row.records[0]["curves"]["observed_at"]
+    values = np.asarray(
+        [
+            [grid_measures(*_places(record, at))[measure] for at in range(len(steps))]
+            for record in row.records
+        ]
+    )  # [seeds, moments, layers]
+    return [
+        Series.of(
+            f"layer {layer + 1}",
+            [(s, summarize(list(values[:, i, layer]))) for i, s in enumerate(steps)],
+        )
+        for layer in range(values.shape[-1])
+    ]
+
+
+def _longer(group: Group) -> list[str]:
+    """Share of heads that look at one token, and distance to the grid, by layer."""
+    row = group.rows[0]
+    shares, distances = (
+        _while_training(row, measure) for measure in ("one_token", "distance")
+    )
+    label = "share of heads that look at one token"
+    far = "distance to the nearest whole offset, tokens"
+    boards = [
+        Panel("Heads on one token", "updates", label, shares, ylim=(-0.02, 1.02)),
+        Panel(
+            "Distance to the pixel grid",
+            "updates",
+            far,
+            distances,
+            level=(CHANCE, "chance"),
+            ylim=(0.0, None),
+        ),
+    ]
+    boards = [dataclasses.replace(board, markersize=0) for board in boards]
+    styles = Styles([line.label for line in shares])
+    panels(boards, group.folder / "long.png", styles)
+    moments = [m for m in range(0, row.config["updates"] + 1, 500) if m in shares[0].x]
+    table = tell.table(
+        ["heads on one token", *(f"{m:,}" for m in moments)],
+        [
+            [line.label, *(tell.decimal(line.y[line.x.index(m)], 2) for m in moments)]
+            for line in shares
+        ],
+    )
+    return [table, "![heads on one token against updates](long.png)"]
+
+
+def _against_short(group: Group) -> list[str]:
+    """What more updates did to accuracy and to the heads of each layer."""
+    row, lines = group.rows[0], []
+    names = ("model", "start", "n")
+    short = next(
+        r
+        for r in _short(group)
+        if all(r.config[name] == row.config[name] for name in names)
+    )
+    _, text = tell.difference(row, short, "test_accuracy", 3)
+    lines.append(
+        f"* Test accuracy {tell.mean(row.of('test_accuracy'), 3)}, "
+        f"{text} of that after {short.config['updates']:,} updates."
+    )
+    for layer in range(len(_layers(row.records[0], -1))):
+        now, then = (
+            {
+                record["config"]["seed"]: float(
+                    grid_measures(*_places(record, -1))["one_token"][layer]
+                )
+                for record in some.records
+            }
+            for some in (row, short)
+        )
+        found = gap(now, then)
+        lines.append(
+            f"* Layer {layer + 1}: share of heads on one token "
+            f"{tell.decimal(found.mean, 2, sign=True)} {tell.interval(found, 2)} of "
+            "that of the shorter run."
+        )
+    return ["\n".join(lines)]
 
 
 _IMAGES = Section(
@@ -503,9 +583,9 @@ _IMAGES = Section(
             ),
             notes=(
                 lambda group: verdict(group.rows),
-                "In the figures a cell is a token, grey is the query, a dot the centre "
-                "of a head (seed 0), and shaded what lies within one deviation of it, "
-                "where that is not wider than 10 tokens.",
+                "In the figures a cell is a token, each head has a colour, and shaded "
+                "is what lies within one deviation of its centre, where that is not "
+                "wider than 10 tokens.",
                 _training,
             ),
         ),
@@ -519,7 +599,20 @@ _IMAGES = Section(
     ),
 )
 
+_LONG = Section(
+    title="## Do more updates bring heads to the grid?",
+    rows=_long_rows,
+    text=(
+        "The quadratic encoding from a random start at N = {n:,}, {updates:,} updates "
+        "of {batch_size} images in place of the fewer above, learning rate "
+        "{learning_rate:g}, the best of more on validation images in short runs. The "
+        "paper's 300 epochs of CIFAR-10 are 15 million images; these are far fewer. "
+        "Bands are one deviation over seeds, brackets Student's interval of 95 %.",
+    ),
+    notes=(_longer, _against_short, lambda group: verdict(group.rows)),
+)
+
 REPORT = Report(
     title="# Self-attention that places its heads, and convolution",
-    sections=(TEACHER, _IMAGES),
+    sections=(TEACHER, _IMAGES, _LONG),
 )

@@ -160,17 +160,41 @@ def check_attention_as_conv(name, figure, records, folder):
         )
         heads = [head for layer in maps for head in layer]
         return np.testing.assert_allclose(np.asarray(shown), heads)
+    if name == "teacher_places":
+        some = [r for r in final if "kernel" in r["config"]]
+        shares = [
+            x / side**2
+            for side in {r["config"]["kernel"] for r in some}
+            for x in curves([r for r in some if r["config"]["kernel"] == side], "found")
+        ]
+        for axes in figure.axes:
+            all_in(axes, shares)
+        return None
+    if name == "long":
+        shares, distances = figure.axes
+        for y in lines(shares).values():  # of 9 heads in each of 3 seeds
+            np.testing.assert_allclose(27 * y, np.round(27 * y), atol=1e-9)
+        some = [r for r in final if r["config"].get("start")]
+        updates = max(r["config"]["updates"] for r in some)
+        longest = [r for r in some if r["config"]["updates"] == updates]
+        some = [r["curves"]["centres"] for r in longest]
+        apart = np.asarray(some) - np.round(some)
+        found = np.linalg.norm(apart, axis=-1).mean(-1).mean(0)
+        drawn = lines(distances)
+        for layer in range(found.shape[1]):
+            np.testing.assert_allclose(drawn[f"layer {layer + 1}"], found[:, layer])
+        return None
     centres = [
         centre
         for r in first
         for moment in r["curves"].get("centres", ())
-        for layer in moment
-        for centre in layer
+        for centre in np.reshape(moment, (-1, 2))
     ]
     known = {tuple(np.round(centre, 6)) for centre in centres}
+    heads = {r["config"].get("num_heads") for r in first}
     for axes in figure.axes:
         _, *dots = axes.get_lines()  # the query is the first
-        assert len(dots) == 9
+        assert len(dots) in heads
         for dot in dots:
             ((x,), (y,)) = dot.get_data()
             assert (round(y, 6), round(x, 6)) in known
