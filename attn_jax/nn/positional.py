@@ -6,9 +6,7 @@
 | "sinusoidal" | a fixed table, added to the input | 0 |
 | "learned" | a learned table, added to the input | max_length · D |
 | "shaw" | learned vectors per clipped offset, every block | L · 2(2·clip + 1) · D |
-| "floater" | b(t) added to queries, keys and values | 6D · F + 2F + 3D + L · 3D |
-| "floater_input" | p(t), added to the input | 2D · F + 2F + 2D |
-| "sinusoidal_floater" | a sinusoid; b(t) as above | 2D · F + 2F + 2D + L · 3D |
+| "sinusoidal_floater" | a sinusoid; b(t) in blocks | 2D · F + 2F + (2 + 3L) · D |
 | "rotation_flow" | p(t), added to the input | 2D · F + F + 2.5D |
 | "rope" | a rotation of queries and keys, every block | 0 |
 | "alibi" | a fixed bias −m · |t − s| of the scores, every block | 0 |
@@ -17,7 +15,7 @@
 All but "learned" take sequences longer than those of training.
 
 Letters: B batch, T positions, D = N · H width, N heads of size H, L blocks, F units of
-FLOATER's hidden layer.
+a flow's hidden layer.
 """
 
 from __future__ import annotations
@@ -335,95 +333,9 @@ class _Shaw(Positions):
             raise ValueError(
                 "positions 'shaw' are an attention of their own, which stands for "
                 "plain 'dot_product' alone, but the block's attention is "
-                f"{inner.variant.name!r}; 'rope' and 'floater' go with all."
+                f"{inner.variant.name!r}; 'rope' and 'sinusoidal_floater' go with all."
             )
         return self.layers[block_index]
-
-
-class _Floater(Positions):
-    """Adds b_q(t), b_k(t), b_v(t) to every block's queries, keys and values.
-
-    The three are one state of `floater`, of size 3D. All blocks share its flow θ, and
-    each has a start of its own (equation 10 of the paper).
-
-    Args:
-      hidden_dim: size F of the flow's hidden layer; None means D.
-      scale: see `floater_init`; at 0 the model begins as one without positions.
-      step, adjoint, activation, solver, steps_per_position: see `floater`.
-    """
-
-    name = "floater"
-    in_blocks = True
-
-    def __init__(
-        self,
-        *,
-        hidden_dim: int | None = None,
-        scale: float = 0.0,
-        step: float = 0.1,
-        adjoint: Literal["direct", "adjoint"] = "direct",
-        activation: Literal["tanh", "relu"] = "tanh",
-        solver: Literal["heun", "bosh3", "tsit5"] = "heun",
-        steps_per_position: int = 1,
-        **common: Any,
-    ) -> None:
-        super().__init__(**common)
-        size, num_starts = (
-            (3 * self.dim, self.depth) if self.in_blocks else (self.dim, 1)
-        )
-        flow = floater_init(
-            common["rngs"].params(),
-            size,
-            hidden_dim=self.dim if hidden_dim is None else hidden_dim,
-            scale=scale,
-        )
-        del flow["out_time"]
-        self.start = nnx.Param(jnp.tile(flow.pop("start")[None], (num_starts, 1)))
-        self.flow = nnx.Dict({name: nnx.Param(leaf) for name, leaf in flow.items()})
-        self.step = step
-        self.adjoint = adjoint
-        self.activation = activation
-        self.solver = solver
-        self.steps_per_position = steps_per_position
-        floater(flow | {"start": self.start[0]}, 1, **self._how())  # for its errors
-
-    def _how(self) -> dict[str, Any]:
-        names = ("step", "adjoint", "activation", "solver", "steps_per_position")
-        return {name: getattr(self, name) for name in names}
-
-    def tables(self, length: int) -> jax.Array:
-        start = self.start[...]
-        params = {name: leaf[...] for name, leaf in self.flow.items()}
-        params["start"] = start[0]
-        return floater(params, length, start=start, **self._how())
-
-    def operands(
-        self,
-        tables: Any,
-        block_index: int,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-    ) -> dict[str, Any]:
-        length, *head = query.shape[-3:]
-        offsets = tables[block_index].astype(query.dtype).reshape(length, 3, *head)
-        offsets = offsets.reshape((1,) * (query.ndim - 3) + offsets.shape)
-        return {
-            name: array + offsets[..., index, :, :]
-            for index, (name, array) in enumerate(
-                (("query", query), ("key", key), ("value", value))
-            )
-        }
-
-
-class _FloaterInput(_Floater):
-    """Adds p(t), the codes of `floater`, to the input; options as "floater"."""
-
-    name = "floater_input"
-    in_blocks = False
-
-    def embed(self, x: jax.Array) -> jax.Array:
-        return x + self.tables(x.shape[1]).astype(x.dtype)
 
 
 class _SinusoidalFloater(_Sinusoidal):
@@ -661,8 +573,6 @@ _KINDS: Mapping[str, type[Positions]] = {
         _Sinusoidal,
         _Learned,
         _Shaw,
-        _Floater,
-        _FloaterInput,
         _SinusoidalFloater,
         _RotationFlow,
         _Rope,
@@ -693,10 +603,10 @@ def make_positions(
       num_heads: its number of heads N.
       depth: its number of blocks L.
       max_length: the longest sequence T; "learned" needs it.
-      **options: of the kind: `max_wavelength` ("sinusoidal", "rope"), `stddev`
-        ("learned", "t5", "floater", "floater_input"), `clip` ("shaw"), `num_buckets`
-        and `max_distance` ("t5"), `hidden_dim`, `step`, `adjoint` and the others of
-        `floater` ("floater", "floater_input").
+      **options: of the kind: `max_wavelength` ("sinusoidal", "rotation_flow", "rope"),
+        `stddev` ("learned", "t5"), `clip` ("shaw"), `num_buckets` and `max_distance`
+        ("t5"), `hidden_dim` ("sinusoidal_floater", "rotation_flow"), `scale`, `adjoint`
+        and `steps_per_position` ("sinusoidal_floater").
 
     Returns:
       A module with `embed(x[B, T, D]) -> [B, T, D]`, for the input of the encoder, and

@@ -99,7 +99,7 @@ class Config(Settings):
 PRESETS = {
     "smoke": Config(
         tasks=("toy_pos",),
-        encodings=("none", "floater", "rope", "learned"),
+        encodings=("none", "sinusoidal_floater", "rope", "learned"),
         edges=(0, 8, 64),
         train_length=8,
         seeds=1,
@@ -118,15 +118,7 @@ PRESETS = {
         tokens=2_048,
         dim=48,
     ),
-    "cpu": Config(
-        encodings=tuple(n for n in POSITIONS if n not in ENCODINGS[4:6]),
-        updates=300,
-        order_updates=200,
-        tune_updates=120,
-        learning_rates=(3e-3,),
-        tokens=2_048,
-    ),
-    "long": Config(),
+    "cpu": Config(),
 }
 
 
@@ -196,7 +188,6 @@ EXPERIMENT = Experiment(
         "smoke": "seconds",
         "quick": "minutes",
         "cpu": "half an hour, two cores",
-        "long": "half an hour, two cores",
     },
     plans=plans,
     report=REPORT,

@@ -29,7 +29,7 @@ from experiments.tasks import labelling
 # Besides the encodings as they are: FLOATER with the steps of its authors' code, and
 # with gradients by the adjoint equation, as in the paper.
 FIVE = "five steps a position"
-BESIDES = {
+BESIDES: dict[str, dict[str, Any]] = {
     f"sinusoidal_floater, {FIVE}": dict(steps_per_position=5),
     f"sinusoidal_floater, {FIVE}, adjoint": dict(
         steps_per_position=5, adjoint="adjoint"

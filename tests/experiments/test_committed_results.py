@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.core import report, run
 from experiments.core.store import read_jsonl
+from experiments.positions.figures import WORDS
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = {f: run.find(name) for name in run.names() for f in run.find(name).committed}
@@ -84,15 +85,29 @@ def check_data_scaling(name, figure, records, folder):
 
 
 def check_positions(name, figure, records, folder):
-    (axes,) = figure.axes
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    if name == "parameters":
+        drawn = lines(figure.axes[0])
+        for record in final:
+            at_64 = record["metrics"]["position_params"]
+            label = WORDS[record["config"]["positions"]]
+            if at_64 and label != WORDS["learned"]:
+                assert set(drawn[label]) == {at_64}
+        return None
     task = name.removeprefix("lengths_")
-    some = [r for r in records if r["config"]["task"].split("_by")[0] == task]
-    encoding = lambda r: r["config"].get("positions")  # noqa: E731
+    some = [r for r in final if r["config"]["task"].split("_by")[0] == task]
+    encoding = lambda r: WORDS[r["config"]["positions"]]  # noqa: E731
     bins = [m for m in some[0]["metrics"] if m.startswith("test_accuracy_length")]
     bins.sort(key=lambda name: int(name.split("_")[-1]))
     found = [means(some, encoding, metric(name)) for name in bins]
-    for label, y in lines(axes).items():
-        np.testing.assert_allclose(y, [by[label] for by in found])
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert {axes.get_title() for axes in panels} == {*found[0]} - {WORDS["none"]}
+    for axes in panels:
+        drawn = lines(axes)
+        for label, y in {WORDS["none"]: drawn["no positions"], **drawn}.items():
+            if label in found[0]:
+                np.testing.assert_allclose(y, [by[label] for by in found])
+    return None
 
 
 def check_sequence_labelling(name, figure, records, folder):

@@ -51,10 +51,9 @@ PINNED = {
     "graphs quick": "8805bd481f560f68",
     "graphs cpu": "6800b13d3c19afb2",
     "graphs accelerator": "253a59e44fa20a44",
-    "positions smoke": "d6817266867d8f83",
+    "positions smoke": "e74c61189fc848e0",
     "positions quick": "94755ddf751f4d94",
-    "positions cpu": "e7572df0898b2563",
-    "positions long": "a26d585cb64bac82",
+    "positions cpu": "a26d585cb64bac82",
 }
 
 

@@ -60,7 +60,7 @@ def encodings(**shortest):
 
 @pytest.mark.parametrize("scale", [1.0, 0.02])
 def test_the_order_is_learnt_from_midway_between_none_and_the_best(scale):
-    group = encodings(none=0.9 - scale / 2, shaw=0.9, floater=0.9 - 0.45 * scale)
+    group = encodings(none=0.9 - scale / 2, shaw=0.9, learned=0.9 - 0.45 * scale)
     assert positions.threshold(group, SHORT) == pytest.approx(0.9 - scale / 4)
 
 
@@ -71,29 +71,46 @@ def test_nothing_is_learnt_where_none_is_clearly_behind():
 
 def test_what_was_not_learnt_or_cannot_be_told_is_no_induction(tmp_path):
     # ALiBi is the best here, which tells nothing of what the others learnt.
-    found = dict(none=0.9, shaw=0.92, floater=0.901, alibi=1)
-    more = dict(task="words", learning_rate=1e-3, train_length=9, updates=5)
+    found = dict(
+        none=0.9, sinusoidal=0.93, shaw=0.92, rope=0.93, learned=0.901, alibi=1
+    )
+    fall = dict(shaw=0.05, rope=0.3)
+    sizes = dict(dim=8, num_heads=2, depth=3, tokens=64, position_options={})
+    more = dict(task="words", learning_rate=1e-3, train_length=9, updates=5) | sizes
     records = [
-        record(s, positions=name, **more, **{f"m_{SHORT}": x, f"m_{LONG}": x - 0.1})
+        record(s, positions=name, **more, **{f"m_{SHORT}": x, f"m_{LONG}": x - drop})
         for name, short in found.items()
         for s in range(3)
-        for x in [short + 1e-4 * s]
+        for x, drop in [(short + 1e-4 * s, fall.get(name, 0.1) + 1e-5 * s * s)]
     ]
+    records.append(floor("words", "majority", **{f"m_{SHORT}": 0.2}))
     measured = {"rope": {"ratio": 1.25}, "shaw": {"ratio": 1.5}}
-    measured["floater, adjoint"] = {"ratio": 1.75}
-    sizes = dict(turns=3, tokens=64, length=8, encodings=measured)
-    (tmp_path / positions.MEASURED).write_text(json.dumps(sizes))
+    measured["sinusoidal_floater, adjoint"] = {"ratio": 1.75}
+    timed = dict(turns=3, tokens=64, length=8, encodings=measured)
+    (tmp_path / positions.MEASURED).write_text(json.dumps(timed))
     written = told(positions, records, tmp_path)
-    cells = {
-        line.split("|")[1].strip(): line.split("|")[4].strip()
-        for line in written.splitlines()
-        if line.startswith("| ")
-    }
-    assert cells["none"] == "–" and cells["alibi"] == "void"
-    assert cells["shaw"].startswith("−.1") and cells["floater"] == "not learnt"
-    assert "| +50 % | ✗ ✓ ✓ |" in written
-    assert "adjoint equation: +75 % time of a step." in written
-    assert (tmp_path / "lengths_words.png").is_file()
+    table, per_task = (
+        {
+            cells[1].strip(): [cell.strip() for cell in cells[2:]]
+            for line in part.splitlines()
+            if (cells := line.split("|"))[0] == "" and len(cells) > 2
+        }
+        for part in written.split("## words")
+    )
+    assert table["none"][:2] == ["–", "✗ 0"] and table["ALiBi"][0] == "void"
+    assert table["Shaw"][0] == "✓ .50" and table["RoPE"][0] == "✗ 3.00"
+    assert table["sinusoid"][0] == "= 1.00"
+    # 8 numbers a position: a table grows with the longest sequence, the others do not.
+    learned = ["not learnt", "✓ 1,024", "✗ 131,072", "✗ ✓ ✗"]
+    assert table["learned table"][:4] == learned
+    assert table["Shaw"][1:4] == ["✓ 1,584", "✓ 1,584", "✗ ✓ ✓"]
+    assert per_task["Shaw"][3].startswith("−.050 (+.050 [+.05")
+    assert per_task["sinusoid"][2:4] == ["+.030 [+.030, +.030]", "−.100"]
+    assert per_task["Shaw"][5] == "+50 %" and per_task["learned table"][5] == "–"
+    assert per_task["always the majority label"][:2] == [".200", "–"]
+    assert "FLOATER, adjoint: +75 % time of a step." in written
+    for name in ("lengths_words", "parameters"):
+        assert (tmp_path / f"{name}.png").is_file()
 
 
 # --- labelling ------------------------------------------------------------------------
