@@ -14,6 +14,8 @@ import functools
 from collections.abc import Iterator
 from typing import Annotated
 
+import numpy as np
+
 from attn_jax.nn.positional import POSITIONS
 from experiments.core import identity
 from experiments.core.cell import (
@@ -31,6 +33,7 @@ from experiments.core.run import Experiment
 from experiments.data import sequence_tasks
 from experiments.data.sequences import Part, SequenceData
 from experiments.positions.report import REPORT
+from experiments.tasks import labelling
 from experiments.tasks.labelling import LabelCell, LabelTask
 
 TASKS = ("pos", "order", "toy_pos")
@@ -157,6 +160,21 @@ def by_length(data: SequenceData, edges: tuple[int, ...]) -> SequenceData:
     return dataclasses.replace(data, name=name, test=test)
 
 
+def trained_positions(data: SequenceData) -> dict[str, float]:
+    """All is right where training has been, and beyond it the most frequent label.
+
+    What an encoding keeps of longer sequences if it knows nothing of positions that
+    training has not seen: their first part.
+    """
+    longest = int(data.train.lengths.max())
+    often = int(np.bincount(np.concatenate(list(data.train.labels))).argmax())
+    guessed = [
+        np.where(np.arange(len(y)) < longest, y, often) for y in data.test.labels
+    ]
+    found = labelling.scores(data.test, guessed)
+    return {f"test_{name}": value for name, value in found.items()}
+
+
 def plans(config: Config) -> list[Plan]:
     """Loads the tasks and plans their cells; raises DataError."""
     found = []
@@ -175,6 +193,8 @@ def plans(config: Config) -> list[Plan]:
             )
             studies.append(Study(encoding, grid, updates, config.seeds))
         floors = {"majority": functools.partial(sequence_tasks.majority, data)}
+        if task == "order":
+            floors["trained_positions"] = functools.partial(trained_positions, data)
         baselines = baselines_of(data.name, floors, differs)
         found.append(Plan(LabelTask(data), data.describe(), studies, baselines))
     return found

@@ -22,6 +22,12 @@ WORDS = {
     "alibi": "ALiBi",
     "t5": "T5 bias",
 }
+#: And the floors, by the name of their records.
+FLOORS = {
+    "majority": "most frequent label",
+    "trained_positions": "right where training has been, else most frequent label",
+}
+_DOTTED = (":", "-.")
 STYLES = Styles(POSITIONS)
 _TASKS = {"order": "Symbol two places before", "pos": "Tags of words"}
 _GREY = "#8a8a8a"
@@ -41,7 +47,7 @@ def lengths(
     *,
     title: str,
     trained: str,
-    majority: Mapping[Bin, float],
+    floors: Mapping[str, Mapping[Bin, float]],
 ) -> pathlib.Path:
     """Accuracy by length: a panel an encoding, with the same axes and floors.
 
@@ -50,7 +56,7 @@ def lengths(
       path: PNG file to write.
       title: over all.
       trained: what the first bin is.
-      majority: accuracy of the most frequent label, by bin.
+      floors: name -> accuracy without a network, by bin.
 
     Returns:
       The path.
@@ -65,8 +71,8 @@ def lengths(
     bins = sorted({bin for found in curves.values() for bin in found})
     at = {bin: place for place, bin in enumerate(bins)}
     means = [s.mean for found in curves.values() for s in found.values() if s]
-    room = 2 * (max(means) - min(means))
-    near = bool(majority) and max(majority.values()) > min(means) - room
+    least = min(means) - 2 * (max(means) - min(means))
+    near = {n: found for n, found in floors.items() if max(found.values()) > least}
     for axes in grid.flat[len(kinds) :]:
         axes.set_visible(False)
     for place, (axes, kind) in enumerate(zip(grid.flat, kinds, strict=False)):
@@ -76,10 +82,10 @@ def lengths(
             known = [(at[b], s.mean) for b, s in blind.items() if s]
             look = dict(color=_GREY, linewidth=1.3, linestyle="--", zorder=2)
             axes.plot(*zip(*known, strict=True), label="no positions", **look)
-        if near:
-            known = [(at[bin], value) for bin, value in majority.items()]
-            look = dict(color=_GREY, linewidth=1.1, linestyle=":", zorder=2)
-            axes.plot(*zip(*known, strict=True), label="most frequent label", **look)
+        for (name, values), dots in zip(near.items(), _DOTTED, strict=False):
+            known = [(at[bin], value) for bin, value in values.items()]
+            look = dict(color=_GREY, linewidth=1.5, linestyle=dots, zorder=2)
+            axes.plot(*zip(*known, strict=True), label=FLOORS.get(name, name), **look)
         found = {bin: s for bin, s in curves[kind].items() if s is not None}
         style = STYLES[kind]
         x, y = [at[bin] for bin in found], [summary.mean for summary in found.values()]
@@ -98,16 +104,16 @@ def lengths(
             axes.tick_params(labelleft=False)
         else:
             axes.set_ylabel("test accuracy", fontsize=8.5)
-    handles = grid.flat[0].get_lines()[: bool(curves.get("none")) + near]
+    said = f"length of the sequence (grey: trained on {trained})"
+    for name in [name for name in floors if name not in near]:
+        low, high = (end(floors[name].values()) for end in (min, max))
+        said += f"; {FLOORS.get(name, name)}: {low:.2f} to {high:.2f}, below the axes"
+    figure.supxlabel(said, fontsize=8.5)
+    handles = grid.flat[0].get_lines()[: bool(curves.get("none")) + len(near)]
     if handles:
         names = [str(line.get_label()) for line in handles]
-        look = dict(ncols=2, frameon=False, fontsize=8.5)
-        figure.legend(handles, names, loc="outside lower right", **look)
-    said = f"length of the sequence (grey: trained on {trained})"
-    if majority and not near:
-        ends = " to ".join(f"{end(majority.values()):.2f}" for end in (min, max))
-        said += f"\nmost frequent label: {ends}, below what is shown"
-    figure.supxlabel(said, fontsize=8.5, x=0.35)
+        look = dict(ncols=3, frameon=False, fontsize=8.5)
+        figure.legend(handles, names, loc="outside lower center", **look)
     return save_figure(figure, path)
 
 

@@ -226,6 +226,19 @@ def _columns(group: Group) -> list[Column]:
             return tell.NONE
         return tell.difference(row, blind, trained, 3)[1]
 
+    floors = group.floors(task=group.config["task"])
+    longest = [*bins][-1] if bins else ""
+    floor = floors.get("trained_positions", {}).get(longest)
+
+    def beyond(row: Row) -> str:
+        scores = row.scores(longest)
+        if floor is None or not scores:
+            return tell.NONE
+        over = gap(scores, dict.fromkeys(scores, floor))
+        text = tell.decimal(over.mean, 3, sign=True)
+        return f"{text} {tell.interval(over, 3)}".strip()
+
+    found_beyond = [("longest: over right on trained positions alone", beyond)]
     return [
         ("positions", lambda row: WORDS[_kind(row)]),
         *(
@@ -237,6 +250,7 @@ def _columns(group: Group) -> list[Column]:
             "longest − trained (less that of the sinusoid)",
             lambda row: _fall(found, row),
         ),
+        *(found_beyond if floor is not None else []),
         tell.RATE,
         ("time of a step", time),
         tell.DIVERGED,
@@ -274,27 +288,26 @@ def _figure(group: Group) -> list[str]:
     if not any(curves.values()):
         return []
     task = group.config["task"]
-    floors = group.floors(task=task)
     name = f"lengths_{task.split('_by_length')[0]}"
     figures.lengths(
         {kind: found for kind, found in curves.items() if found},
         group.folder / f"{name}.png",
         title=f"{figures.task_name(task)}: accuracy on lengths beyond training",
         trained=_length(group.config),
-        majority={
-            where: floors["majority"][metric]
-            for metric, where in bins.items()
-            if metric in floors.get("majority", {})
+        floors={
+            name: {bins[m]: metrics[m] for m in bins if m in metrics}
+            for name, metrics in group.floors(task=task).items()
+            if any(m in metrics for m in bins)
         },
     )
     return [f"![accuracy by length]({name}.png)"]
 
 
 def _floors(group: Group) -> list[list[str]]:
-    """The most frequent label, by length where it was measured so."""
+    """What needs no network, by length where it was measured so."""
     bins = _bins(group.rows)
     return [
-        [f"always the {name} label", *(tell.decimal(m.get(bin), 3) for bin in bins)]
+        [figures.FLOORS.get(name, name), *(tell.decimal(m.get(bin), 3) for bin in bins)]
         for name, m in group.floors(task=group.config["task"]).items()
     ]
 
@@ -329,10 +342,10 @@ def _besides(group: Group) -> list[str]:
     """What was timed besides the encodings as they are."""
     found = (group.measured(MEASURED) or {"encodings": {}})["encodings"]
     more = [
-        f"{WORDS[name.split(', ')[0]]}, {', '.join(name.split(', ')[1:])}: "
-        f"{_percent(found[name])} time of a step."
+        f"{WORDS[kind]}, {besides}: {_percent(found[name])} time of a step."
         for name in found
-        if ", " in name
+        for kind, _, besides in [name.partition(", ")]
+        if besides and kind in WORDS
     ]
     return [" ".join(more)] if more else []
 

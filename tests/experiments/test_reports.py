@@ -84,6 +84,7 @@ def test_what_was_not_learnt_or_cannot_be_told_is_no_induction(tmp_path):
         for x, drop in [(short + 1e-4 * s, fall.get(name, 0.1) + 1e-5 * s * s)]
     ]
     records.append(floor("words", "majority", **{f"m_{SHORT}": 0.2}))
+    records.append(floor("words", "trained_positions", **{f"m_{LONG}": 0.8}))
     measured = {"rope": {"ratio": 1.25}, "shaw": {"ratio": 1.5}}
     measured["sinusoidal_floater, adjoint"] = {"ratio": 1.75}
     timed = dict(turns=3, tokens=64, length=8, encodings=measured)
@@ -106,8 +107,9 @@ def test_what_was_not_learnt_or_cannot_be_told_is_no_induction(tmp_path):
     assert table["Shaw"][1:4] == ["✓ 1,584", "✓ 1,584", "✗ ✓ ✓"]
     assert per_task["Shaw"][3].startswith("−.050 (+.050 [+.05")
     assert per_task["sinusoid"][2:4] == ["+.030 [+.030, +.030]", "−.100"]
-    assert per_task["Shaw"][5] == "+50 %" and per_task["learned table"][5] == "–"
-    assert per_task["always the majority label"][:2] == [".200", "–"]
+    assert per_task["Shaw"][4].startswith("+.070 [+.070")
+    assert per_task["Shaw"][6] == "+50 %" and per_task["learned table"][6] == "–"
+    assert per_task["most frequent label"][:2] == [".200", "–"]
     assert "FLOATER, adjoint: +75 % time of a step." in written
     for name in ("lengths_words", "parameters"):
         assert (tmp_path / f"{name}.png").is_file()
