@@ -6,7 +6,9 @@
 | "sinusoidal" | a fixed table, added to the input | 0 |
 | "learned" | a learned table, added to the input | max_length · D |
 | "shaw" | learned vectors per clipped offset, every block | L · 2(2·clip + 1) · D |
-| "sinusoidal_floater" | a sinusoid; b(t) in blocks | 2D · F + 2F + (2 + 3L) · D |
+| "floater" | b(t) added to queries, keys and values | 6D · F + 2F + 3D + L · 3D |
+| "floater_input" | p(t), added to the input | 2D · F + 2F + 2D |
+| "sinusoidal_floater" | a sinusoid; b(t) as above | 2D · F + 2F + 2D + L · 3D |
 | "rotation_flow" | p(t), added to the input | 2D · F + F + 2.5D |
 | "rope" | a rotation of queries and keys, every block | 0 |
 | "alibi" | a fixed bias −m · |t − s| of the scores, every block | 0 |
@@ -15,17 +17,15 @@
 All but "learned" take sequences longer than those of training.
 
 Letters: B batch, T positions, D = N · H width, N heads of size H, L blocks, F units of
-a flow's hidden layer.
+FLOATER's hidden layer.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -34,6 +34,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from attn_jax.attention.softmax import dot_product
+from attn_jax.nn._positions import Positions, _PositionedFn, shared_tables
 from attn_jax.nn.attention_fn import AttentionFn, ModuleAttentionFn, as_attention_fn
 from attn_jax.positions import (
     _NEAR,
@@ -100,150 +101,6 @@ class LearnedPositions(nnx.Module):
             )
         rows = table[: x.shape[-2]].astype(x.dtype)
         return x + rows.reshape((1,) * (x.ndim - 2) + rows.shape)
-
-
-_TABLES: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "attn_jax_tables", default=None
-)
-
-
-@contextlib.contextmanager
-def shared_tables(tables: Any) -> Iterator[None]:
-    """Gives to all blocks that are called inside what positions make once for them.
-
-    `nnx.MultiHeadAttention` hands to its `attention_fn` a mask and nothing else, so an
-    encoder that makes the tables once says so around the calls. It is read while a call
-    is traced.
-
-    Args:
-      tables: of `Positions.tables`; with None every block makes its own.
-
-    >>> with shared_tables(None):
-    ...     pass  # x = block(x)
-    """
-    token = _TABLES.set(tables)
-    try:
-        yield
-    finally:
-        _TABLES.reset(token)
-
-
-class Positions(nnx.Module):
-    """No position information, and the base of all kinds that have some.
-
-    A kind changes what it needs to: `embed`, or `tables` and `operands` together with
-    `in_blocks = True`.
-
-    Args:
-      dim: width D of the tokens.
-      num_heads: number of heads N.
-      depth: number of blocks L that will share the module.
-      max_length: the longest sequence T, for a kind that has a table of all positions.
-    """
-
-    name = "none"
-    in_blocks = False
-
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        depth: int,
-        max_length: int | None,
-        rngs: nnx.Rngs,
-    ) -> None:
-        del max_length, rngs
-        for name, value in (("dim", dim), ("num_heads", num_heads), ("depth", depth)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be positive, but is {value}.")
-        if dim % num_heads:
-            raise ValueError(
-                f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
-                f"{num_heads}."
-            )
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.depth = depth
-
-    def embed(self, x: jax.Array) -> jax.Array:
-        """Maps the encoder's input [B, T, D] to [B, T, D]."""
-        return x
-
-    def attention_fn(
-        self, block_index: int, inner: AttentionFn | ModuleAttentionFn
-    ) -> AttentionFn | ModuleAttentionFn | _PositionedFn:
-        """The `attention_fn` of a block's `nnx.MultiHeadAttention`.
-
-        Args:
-          block_index: number of the block, 0 … L − 1.
-          inner: the block's attention, from `as_attention_fn`.
-
-        Returns:
-          `inner` itself, or a module that brings the order in and then calls it.
-
-        Raises:
-          ValueError: if there is no such block, or if the attention cannot take this
-            kind of positions.
-        """
-        self._check_block(block_index)
-        return _PositionedFn(self, block_index, inner) if self.in_blocks else inner
-
-    def tables(self, length: int) -> Any:
-        """What all blocks share for sequences of T positions, or None."""
-        return None
-
-    def operands(
-        self,
-        tables: Any,
-        block_index: int,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-    ) -> dict[str, Any]:
-        """What the block's attention gets for query, key, value [..., T, N, H]."""
-        raise NotImplementedError
-
-    def _check_block(self, block_index: int) -> None:
-        if not 0 <= block_index < self.depth:
-            raise ValueError(
-                f"`block_index` must be 0 … {self.depth - 1}, since the positions were "
-                f"made with depth={self.depth}, but is {block_index}."
-            )
-
-
-class _PositionedFn(nnx.Module):
-    """A block's attention with positions, called by `nnx.MultiHeadAttention`."""
-
-    def __init__(
-        self,
-        positions: Positions,
-        block_index: int,
-        inner: AttentionFn | ModuleAttentionFn,
-    ) -> None:
-        self.positions = positions
-        self.block_index = block_index
-        self.inner = inner
-
-    def __call__(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        **options: Any,
-    ) -> jax.Array:
-        length, keys = query.shape[-3], key.shape[-3]
-        if length != keys:
-            raise ValueError(
-                f"positions {self.positions.name!r} serve self-attention, but there "
-                f"are {length} queries and {keys} keys."
-            )
-        tables = _TABLES.get()
-        if tables is None:
-            tables = self.positions.tables(length)
-        operands = self.positions.operands(tables, self.block_index, query, key, value)
-        return self.inner(**operands, **options)
 
 
 class _Sinusoidal(Positions):
@@ -333,9 +190,95 @@ class _Shaw(Positions):
             raise ValueError(
                 "positions 'shaw' are an attention of their own, which stands for "
                 "plain 'dot_product' alone, but the block's attention is "
-                f"{inner.variant.name!r}; 'rope' and 'sinusoidal_floater' go with all."
+                f"{inner.variant.name!r}; 'rope' and 'floater' go with all."
             )
         return self.layers[block_index]
+
+
+class _Floater(Positions):
+    """Adds b_q(t), b_k(t), b_v(t) to every block's queries, keys and values.
+
+    The three are one state of `floater`, of size 3D. All blocks share its flow θ, and
+    each has a start of its own (equation 10 of the paper).
+
+    Args:
+      hidden_dim: size F of the flow's hidden layer; None means D.
+      scale: see `floater_init`; at 0 the model begins as one without positions.
+      step, adjoint, activation, solver, steps_per_position: see `floater`.
+    """
+
+    name = "floater"
+    in_blocks = True
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int | None = None,
+        scale: float = 0.0,
+        step: float = 0.1,
+        adjoint: Literal["direct", "adjoint"] = "direct",
+        activation: Literal["tanh", "relu"] = "tanh",
+        solver: Literal["heun", "bosh3", "tsit5"] = "heun",
+        steps_per_position: int = 1,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        size, num_starts = (
+            (3 * self.dim, self.depth) if self.in_blocks else (self.dim, 1)
+        )
+        flow = floater_init(
+            common["rngs"].params(),
+            size,
+            hidden_dim=self.dim if hidden_dim is None else hidden_dim,
+            scale=scale,
+        )
+        del flow["out_time"]
+        self.start = nnx.Param(jnp.tile(flow.pop("start")[None], (num_starts, 1)))
+        self.flow = nnx.Dict({name: nnx.Param(leaf) for name, leaf in flow.items()})
+        self.step = step
+        self.adjoint = adjoint
+        self.activation = activation
+        self.solver = solver
+        self.steps_per_position = steps_per_position
+        floater(flow | {"start": self.start[0]}, 1, **self._how())  # for its errors
+
+    def _how(self) -> dict[str, Any]:
+        names = ("step", "adjoint", "activation", "solver", "steps_per_position")
+        return {name: getattr(self, name) for name in names}
+
+    def tables(self, length: int) -> jax.Array:
+        start = self.start[...]
+        params = {name: leaf[...] for name, leaf in self.flow.items()}
+        params["start"] = start[0]
+        return floater(params, length, start=start, **self._how())
+
+    def operands(
+        self,
+        tables: Any,
+        block_index: int,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+    ) -> dict[str, Any]:
+        length, *head = query.shape[-3:]
+        offsets = tables[block_index].astype(query.dtype).reshape(length, 3, *head)
+        offsets = offsets.reshape((1,) * (query.ndim - 3) + offsets.shape)
+        return {
+            name: array + offsets[..., index, :, :]
+            for index, (name, array) in enumerate(
+                (("query", query), ("key", key), ("value", value))
+            )
+        }
+
+
+class _FloaterInput(_Floater):
+    """Adds p(t), the codes of `floater`, to the input; options as "floater"."""
+
+    name = "floater_input"
+    in_blocks = False
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        return x + self.tables(x.shape[1]).astype(x.dtype)
 
 
 class _SinusoidalFloater(_Sinusoidal):
@@ -573,6 +516,8 @@ _KINDS: Mapping[str, type[Positions]] = {
         _Sinusoidal,
         _Learned,
         _Shaw,
+        _Floater,
+        _FloaterInput,
         _SinusoidalFloater,
         _RotationFlow,
         _Rope,
@@ -603,10 +548,10 @@ def make_positions(
       num_heads: its number of heads N.
       depth: its number of blocks L.
       max_length: the longest sequence T; "learned" needs it.
-      **options: of the kind: `max_wavelength` ("sinusoidal", "rotation_flow", "rope"),
-        `stddev` ("learned", "t5"), `clip` ("shaw"), `num_buckets` and `max_distance`
-        ("t5"), `hidden_dim` ("sinusoidal_floater", "rotation_flow"), `scale`, `adjoint`
-        and `steps_per_position` ("sinusoidal_floater").
+      **options: of the kind: `max_wavelength` ("sinusoidal", "rope"), `stddev`
+        ("learned", "t5", "floater", "floater_input"), `clip` ("shaw"), `num_buckets`
+        and `max_distance` ("t5"), `hidden_dim`, `step`, `adjoint` and the others of
+        `floater` ("floater", "floater_input").
 
     Returns:
       A module with `embed(x[B, T, D]) -> [B, T, D]`, for the input of the encoder, and

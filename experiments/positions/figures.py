@@ -16,6 +16,8 @@ WORDS = {
     "sinusoidal": "sinusoid",
     "learned": "learned table",
     "shaw": "Shaw",
+    "floater": "three flows from zero",
+    "floater_input": "flow from zero, at the input",
     "sinusoidal_floater": "sinusoid + FLOATER",
     "rotation_flow": "rotation flow",
     "rope": "RoPE",

@@ -29,6 +29,7 @@ PAPER = {
     "sinusoidal": "✓ ✗ ✓",
     "learned": "✗ ✓ ✗",
     "shaw": "✗ ✓ ✓",
+    "floater": "✓ ✓ ✓",
     "sinusoidal_floater": "✓ ✓ ✓",
 }
 # Longest sequences that parameters are counted for.

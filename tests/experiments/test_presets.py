@@ -53,7 +53,8 @@ PINNED = {
     "graphs accelerator": "253a59e44fa20a44",
     "positions smoke": "e74c61189fc848e0",
     "positions quick": "94755ddf751f4d94",
-    "positions cpu": "a26d585cb64bac82",
+    "positions cpu": "e7572df0898b2563",
+    "positions long": "a26d585cb64bac82",
 }
 
 

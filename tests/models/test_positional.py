@@ -22,11 +22,13 @@ PLAIN = as_attention_fn("dot_product")
 SIZES = dict(dim=8, num_heads=2, depth=1)
 LENGTH, SHORT = 6, 4
 RELATIVE = ("shaw", "rope", "alibi", "t5")
-AT_INPUT = ("sinusoidal", "learned", "rotation_flow")
+AT_INPUT = ("sinusoidal", "learned", "floater_input", "rotation_flow")
 OPTIONS = {"shaw": {"clip": 2}, "t5": {"num_buckets": 8, "max_distance": 8}}
 PARAMETERS = {
     "learned": LENGTH * 8,
     "shaw": 2 * 5 * 8,
+    "floater": 6 * 8 * 8 + 2 * 8 + 3 * 8 + 3 * 8,
+    "floater_input": 2 * 8 * 8 + 2 * 8 + 2 * 8,
     "sinusoidal_floater": 2 * 8 * 8 + 2 * 8 + 2 * 8 + 3 * 8,
     "rotation_flow": 2 * 8 * 8 + 8 + 2 * 8 + 4,
     "t5": 2 * 8,
@@ -132,13 +134,17 @@ def test_every_kind_trains_ignores_padding_and_knows_the_order(name, runs, x):
     assert sum(leaf.size for leaf in own.values()) == PARAMETERS.get(name, 0)
     assert num_parameters(make(name)) == PARAMETERS.get(name, 0)
     # A flow that stands still shields what lies before its last layer.
-    shielded = ("'state'", "'bias'") if name == "rotation_flow" else ()
+    still = name in ("floater", "floater_input", "rotation_flow")
+    shielded = ("'state'", "'time'", "'bias'") if still else ()
     for path, leaf in own.items():
         if not any(part in path for part in shielded):
             assert np.abs(leaf).max() > 1e-3, path
     lower = jax.tree.map(lambda p, g: np.asarray(p - 1e-3 * g), run.params, grads)
     later = np.sin(run.out(lower, x, ALL)).sum()
     assert later < np.sin(at_start).sum()
+    if name.startswith("floater"):  # the compatible form
+        plain = runs("none")
+        np.testing.assert_array_equal(at_start, plain.out(plain.params, x, ALL))
 
     params = run.moved
     noisy, loud = x.copy(), x.copy()
@@ -217,6 +223,27 @@ def test_shaw_has_tables_for_every_block(heads):
     for table in positions.layers[0].params.values():
         table[...] = jnp.zeros_like(table[...])
     np.testing.assert_allclose(attend(positions, heads), by_hand(**heads), atol=1e-5)
+
+
+def test_floater_offsets_queries_keys_and_values_of_each_block(heads):
+    positions = make("floater", depth=2, scale=1.0)
+    start = np.random.default_rng(3).standard_normal((2, 24), np.float32)
+    positions.start[...] = jnp.asarray(start)
+    offsets = np.asarray(jax.jit(positions.tables, static_argnums=0)(LENGTH))
+    np.testing.assert_allclose(offsets[:, 0], start, rtol=1e-6)
+    assert np.abs(offsets[:, -1] - offsets[:, 0]).min(axis=1).max() > 1e-4
+    for block in range(2):
+        of_heads = offsets[block].reshape(LENGTH, 3, 2, 4)
+        expected = by_hand(
+            *(
+                np.asarray(heads[name]) + of_heads[None, :, index]
+                for index, name in enumerate(("query", "key", "value"))
+            )
+        )
+        # As an encoder calls it, where all blocks share what was made once.
+        with shared_tables(offsets):
+            out = attend(positions, heads, block)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_the_official_floater_is_a_sinusoid_and_one_flow_for_all_offsets(heads, x):
@@ -335,7 +362,7 @@ def test_other_variants():
         )
 
     tokens = jax.ShapeDtypeStruct((2, 5, 8), jnp.float32)
-    for name in ("rope", "sinusoidal_floater", "learned"):
+    for name in ("rope", "floater", "learned"):
         out = nnx.eval_shape(lambda x, name=name: block(make(name))(x), tokens)
         assert out.shape == tokens.shape
     for name in ("alibi", "t5"):
@@ -362,8 +389,8 @@ def test_wrong_input_is_refused(heads, x):
         make("learned", max_length=5).embed(x)
     with pytest.raises(ValueError, match="`num_buckets` must be an even number"):
         make("t5", num_buckets=5)
-    with pytest.raises(ValueError, match="`adjoint` must be 'direct'"):
-        make("sinusoidal_floater", adjoint="backsolve")
+    with pytest.raises(ValueError, match="`solver` must be 'heun'"):
+        make("floater", solver="euler")
     with pytest.raises(TypeError, match=r"make_positions\(name.* but is str: 'rope'"):
         encoder("rope")
     with pytest.raises(ValueError, match="made with depth=2, but the encoder has dep"):
