@@ -27,7 +27,7 @@ WORDS = {
 #: And the floors, by the name of their records.
 FLOORS = {
     "majority": "most frequent label",
-    "trained_positions": "right where training has been, else most frequent label",
+    "trained_positions": "right on trained positions, else most frequent label",
 }
 _DOTTED = (":", "-.")
 STYLES = Styles(POSITIONS)
@@ -68,7 +68,7 @@ def lengths(
     rows = math.ceil(len(kinds) / 4)
     columns = math.ceil(len(kinds) / rows)
     figure, grid = subplots(
-        (2.3 * columns + 0.9, 2.2 * rows + 0.9), rows, columns, title=title, dpi=120
+        (2.3 * columns + 2.6, 2.2 * rows + 0.9), rows, columns, title=title, dpi=120
     )
     bins = sorted({bin for found in curves.values() for bin in found})
     at = {bin: place for place, bin in enumerate(bins)}
@@ -114,8 +114,9 @@ def lengths(
     handles = grid.flat[0].get_lines()[: bool(curves.get("none")) + len(near)]
     if handles:
         names = [str(line.get_label()) for line in handles]
-        look = dict(ncols=3, frameon=False, fontsize=8.5)
-        figure.legend(handles, names, loc="outside lower center", **look)
+        names = [name.replace(", ", ",\n") for name in names]
+        look = dict(frameon=False, fontsize=8.5, labelspacing=1.0)
+        figure.legend(handles, names, loc="outside right upper", **look)
     return save_figure(figure, path)
 
 
