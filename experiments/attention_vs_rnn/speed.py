@@ -312,9 +312,9 @@ def _chains(found: Mapping[str, Any], group: Group) -> list[str]:
         f"{sizes['depth']} layers of width {sizes['dim']}. Each operation of the chain "
         "needs the one before, so that no number of processors makes it shorter; it is "
         "counted from the program as written, an operation on whole arrays as one. "
-        f"Linear attention waits from one {found['chunk']} tokens to the next. Softmax "
-        "attention is the plain one: blockwise attention has loops as well, of "
-        "blocks that do not need each other, to save memory.",
+        "Linear attention hands a sum from each chunk of tokens to the next. Softmax "
+        "attention is the plain one: blockwise attention has loops as well, of blocks "
+        "that do not need each other, to save memory.",
         "![chains](chains.png)",
         *text,
     ]
