@@ -68,7 +68,7 @@ class Labels(Settings):
     """Heads of self-attention."""
     encoding: str = "rope"
     """Position encoding of self-attention."""
-    learning_rates: Rates = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+    learning_rates: Rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
     """Peaks of the schedule, ascending. Three in the middle are tried for every N, and
     further ones while the best lies at an end."""
     id_dropout: Share = 0.1
