@@ -130,8 +130,9 @@ def test_labelling_plans_the_cells_that_are_committed(preset, monkeypatch):
 
 def test_positions_plans_the_cells_that_are_committed(monkeypatch):
     sequences("pos", monkeypatch)
-    plans = positions.plans(positions.PRESETS["cpu"])
-    assert not missing("positions/results", planned(plans))
+    for preset, folder in (("cpu", "results"), ("long", "results/long")):
+        plans = positions.plans(positions.PRESETS[preset])
+        assert not missing(f"positions/{folder}", planned(plans))
 
 
 def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
