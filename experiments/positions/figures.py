@@ -116,7 +116,7 @@ def lengths(
         names = [str(line.get_label()) for line in handles]
         names = [name.replace(", ", ",\n") for name in names]
         look = dict(frameon=False, fontsize=8.5, labelspacing=1.0)
-        figure.legend(handles, names, loc="outside right upper", **look)
+        figure.legend(handles, names, loc="outside right center", **look)
     return save_figure(figure, path)
 
 
