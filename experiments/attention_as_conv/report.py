@@ -338,12 +338,17 @@ def _intro(group: Group) -> str:
 
 def _tried(group: Group) -> list[str]:
     """Which learning rates the validation part chose from."""
-    tried: dict[str, set[float]] = {}
+    by_model: dict[str, set[float]] = {}
     for record in group.records:
         config = record["config"]
-        if config.get("phase") == "tune":
-            family = "ResNet" if config["model"] == "resnet" else "attention"
-            tried.setdefault(family, set()).add(config["learning_rate"])
+        if config.get("phase") == "tune" and "n" in config:
+            by_model.setdefault(config["model"], set()).add(config["learning_rate"])
+    attention = [rates for model, rates in by_model.items() if model != "resnet"]
+    alike = all(rates == attention[0] for rates in attention)
+    tried = {
+        "attention" if alike and model != "resnet" else NAMES[model]: rates
+        for model, rates in by_model.items()
+    }
     if not tried:
         return []
     said = "; ".join(

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.core.stats import Summary, gap
 
@@ -471,6 +471,7 @@ def standings(
             axes.text(0.99, 1.01, f"off the scale: {far}", **look)
         axes.set_yticks(range(len(order)), [one.label for one in order], fontsize=8.5)
         axes.set_ylim(len(order) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_title(
             board.title, fontsize=10, loc="left", pad=18 * bool(board.beyond)
         )

@@ -140,7 +140,8 @@ def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     monkeypatch.setattr(rnn, "load", lambda name: images())
     # Were fitted to 10,000 of their images: to be run again.
     known = {f"logistic_regression n=60000 seed={seed}" for seed in range(3)}
-    plans = conv.plans(conv.PRESETS["cpu"])
+    some = ("cpu", "teacher", "long")
+    plans = [plan for name in some for plan in conv.plans(conv.PRESETS[name])]
     lost = missing("attention_as_conv/results", planned(plans))
     assert {config["model"] for config in lost} <= known
     plans = rnn.plans(rnn.PRESETS["cpu"])
