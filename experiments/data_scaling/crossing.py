@@ -78,11 +78,17 @@ def overview(sections: Sequence[Section]) -> Iterator[str]:
         yield tell.table(header, rows)
 
 
+def of_fields(sections: Sequence[Section]) -> Section | None:
+    """The task whose networks see fields of their own: crossing.png has its curves."""
+    found = (s for s in sections if is_sequences(s.task) and main_pairs(s))
+    return next(found, None)
+
+
 def draw(
     sections: Sequence[Section], styles: plots.Styles, group: Group
 ) -> Iterator[str]:
     """crossing.png: accuracy over N of a task of fields, gaps of it, gaps of others."""
-    first = next((s for s in sections if is_sequences(s.task) and main_pairs(s)), None)
+    first = of_fields(sections)
     if first is None:
         return
     shown = [x for x in first.lines if x.means and x.model != "majority"]

@@ -637,8 +637,9 @@ def _sections(group: Group) -> Iterator[str]:
         yield f"## {section.title}"
         for part in _BEFORE_FIGURES:
             yield from part(section)
-        for draw in (draw_curve, draw_gap):
-            yield from draw(section, styles, group)
+        if section is not crossing.of_fields(sections):
+            for draw in (draw_curve, draw_gap):
+                yield from draw(section, styles, group)
         for part in _AFTER_FIGURES:
             yield from part(section)
     if not sections:

@@ -65,7 +65,35 @@ def curves(record, name):
     return [number for some in kept if some for number in np.mean(some, axis=0)]
 
 
+def check_crossing(figure, records):
+    """Accuracy of speech, its gaps, and gaps of images."""
+    spoken = [r for r in records if r["config"]["task"].startswith("phones")]
+    images = [r for r in records if r not in spoken]
+
+    def of(record):
+        """The network and N: seeds differ in nothing else."""
+        config = {k: v for k, v in record["config"].items() if k != "seed"}
+        return json.dumps(config, sort_keys=True), record["config"]["n"]
+
+    for panels, some, score in (
+        (figure.axes[:2], spoken, "test_windows_accuracy"),
+        (figure.axes[2:], images, "test_accuracy"),
+    ):
+        found = means(some, of, metric(score))
+        gaps = [
+            a - b
+            for (_, n), a in found.items()
+            for (_, m), b in found.items()
+            if n == m
+        ]
+        for axes in panels:
+            all_in(axes, found.values() if axes is figure.axes[0] else gaps)
+    assert len(lines(figure.axes[0])) >= 9 and len(lines(figure.axes[1])) == 5
+
+
 def check_data_scaling(name, figure, records, folder):
+    if name == "crossing":
+        return check_crossing(figure, records)
     (axes,) = figure.axes
     task = "scenes" if "scenes" in name else "fashion"
     some = [r for r in records if r["config"]["task"].startswith(task)]

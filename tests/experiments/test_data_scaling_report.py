@@ -295,7 +295,7 @@ def test_a_capped_baseline_is_marked_and_left_out_of_the_figure(tmp_path):
     drawn = {}
     written = text(records, tmp_path, drawn)
     assert "‡" in row(written, 30_000) and "‡" not in row(written, 10_000)
-    assert "part of the N images only: RBF-SVM 10,000." in written
+    assert "part of the N examples only: RBF-SVM 10,000." in written
     assert list(drawn["curve"]["series"][-1].x) == [10_000]
 
 
