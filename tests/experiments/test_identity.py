@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
@@ -151,7 +152,23 @@ def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     plans = scaling.plans(scaling.PRESETS["cpu"])
     monkeypatch.setattr(scaling, "load_task", lambda *_, **__: scenes)
     plans += scaling.plans(scaling.PRESETS["scenes"])
-    assert not missing("data_scaling/results", planned(plans))
+    assert not missing("data_scaling/results", planned(plans) | spoken())
+
+
+def spoken():
+    """Hashes of the records of speech that data scaling may have."""
+    preset, task = scaling.PRESETS["phones"], "phones_64"
+    records = [r["config"] for r in committed("data_scaling/results")]
+    made_of = next(c["differs"] for c in records if c["task"] == task)
+    differs = tuple(sorted(made_of.items()))
+    studies = scaling.sequences.studies_of(preset, task, differs)
+    found = [cell.config() for study in studies for cell in study.possible()]
+    for n, seed, model in itertools.product(
+        preset.ns, range(preset.seeds), scaling.sequences.floors_of(task)
+    ):
+        made = dict(task=task, model=model, n=n, seed=seed, phase="baseline")
+        found.append(identity.with_differs(made, differs))
+    return set(map(store.config_hash, found))
 
 
 def test_graphs_plans_the_cells_that_are_committed(monkeypatch):
