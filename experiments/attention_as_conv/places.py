@@ -47,7 +47,9 @@ def panel(
     axes.set_yticks(ticks, names if "y" in labels else [""] * len(ticks))
     axes.tick_params(labelsize=7, length=2)
     if kernel:
-        frame = dict(fill=False, edgecolor="#555555", linewidth=1.0, zorder=1)
+        frame: dict[str, Any] = dict(
+            fill=False, edgecolor="#555555", linewidth=1.0, zorder=1
+        )
         axes.add_patch(Rectangle((-kernel / 2, -kernel / 2), kernel, kernel, **frame))
     axes.plot(0, 0, marker="s", color="#bbbbbb", markersize=5, zorder=1)
     for head, (centre, precision) in enumerate(zip(*places, strict=True)):

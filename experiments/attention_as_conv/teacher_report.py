@@ -234,9 +234,9 @@ def _film(group: Group) -> list[str]:
     images = [Image.fromarray(frame) for frame in _frames(found)]
     # One palette for all, so that no colour flickers.
     few = np.concatenate([np.asarray(image) for image in images[::5]])
-    octree = Image.Quantize.FASTOCTREE
+    octree, none = Image.Quantize.FASTOCTREE, Image.Dither.NONE
     palette = Image.fromarray(few).quantize(128, octree)
-    images = [image.quantize(palette=palette, dither=0) for image in images]
+    images = [image.quantize(palette=palette, dither=none) for image in images]
     path = group.folder / "teacher.gif"
     buffer = io.BytesIO()
     images[0].save(

@@ -237,7 +237,7 @@ def curve(
     networks = [line for line in series if not line.baseline]
     baselines = [line for line in series if line.baseline]
     if styles is None:
-        styles = Styles(*([x.style for x in part] for part in (networks, baselines)))
+        styles = Styles([x.style for x in networks], [x.style for x in baselines])
     for line in baselines:
         look = styles[line.style].look | _BASELINE | dict(label=line.label)
         if len(line.x) == 1:
@@ -379,9 +379,10 @@ def panels(
         if panel.zero:
             axes.axhline(0, color=_INK, linewidth=1, zorder=1)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
-        for start, end, style in panel.marks:
-            look = dict(linewidth=6, alpha=0.5, solid_capstyle="butt", zorder=1.5)
-            axes.plot([start, end], [0, 0], color=styles[style].color, **look)
+        for start, end, marked in panel.marks:
+            mark: _Look = dict(linewidth=6, alpha=0.5, solid_capstyle="butt")
+            mark |= dict(color=styles[marked].color, zorder=1.5)
+            axes.plot([start, end], [0, 0], **mark)
         axes.legend(**_LEGEND, fontsize=8, handlelength=2.6)
         if panel.decades:
             axes.set_xscale("log")

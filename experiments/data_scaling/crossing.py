@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from experiments.core import plots, stats
 from experiments.core import report as tell
@@ -94,7 +95,7 @@ def draw(
     shown = [x for x in first.lines if x.means and x.model != "majority"]
     shown.sort(key=lambda x: (x in first.baselines, x.model != "cnn"))
     judged = {line.metric_name for line in first.networks}
-    common = dict(decades=True, markersize=5)
+    common: dict[str, Any] = dict(decades=True, markersize=5)
     found = [
         plots.Panel(
             f"{first.title}: accuracy as N grows",
@@ -160,7 +161,7 @@ def _gaps(section: Section, prefix: str = "") -> list[plots.Series]:
 
 def _marks(section: Section) -> list[tuple[float, float, str]]:
     """Between which N a mean gets ahead, in the colour of its line."""
-    found = []
+    found: list[tuple[float, float, str]] = []
     for one, two in main_pairs(section):
         at = stats.overtaking(one.scores, two.scores)
         if at is not None:

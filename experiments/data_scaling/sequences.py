@@ -248,9 +248,11 @@ class SpeechTask(LabelTask):
 # -------------------------------------------------------------------- baselines
 
 
-def _tested(data: SequenceData, predict: Callable[[Part], list[np.ndarray]]) -> dict:
+def _tested(
+    data: SequenceData, predict: Callable[[Part], list[np.ndarray]]
+) -> dict[str, Any]:
     """Accuracy on the test part, of pieces and of whole sequences."""
-    found = {}
+    found: dict[str, Any] = {}
     for prefix, part in (("test", data.test), ("test_whole", data.whole_test)):
         if part is not None:
             said = scores(part, predict(part))

@@ -257,7 +257,7 @@ def _relations(group: Group) -> list[str]:
                 "At most, with one set of weights a head",
                 bounds,
                 {
-                    (i, j): tell.decimal(bounds[i, j], _digits(sizes[i]))
+                    (i, j): tell.decimal(float(bounds[i, j]), _digits(sizes[i]))
                     for i, j in np.ndindex(shape)
                 },
             ),

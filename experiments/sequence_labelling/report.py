@@ -252,10 +252,10 @@ def _remarks(group: Group) -> list[str]:
     }
     if {"additive", "dot_product"} <= set(by_score):
         one, two = by_score["additive"], by_score["dot_product"]
-        found, said = tell.difference(one, two, "test_accuracy")
+        apart, said = tell.difference(one, two, "test_accuracy")
         text.append(
             "Additive scores − dot products, both with T5's bias and each at the rate "
-            f"that its own tuning chose: {said}{'' if found.clear else ', not clear'}."
+            f"that its own tuning chose: {said}{'' if apart.clear else ', not clear'}."
         )
     return text
 
@@ -326,7 +326,7 @@ def _window(group: Group) -> list[str]:
     ]
     if not accuracy:
         return []
-    common = dict(xlabel="vectors that one label sees", doubling=True)
+    common: dict[str, Any] = dict(xlabel="vectors that one label sees", doubling=True)
     panels(
         [
             Panel(
