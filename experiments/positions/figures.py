@@ -157,5 +157,6 @@ def parameters(
     axes.spines[["top", "right"]].set_visible(False)
     look = dict(frameon=False, fontsize=8.5, loc="upper left", handlelength=3)
     legend = f"no parameters: {', '.join(without)}" if without else None
-    axes.legend(title=legend, title_fontsize=8, bbox_to_anchor=(1.01, 1), **look)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(title=legend, title_fontsize=8, bbox_to_anchor=(1.01, 1), **look)
     return save_figure(figure, path)
