@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -12,7 +13,7 @@ import pytest
 from flax import nnx
 
 import attn_jax
-from experiments.core.report import rows_of
+from experiments.core.report import difference, rows_of
 from experiments.core.store import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,6 +65,40 @@ def test_every_quoted_accuracy_is_in_the_results(file):
         assert len(values) >= 3, f"{quote[0]}: {len(values)} seeds"
         said = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
         assert f"{mean} ± {std}" == said.replace("0.", "."), (quote[0], n, said)
+
+
+INTERVAL = re.compile(r"\[[+−]?\d*\.\d+, [+−]?\d*\.\d+\]")
+
+
+def _ends(interval: str) -> tuple[str, ...]:
+    """Both ends without the sign of which side is ahead."""
+    return tuple(sorted(re.findall(r"[−]?\.\d+|−?\d+\.\d+", interval)))
+
+
+def _intervals() -> set[tuple[str, ...]]:
+    """Those of all reports, and of pairs of models of sequence labelling."""
+    folders = (ROOT / "experiments").glob("*/results/**/report.md")
+    said = INTERVAL.findall("".join(path.read_text() for path in folders))
+    for folder in (ROOT / "experiments" / "sequence_labelling" / "results").iterdir():
+        rows = [r for r in rows_of(read_jsonl(folder / "results.jsonl")) if r.records]
+        for one, two in itertools.permutations(rows, 2):
+            if one.config["updates"] == two.config["updates"] >= 800:
+                for metric in ("test_accuracy", "test_whole_accuracy"):
+                    if metric in one.records[0]["metrics"]:
+                        said.append(difference(one, two, metric)[1])
+    turned = str.maketrans("+−", "−+")
+    both = [*said, *(text.translate(turned) for text in said)]
+    return {_ends(found) for text in both for found in INTERVAL.findall(text)}
+
+
+def test_every_interval_follows_from_records():
+    known, quoted = _intervals(), 0
+    for file in ("README.md", "experiments/README.md"):
+        text = re.sub(r"\s+", " ", (ROOT / file).read_text())
+        for quote in INTERVAL.findall(text):
+            assert _ends(quote) in known, (file, quote)
+            quoted += 1
+    assert quoted >= 20
 
 
 SPREAD = re.compile(r"\d*\.\d+ ± \d*\.\d+")

@@ -286,7 +286,6 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
                 if signum:
                     raise Interrupted(signum)
                 left, jobs = False, []
-                progress.expect(sum(plan.total(get) for plan in plans))
                 for index, plan in enumerate(plans) if primary else ():
                     for job in plan.ready(get, index, group=runtime.vmap_seeds):
                         left = True
@@ -303,6 +302,7 @@ def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:
                     engine.submit(job)
                     running[plans[job.plan].key(job)] = float("inf")
                 for job, outcome in engine.done():
+                    progress.expect(sum(plan.total(get) for plan in plans))
                     key = plans[job.plan].key(job)
                     del running[key]
                     if outcome.status == "held":

@@ -38,6 +38,7 @@ from experiments.data_scaling.lines import (
     Line,
     Section,
     created,
+    is_sequences,
     make_sections,
     quotient,
 )
@@ -110,9 +111,14 @@ def _protocol(section: Section) -> list[str]:
         text.append(f"Seeds: {', '.join(map(str, sorted(seeds)))}")
     tuned = [record for line in section.networks for record in line.tune]
     if tuned:
+        chosen = (
+            "the validation part of the task, whole at every N"
+            if is_sequences(section.task)
+            else "a validation split cut from the training subset"
+        )
         text.append(
-            "Hyper-parameters were chosen on a validation split cut from the "
-            "training subset; the test set was read once per final cell"
+            f"Hyper-parameters were chosen on {chosen}; the test set was read once per "
+            "final cell"
         )
         given = [x.label for x in section.networks if untuned(x)]
         if given:
@@ -128,6 +134,7 @@ def _protocol(section: Section) -> list[str]:
     elif configs:
         text.append("No tuning cells are stored: hyper-parameters were given")
     hidden = "seed n model size phase updates protocol task attention attention_sha256"
+    hidden += " differs position_options"
     shared = {
         key: value
         for key, value in sorted(configs[0].items() if configs else ())

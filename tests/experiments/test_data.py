@@ -696,6 +696,21 @@ def test_command_line(tmp_path, use, capsys):
     assert "fall-back: fashion_mnist could not be had" in capsys.readouterr().out
 
 
+def test_speech_that_cannot_be_had_has_a_stand_in(tmp_path, use, monkeypatch, capsys):
+    def missing(cache_dir):
+        raise fetch.DataError("no speech here")
+
+    write_files(tmp_path / "fashion-mnist")
+    monkeypatch.setitem(program.LOADERS, "festvox_ru", missing)
+    arguments = ["festvox_ru", "--cache-dir", str(tmp_path)]
+    assert program.main([*arguments, "--allow-fallback"]) == 0
+    _, speech, images = capsys.readouterr().out.splitlines()
+    assert "fashion_mnist stands in: no speech here" in speech
+    assert images.split()[:2] == ["fashion_mnist", "kept"]
+    assert program.main(arguments) == 1
+    assert "error: festvox_ru: no speech here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(program.LOADERS))
 def test_the_command_line_loads_every_set(name, monkeypatch, capsys):
     made = fetch.DataSet(name, "somewhere", "0" * 64)
