@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from experiments.core import engine
@@ -171,6 +173,26 @@ def test_models_of_matched_scenes_cost_the_same_and_see_what_is_said():
 def test_scenes_are_never_mirrored():
     with pytest.raises(ValueError, match="flip must be off for scenes"):
         dataclasses.replace(PRESETS["images"], task="scenes")
+
+
+def test_whole_utterances_through_windows_are_labelled_in_their_place():
+    speech = sequences.recut(sequences.sequence_tasks.load_task("toy_phones"), 16)
+    assert max(map(len, speech.whole_test.labels)) > 40
+    config = dataclasses.replace(
+        PRESETS["smoke_sequences"], models=("window:0", "cnn:2"), ns=(8,)
+    )
+    task = sequences.SpeechTask(speech)
+    for study in sequences.studies_of(config, speech.name):
+        (cell,) = study.final(0)
+        params = jax.tree.map(
+            lambda x: np.sin(7 * np.arange(x.size, dtype="f4")).reshape(x.shape),
+            task.initial_params(cell),
+        )
+        found = task.score(cell, params)
+        # What sees less than half a window says the same as on the whole.
+        assert found["test_windows_accuracy"] == found["test_whole_accuracy"]
+    with pytest.raises(ValueError, match="labels.crop must be left out but for"):
+        sequences.recut(speech, 17)
 
 
 # --------------------------------------------------------------- cells of images
