@@ -300,7 +300,6 @@ PRESETS: Mapping[str, Config] = {
         models=("attention", "cnn:6", "window:2", "gru"),
         updates=3_000,
         tune_updates=500,
-        labels=sequences.Labels(depth=2),
     ),
     "accelerator": Config(
         task="cifar10",

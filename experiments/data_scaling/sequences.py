@@ -68,7 +68,7 @@ class Labels(Settings):
     """Heads of self-attention."""
     encoding: str = "rope"
     """Position encoding of self-attention."""
-    learning_rates: Rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+    learning_rates: Rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
     """Peaks of the schedule, ascending. Three in the middle are tried for every N, and
     further ones while the best lies at an end."""
     id_dropout: Share = 0.1
@@ -105,7 +105,7 @@ def traits_of(name: str, labels: Labels) -> dict[str, Any] | None:
             kernel=KERNEL,
             dilations=DILATIONS[field],
             depth=len(DILATIONS[field]),
-            mlp_dim=3 * labels.dim,  # then its FLOPs are near those of self-attention
+            mlp_dim=3 * labels.dim,
         )
     if body == "attention" and (not size or (field and field % labels.depth == 0)):
         found = dict(
@@ -114,6 +114,7 @@ def traits_of(name: str, labels: Labels) -> dict[str, Any] | None:
             num_heads=labels.num_heads,
             positions=labels.encoding,
             depth=labels.depth,
+            mlp_dim=5 * labels.dim,  # matches parameters and FLOPs of CNNs
         )
         side = (field or 0) // labels.depth
         if side:
@@ -133,7 +134,7 @@ def studies_of(config: Any, task: str, differs: identity.Differs = ()) -> list[S
     """A study for each (model, N) of the experiment's settings, the largest N first."""
     labels, studies = config.labels, []
     middle = max(0, (len(labels.learning_rates) - 3) // 2)
-    first = middle, len(labels.learning_rates) - 1 - middle
+    first = middle, min(middle + 2, len(labels.learning_rates) - 1)
     for n in sorted(config.ns, reverse=True):
         for name in config.models:
             traits = traits_of(name, labels)

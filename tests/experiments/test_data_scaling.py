@@ -26,6 +26,7 @@ from experiments.data_scaling.experiment import (
     studies_of,
 )
 from experiments.data_scaling.tasks import Scenes, load_task, task_name
+from experiments.tasks import labelling
 
 CONFIG = Config(
     ns=(20, 60),
@@ -168,6 +169,23 @@ def test_models_of_matched_scenes_cost_the_same_and_see_what_is_said():
             assert 0.87 < cost[name] / found["vit"][name] < 1.15, name
     fields = {name: cost.get("receptive_field") for name, cost in found.items()}
     assert fields == {"vit": None, "resnet:mu_item": 11, "resnet:mu_grid": 115}
+
+
+@pytest.mark.parametrize("preset", ["phones", "pos"])
+def test_convolutions_and_self_attention_for_sequences_cost_the_same(preset):
+    config = dataclasses.replace(PRESETS[preset], ns=(300,))
+    inputs = sequences.sequence_tasks.load_task(f"toy_{preset}").inputs
+    found = {}
+    for study in sequences.studies_of(config, preset):
+        traits = tuple(getattr(study.grid[0], name) for name in labelling._SHAPE)
+        key = labelling.ProgramKey(traits, inputs, 12, 64, False)
+        found[study.name.split()[0]] = labelling.model_cost(key)
+    like = found["attention"]
+    for name, cost in found.items():
+        if name.startswith(("cnn", "attention")):
+            params = cost.params - cost.input_params, like.params - like.input_params
+            assert 0.9 < params[0] / params[1] < 1.1, (name, params)
+            assert 0.9 < cost.flops / like.flops < 1.1, (name, cost, like)
 
 
 def test_scenes_are_never_mirrored():
