@@ -11,7 +11,8 @@
 
 What a set needs is a frozen :class:`Files`, what is in memory then a :class:`DataSet`.
 Processes that fill one cache at the same time wait for one another, and a file enters
-it whole and checked, or not at all.
+it whole and checked, or not at all. What takes long to make of a set is kept there too
+(:func:`kept`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ except ImportError:  # not a POSIX system: renames keep the cache whole all the 
 _CONNECT_SECONDS = 4.0  # an address must answer within this
 _STALL_SECONDS = 5.0  # and may not fall silent for longer than this
 _DOWNLOAD_SECONDS = 1200.0  # the longest that a package manager may take
+_WORTH_A_FILE = 10_000_000  # bytes that `kept` writes to the cache, at least
 
 
 class DataError(RuntimeError):
@@ -145,6 +147,37 @@ def first_few(items: Sequence[Any], limit: int = 5) -> str:
     """
     shown = ", ".join(map(str, items[:limit]))
     return shown + (", ..." if len(items) > limit else "")
+
+
+def kept(name: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that follows from data: made once, kept in the cache, and read-only.
+
+    Small arrays, and those of a cache that cannot be written, are made every time.
+
+    Args:
+      name: of the file. The file of another key is replaced.
+      key: stands for everything that the array follows from: data, settings, code.
+      make: makes it.
+    """
+    folder = default_cache_dir() / "made"
+    path = folder / f"{name}-{key[:16]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as stream:
+        array = np.load(stream, allow_pickle=False)
+        if seal(array).encode() == stream.read():
+            return array
+    array = make()
+    digest = seal(array)
+    if array.nbytes >= _WORTH_A_FILE:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as new:
+                np.save(new, array)
+                new.write(digest.encode())
+            os.replace(new.name, path)
+            for other in folder.glob(f"{name}-*.npy"):
+                if other != path:
+                    other.unlink()
+    return array
 
 
 # --- Finding -----------------------------------------------------------------------

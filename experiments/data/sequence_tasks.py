@@ -16,8 +16,9 @@ The speech is one man's: it says nothing about other speakers.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ import numpy as np
 
 from attn_jax import inputs
 from experiments.data import sound, speech, text
-from experiments.data.fetch import seal
+from experiments.data.fetch import kept, seal
 from experiments.data.sequences import Part, SequenceData, crops
 
 TASKS = ("pos", "pos_fine", "phones", "order", "toy_pos", "toy_phones")
@@ -170,33 +171,52 @@ def majority(data: SequenceData) -> dict[str, Any]:
     return result
 
 
-def speech_features(corpus: speech.Speech) -> list[np.ndarray]:
+def speech_features(corpus: speech.Speech) -> Iterator[np.ndarray]:
     """40 log-mel energies of every frame, with first and second differences."""
+    rate = corpus.sample_rate
     jitted = jax.jit(
         lambda signal: sound.with_deltas(
-            sound.log_mel(signal, sample_rate=corpus.sample_rate, num_mels=40), order=2
+            sound.log_mel(signal, sample_rate=rate, num_mels=40), order=2
         )
     )
     # Few lengths, few programs: the sound goes on mirrored at its end, and the frames
     # of that are cut off again. Only the differences of the last four frames see it.
-    found = []
-    for signal in corpus.audio:
-        hop = corpus.sample_rate // 100
-        count = inputs.num_frames(len(signal), corpus.sample_rate // 40, hop)
-        size = -(-len(signal) // corpus.sample_rate) * corpus.sample_rate
+    for signal, count in zip(corpus.audio, _frames_of(corpus), strict=True):
+        size = -(-len(signal) // rate) * rate
         longer = np.pad(signal, (0, size - len(signal)), mode="reflect")
-        found.append(np.asarray(jitted(longer))[:count])
-    return found
+        yield np.asarray(jitted(longer))[:count]
+
+
+def _frames_of(corpus: speech.Speech) -> list[int]:
+    """How many frames each utterance has."""
+    hop, window = corpus.sample_rate // 100, corpus.sample_rate // 40
+    return [inputs.num_frames(len(signal), window, hop) for signal in corpus.audio]
 
 
 def normalised(
     corpus: speech.Speech,
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Features of every utterance, and mean and deviation of the training part."""
-    features = speech_features(corpus)
-    train = speech.split_by_utterance(len(features), seed=0)[0]
-    seen = np.concatenate([features[i] for i in train])
-    return features, seen.mean(axis=0), seen.std(axis=0) + 1e-5
+    """Features of every utterance, and mean and deviation of the training part.
+
+    All are made once and kept in the cache: see `fetch.kept`.
+    """
+
+    def make() -> np.ndarray:
+        features = list(speech_features(corpus))
+        train = speech.split_by_utterance(len(features), seed=0)[0]
+        seen = np.concatenate([features[i] for i in train])
+        mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-5
+        return np.concatenate([*features, mean[None], std[None]])
+
+    parts = (speech_features, make, sound, inputs, speech.split_by_utterance)
+    code = [inspect.getsource(part) for part in parts]
+    found = kept(
+        f"{corpus.name.split()[0]}_features",
+        seal(corpus.sha256, *code),
+        make,
+    )
+    *features, mean, std, _ = np.split(found, np.cumsum([*_frames_of(corpus), 1, 1]))
+    return features, mean[0], std[0]
 
 
 def phones(name: str, corpus: speech.Speech) -> SequenceData:

@@ -831,3 +831,41 @@ def test_normalize_stats():
     for bad in (images / 255, images[0], images[:0]):
         with pytest.raises(ValueError, match="uint8"):
             data.normalize_stats(bad)
+
+
+# --- What is made of data -----------------------------------------------------------
+
+
+def test_what_is_made_of_data_is_made_once_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def make(number: int) -> Callable[[], np.ndarray]:
+        def one() -> np.ndarray:
+            made.append(number)
+            return np.full((3, 2), number, np.float32)
+
+        return one
+
+    fetch.kept("rows", "a" * 64, make(1))
+    assert not list(tmp_path.rglob("*.npy")), "small ones are made every time"
+    monkeypatch.setattr(fetch, "_WORTH_A_FILE", 1)
+    for key, number, expected in [
+        ("a" * 64, 2, 2),
+        ("a" * 64, 3, 2),  # kept
+        ("b" * 64, 4, 4),  # another key
+        ("a" * 64, 5, 5),  # which has taken the place of the first
+    ]:
+        found = fetch.kept("rows", key, make(number))
+        np.testing.assert_array_equal(found, np.full((3, 2), expected, np.float32))
+        assert not found.flags.writeable
+        assert len(list(tmp_path.rglob("*.npy"))) == 1
+    assert made == [1, 2, 4, 5]
+    (path,) = tmp_path.rglob("*.npy")
+    whole = path.read_bytes()
+    for broken in (whole[:-70], whole[:-65] + b"?" + whole[-64:], b""):
+        path.write_bytes(broken)
+        np.testing.assert_array_equal(fetch.kept("rows", "a" * 64, make(6))[0, 0], 6)
+        path.write_bytes(whole)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file: nothing can be kept
+    np.testing.assert_array_equal(fetch.kept("rows", "a" * 64, make(7))[0, 0], 7)
