@@ -5,17 +5,20 @@ Letters: B batch, N query heads, K key/value heads, and those of `attn_jax.atten
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from attn_jax import masks, multihead
 from attn_jax.attention import _checks
 from attn_jax.attention._scores import zero_unseen_arrays
 from attn_jax.attention.blockwise_attention import blockwise
+from attn_jax.attention.ring_attention import ring
 from attn_jax.attention.softmax import dot_product
 from attn_jax.multihead import multi_head
 
@@ -24,7 +27,7 @@ __all__ = ["Implementation", "dot_product_attention"]
 # From this many scores per head on, accelerators get the blockwise implementation.
 _BLOCKWISE_FROM_SCORES = 2048 * 2048
 
-Implementation = Literal["reference", "blockwise", "xla", "cudnn", "tokamax"]
+Implementation = Literal["reference", "blockwise", "xla", "cudnn", "tokamax", "ring"]
 
 _OTHERS = "use implementation='reference' or 'blockwise'."
 
@@ -115,6 +118,77 @@ def _choose(
     return "blockwise" if scores >= _BLOCKWISE_FROM_SCORES else "reference"
 
 
+def _mesh_axis(query: jax.Array, mesh_axis: str | None) -> tuple[Any, Any]:
+    """The mesh, and its axis over which the sequence [B, T, N, H] is to be split."""
+    known = jax.typeof(query).sharding  # tells of explicit axes alone
+    if isinstance(query, jax.Array) and not isinstance(query, jax.core.Tracer):
+        known = query.sharding
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        mesh = known.mesh if isinstance(known, NamedSharding) else mesh
+    if mesh.empty:
+        raise ValueError(
+            "implementation='ring' splits the sequence over a mesh, and there is none: "
+            "trace it in `with jax.set_mesh(mesh)`, or place the arrays on one."
+        )
+    if mesh_axis is None and isinstance(known, NamedSharding):
+        mesh_axis = (*known.spec, None, None)[1]
+    if mesh_axis not in mesh.axis_names:
+        names = ", ".join(map(repr, mesh.axis_names))
+        raise ValueError(
+            "`mesh_axis` must name the axis of the mesh that implementation='ring' "
+            f"splits the sequence over, of {names}, but is {mesh_axis!r}."
+        )
+    return mesh, mesh_axis
+
+
+def _in_a_ring(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_mask: jax.Array | None,
+    mesh_axis: str | None,
+    **options: Any,
+) -> jax.Array:
+    """`ring` for all heads, on whole arrays or, in `jax.shard_map`, on local ones."""
+    mesh, axis = _mesh_axis(query, mesh_axis)
+    attend = functools.partial(
+        multi_head(ring, map_heads="vmap"), axis_name=axis, **options
+    )
+    kind = mesh.axis_types[mesh.axis_names.index(axis)]
+    if kind == AxisType.Manual:
+        return attend(query, key, value, key_mask=key_mask)
+    size = mesh.shape[axis]
+    for letter, length in (("T", query.shape[1]), ("S", key.shape[1])):
+        if length % size:
+            raise ValueError(
+                f"implementation='ring' needs {letter} to be a multiple of the {size} "
+                f"devices along {axis!r}, but {letter}={length}: pad the sequence, and "
+                "give `key_mask`."
+            )
+
+    spec, names = PartitionSpec(None, axis), {axis}
+    arrays = [x for x in (query, key, value, key_mask) if x is not None]
+    if mesh.explicit_axes:  # what is known to be split stays so: all of it is local
+        batch, _, heads = (*jax.typeof(query).sharding.spec, None, None, None)[:3]
+        spec, names = PartitionSpec(batch, axis, heads), {axis, *mesh.explicit_axes}
+    specs = tuple(PartitionSpec(*spec[: x.ndim]) for x in arrays)
+    if mesh.explicit_axes:
+        arrays = [
+            jax.sharding.reshard(x, NamedSharding(mesh, one))
+            for x, one in zip(arrays, specs, strict=True)
+        ]
+
+    def local(query: Any, key: Any, value: Any, key_mask: Any = None) -> jax.Array:
+        return attend(query, key, value, key_mask=key_mask)
+
+    split = jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=spec, axis_names=names
+    )
+    return split(*arrays)
+
+
 def dot_product_attention(
     query: jax.Array,
     key: jax.Array,
@@ -129,6 +203,7 @@ def dot_product_attention(
     key_value_seq_lengths: jax.Array | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     implementation: Implementation | None = None,
+    mesh_axis: str | None = None,
 ) -> jax.Array:
     """Exact dot-product attention on whole arrays, by the implementation that suits.
 
@@ -141,6 +216,7 @@ def dot_product_attention(
     | "xla" | `jax.nn.dot_product_attention` | O(B·N·T·S) |
     | "cudnn" | cuDNN's flash kernel: NVIDIA GPU, bfloat16 or float16 | O(B·N·(T+S)) |
     | "tokamax" | `tokamax.dot_product_attention`, where installed | its own choice |
+    | "ring" | `ring`: the sequence split over devices | O(B·N·(T+S) / devices) |
 
     None takes, on CPU, "blockwise" where T·S ≥ 128² and else "reference"; on a GPU
     "cudnn" where it is sure to serve (bfloat16 or float16, H = V ≤ 128 a multiple of 8,
@@ -153,8 +229,8 @@ def dot_product_attention(
     implementation. One whose bias is −∞ for every key gives zeros with "reference" and
     "blockwise" alone: say such things with a mask.
 
-    "blockwise" and "cudnn" have derivatives in reverse mode alone, "cudnn" once: for
-    `jax.jvp`, `jax.jacfwd` and the like give implementation="reference".
+    "blockwise", "ring" and "cudnn" have derivatives in reverse mode alone, the last one
+    once: for `jax.jvp`, `jax.jacfwd` and the like give implementation="reference".
 
     Args:
       query: [B, T, N, H].
@@ -171,6 +247,10 @@ def dot_product_attention(
         t + right, as in `jax.nn`; one number for both; None for all. "blockwise" and
         "cudnn" take O(T · (left + right)) time for it.
       implementation: a name of the table, or None.
+      mesh_axis: for "ring", the mesh axis that T and S are split over; None takes the
+        one that T of the query is known to be split over. It has no bias, mask and
+        window; the mesh is the current one (`jax.set_mesh`) or the arrays'; inside of
+        `jax.shard_map` arrays are the shares of this device.
 
     Returns:
       [B, T, N, V], in the dtype of the inputs.
@@ -207,6 +287,7 @@ def dot_product_attention(
             key_mask=key_mask,
             local_window_size=local_window_size,
             implementation=implementation,
+            mesh_axis=mesh_axis,
             **options,
         )
         real = masks.from_lengths(query_seq_lengths, sizes["T"])
@@ -215,6 +296,17 @@ def dot_product_attention(
         pairs_given = any(x is not None for x in (bias, mask, key_mask))
         implementation = _choose(query, key, value, pairs_given, is_causal, sides)
     _checks.check_choice("implementation", implementation, get_args(Implementation))
+    if implementation == "ring":
+        unserved: dict[str, Any] = dict(bias=bias, mask=mask)
+        unserved["local_window_size"] = local_window_size
+        for name, pairs in unserved.items():
+            if pairs is not None:
+                raise ValueError(
+                    f"implementation='ring' has no `{name}`; {_OTHERS.rstrip('.')}, or "
+                    "say what may be seen by `is_causal` and `key_mask`."
+                )
+        options |= dict(key_mask=key_mask, mesh_axis=mesh_axis)
+        return _in_a_ring(query, key, value, **options)
     arrays = (query, key, value, bias)
     if implementation == "blockwise":
         options["local_window_size"] = local_window_size

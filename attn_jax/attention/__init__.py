@@ -54,6 +54,7 @@ from attn_jax.attention.low_rank import *
 from attn_jax.attention.random_features import *
 from attn_jax.attention.reformer_attention import *
 from attn_jax.attention.relative import *
+from attn_jax.attention.ring_attention import *
 from attn_jax.attention.routing_attention import *
 from attn_jax.attention.sinkhorn_attention import *
 from attn_jax.attention.softmax import *

@@ -44,7 +44,7 @@ _MAX_UNROLL = 8
 _MAX_GROUPS = 8
 
 
-_NO_FORWARD_MODE = (
+NO_FORWARD_MODE = (
     "blockwise attention has derivatives in reverse mode alone: for `jax.jvp` or "
     "`jax.jacfwd` give `dot_product_attention` implementation='reference' and "
     "`truncated` map_blocks='vmap', or use `dot_product`."
@@ -52,7 +52,7 @@ _NO_FORWARD_MODE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is known before any number is: block sizes and options."""
 
     scale: float
@@ -63,7 +63,7 @@ class _Plan:
     max_unroll: int
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """Whole arrays, where T and S are whole blocks."""
 
     query: jax.Array  # [B, T, N, H]
@@ -123,7 +123,7 @@ def _groups(
         yield _Group(first, stop - first, max(high - low, 1), low, 0)
 
 
-def _merge(plan: _Plan, groups: Iterable[_Group]) -> list[list[_Group]]:
+def _merge(plan: Plan, groups: Iterable[_Group]) -> list[list[_Group]]:
     """Groups of one block each into one list, to be run side by side; else one each."""
     groups = list(groups)
     if plan.max_unroll > 1 and all(group.count == 1 for group in groups):
@@ -131,7 +131,7 @@ def _merge(plan: _Plan, groups: Iterable[_Group]) -> list[list[_Group]]:
     return [[group] for group in groups]
 
 
-def _unroll(plan: _Plan, total: int, scores: int) -> int:
+def _unroll(plan: Plan, total: int, scores: int) -> int:
     """How many of `total` blocks with so many scores each make one step of a loop."""
     most = min(plan.max_unroll, max(1, _STEP_SCORES // scores))
     return max(n for n in range(1, most + 1) if total % n == 0)
@@ -150,7 +150,7 @@ def _split_index(index: Any, size: int) -> tuple[Any, Any]:
     return jax.lax.div(index, by), jax.lax.rem(index, by)
 
 
-def _head(inputs: _Inputs, index: Any) -> _Head:
+def _head(inputs: Inputs, index: Any) -> _Head:
     """Head number `index` of all B · N."""
     num_heads, num_kv_heads = inputs.query.shape[2], inputs.key.shape[2]
     example, query = _split_index(index, num_heads)
@@ -197,7 +197,7 @@ def _matmul(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax
     )
 
 
-def _scaled(plan: _Plan, query: jax.Array) -> tuple[jax.Array, float]:
+def _scaled(plan: Plan, query: jax.Array) -> tuple[jax.Array, float]:
     """The query times the scale, and the factor that scores then still lack."""
     if plan.scale == 1.0 or query.dtype != score_dtype(query.dtype):
         return query, plan.scale  # a narrow query would be rounded once more
@@ -205,8 +205,8 @@ def _scaled(plan: _Plan, query: jax.Array) -> tuple[jax.Array, float]:
 
 
 def _finish_logits(
-    plan: _Plan,
-    inputs: _Inputs,
+    plan: Plan,
+    inputs: Inputs,
     scores: jax.Array,
     head: _Head,
     begins: tuple[Any, Any],
@@ -243,14 +243,14 @@ def _finish_logits(
     )
 
 
-def _may_mask(plan: _Plan, inputs: _Inputs) -> bool:
+def _may_mask(plan: Plan, inputs: Inputs) -> bool:
     """Whether some query might see no key."""
     given = (inputs.bias, inputs.mask, inputs.key_mask, plan.left, plan.right)
     return any(x is not None for x in given)
 
 
-def _forward(
-    plan: _Plan, inputs: _Inputs, out_dtype: jnp.dtype
+def forward_blocks(
+    plan: Plan, inputs: Inputs, out_dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, N, V] and log Σ exp(logits) [B, N, T] (0 if no key is seen)."""
     query, key, value = inputs.query, inputs.key, inputs.value
@@ -322,14 +322,14 @@ def _forward(
     return carry
 
 
-def _backward(
-    plan: _Plan,
-    inputs: _Inputs,
+def backward_blocks(
+    plan: Plan,
+    inputs: Inputs,
     out: jax.Array,
     log_sums: jax.Array,
     cotangent: jax.Array,
     with_bias: bool,
-) -> _Inputs:
+) -> Inputs:
     """Gradients of query, key, value and, if asked for, bias.
 
     With P the weights, G the cotangent and c = Σ_v G ∘ O: dV = Pᵀ G,
@@ -391,7 +391,7 @@ def _backward(
     scores = max(rows * sum(group.span for group in together) for together in merged)
     unroll = _unroll(plan, batch * num_heads, scores)
 
-    def heads_step(i: Any, grads: _Inputs) -> _Inputs:
+    def heads_step(i: Any, grads: Inputs) -> Inputs:
         heads = [_head(inputs, i * unroll + u) for u in range(unroll)]
         nothing = jnp.zeros((head_dim, num_queries), wide)
         sums = [_checks.varying(nothing, inputs)] * unroll  # of dQᵀ
@@ -433,7 +433,7 @@ def _backward(
     # Heads that share keys and values have gradients of their own, added at the end.
     shared = num_heads > num_kv_heads
     per_head = wide if shared else dtype
-    grads = _Inputs(
+    grads = Inputs(
         query=jnp.zeros(query.shape, dtype),
         key=jnp.zeros((batch, num_keys, num_heads, head_dim), per_head),
         value=jnp.zeros((batch, num_keys, num_heads, value.shape[3]), per_head),
@@ -458,11 +458,11 @@ def _backward(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, inputs: _Inputs) -> jax.Array:
-    return _forward(plan, inputs, inputs.value.dtype)[0]
+def _attend(plan: Plan, inputs: Inputs) -> jax.Array:
+    return forward_blocks(plan, inputs, inputs.value.dtype)[0]
 
 
-def _attend_forward(plan: _Plan, inputs: Any) -> tuple[jax.Array, Any]:
+def _attend_forward(plan: Plan, inputs: Any) -> tuple[jax.Array, Any]:
     bias = inputs.bias  # here every leaf has a `value` and says if it is `perturbed`
     # The gradient of the bias can be [T, S]: made only if someone asks for it. An empty
     # tuple stands for yes, since the residuals' structure is all that is static.
@@ -470,7 +470,7 @@ def _attend_forward(plan: _Plan, inputs: Any) -> tuple[jax.Array, Any]:
     inputs = jax.tree.map(lambda leaf: leaf.value, inputs, is_leaf=_is_leaf)
     # The backward pass takes small differences to the output: it gets it unrounded.
     dtype = inputs.value.dtype
-    out, log_sums = _forward(plan, inputs, score_dtype(dtype))
+    out, log_sums = forward_blocks(plan, inputs, score_dtype(dtype))
     return out.astype(dtype), (inputs, out, log_sums, with_bias)
 
 
@@ -478,14 +478,12 @@ def _is_leaf(node: Any) -> bool:
     return hasattr(node, "perturbed")
 
 
-def _attend_backward(
-    plan: _Plan, residuals: Any, cotangent: jax.Array
-) -> tuple[_Inputs]:
+def _attend_backward(plan: Plan, residuals: Any, cotangent: jax.Array) -> tuple[Inputs]:
     inputs, out, log_sums, with_bias = residuals
     if not isinstance(cotangent, jax.Array):  # a symbolic zero
         cotangent = jnp.zeros(out.shape, inputs.value.dtype)
-    grads = _backward(plan, inputs, out, log_sums, cotangent, with_bias is not None)
-    return (grads,)
+    wanted = with_bias is not None
+    return (backward_blocks(plan, inputs, out, log_sums, cotangent, wanted),)
 
 
 _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
@@ -518,6 +516,70 @@ def _choose_block(
     return _even_block(length, min(most, max(_BLOCK_SCORES // other, 128)))
 
 
+def in_blocks(
+    given: Inputs,
+    scale: float | jax.Array | None,
+    sides: tuple[int | None, int | None],
+    block_size: int | None = None,
+    *,
+    side_by_side: bool = True,
+) -> tuple[Plan, Inputs]:
+    """Block sizes and options, and the arrays ready for them: padded to whole blocks.
+
+    What nobody sees is zeros in them.
+
+    Args:
+      given: whole arrays of any length above zero.
+      scale: of the scores; None means 1/√H.
+      sides: how many keys before and after its own place a query sees.
+      block_size, side_by_side: see `blockwise` and `blockwise_arrays`.
+    """
+    query, key, value, bias, mask, key_mask = given
+    batch, num_queries, _, head_dim = query.shape
+    num_keys = key.shape[1]
+    if scale is None:
+        scale = head_dim**-0.5
+    elif isinstance(scale, jax.Array):
+        wide = score_dtype(query.dtype)
+        scaled = query.astype(wide) * scale.astype(wide)
+        query, scale = scaled.astype(query.dtype), 1.0
+    left, right = sides
+    left = None if left is None or left >= num_queries - 1 else left
+    right = None if right is None or right >= num_keys - 1 else right
+    if block_size is None:
+        triangle = (left is None) != (right is None)
+        most = _TRIANGLE_KEY_BLOCK if triangle else _KEY_BLOCK
+        query_block = _choose_block(num_queries, num_keys, left, right, _QUERY_BLOCK)
+        key_block = _choose_block(num_keys, num_queries, right, left, most)
+    else:
+        query_block = _even_block(num_queries, block_size)
+        key_block = _even_block(num_keys, block_size)
+    plan = Plan(
+        scale=float(scale),
+        left=left,
+        right=right,
+        query_block=query_block,
+        key_block=key_block,
+        max_unroll=_MAX_UNROLL if side_by_side else 1,
+    )
+    query, key, value = zero_unseen_arrays(
+        query, key, value, mask, key_mask, left, right
+    )
+    padded_queries = -(-num_queries // query_block) * query_block
+    padded_keys = -(-num_keys // key_block) * key_block
+    if padded_keys > num_keys and key_mask is None:
+        key_mask = jnp.ones((batch, num_keys), bool)
+    inputs = Inputs(
+        query=_pad(query, {1: padded_queries}),
+        key=_pad(key, {1: padded_keys}),
+        value=_pad(value, {1: padded_keys}),
+        bias=_pad(bias, {2: padded_queries, 3: padded_keys}),
+        mask=_pad(mask, {2: padded_queries, 3: padded_keys}),
+        key_mask=_pad(key_mask, {1: padded_keys}),
+    )
+    return plan, inputs
+
+
 def blockwise_arrays(
     query: jax.Array,
     key: jax.Array,
@@ -542,54 +604,17 @@ def blockwise_arrays(
     if block_size is not None:
         block_size = _checks.check_int("block_size", block_size, 1)
     left, right = masks.window_sides(local_window_size, is_causal)
-    batch, num_queries, num_heads, head_dim = query.shape
-    num_keys = key.shape[1]
-    if 0 in (batch, num_queries, num_heads, num_keys):
-        shape = (batch, num_queries, num_heads, value.shape[3])
+    if 0 in (*query.shape[:3], key.shape[1]):
+        shape = (*query.shape[:3], value.shape[3])
         return jnp.zeros(shape, value.dtype)
-    if scale is None:
-        scale = head_dim**-0.5
-    elif isinstance(scale, jax.Array):
-        wide = score_dtype(query.dtype)
-        scaled = query.astype(wide) * scale.astype(wide)
-        query, scale = scaled.astype(query.dtype), 1.0
-    left = None if left is None or left >= num_queries - 1 else left
-    right = None if right is None or right >= num_keys - 1 else right
-    if block_size is None:
-        triangle = (left is None) != (right is None)
-        most = _TRIANGLE_KEY_BLOCK if triangle else _KEY_BLOCK
-        query_block = _choose_block(num_queries, num_keys, left, right, _QUERY_BLOCK)
-        key_block = _choose_block(num_keys, num_queries, right, left, most)
-    else:
-        query_block = _even_block(num_queries, block_size)
-        key_block = _even_block(num_keys, block_size)
-    plan = _Plan(
-        scale=float(scale),
-        left=left,
-        right=right,
-        query_block=query_block,
-        key_block=key_block,
-        max_unroll=_MAX_UNROLL if side_by_side else 1,
+    given = Inputs(query, key, value, bias, mask, key_mask)
+    plan, inputs = in_blocks(
+        given, scale, (left, right), block_size, side_by_side=side_by_side
     )
-    query, key, value = zero_unseen_arrays(
-        query, key, value, mask, key_mask, left, right
-    )
-    padded_queries = -(-num_queries // query_block) * query_block
-    padded_keys = -(-num_keys // key_block) * key_block
-    if padded_keys > num_keys and key_mask is None:
-        key_mask = jnp.ones((batch, num_keys), bool)
-    inputs = _Inputs(
-        query=_pad(query, {1: padded_queries}),
-        key=_pad(key, {1: padded_keys}),
-        value=_pad(value, {1: padded_keys}),
-        bias=_pad(bias, {2: padded_queries, 3: padded_keys}),
-        mask=_pad(mask, {2: padded_queries, 3: padded_keys}),
-        key_mask=_pad(key_mask, {1: padded_keys}),
-    )
-    inputs = _checks.reverse_mode_only(inputs, _NO_FORWARD_MODE)
+    inputs = _checks.reverse_mode_only(inputs, NO_FORWARD_MODE)
     # All of one kind, as gradients have to be; those of an array that is the same on
     # all devices are summed when it is made to vary.
-    return _attend(plan, _checks.varying(inputs, inputs))[:, :num_queries]
+    return _attend(plan, _checks.varying(inputs, inputs))[:, : query.shape[1]]
 
 
 def blockwise(
