@@ -121,6 +121,33 @@ def _additive_concat(query, key, value, bias, *, params, **pairs):
     return _scores.weights_of(logits, bias, **pairs) @ value
 
 
+def test_additive_a_few_queries_at_a_time_is_the_same(draw, monkeypatch):
+    length = 83  # a prime number: the last rows are not whole
+    arrays = draw({n: (length, H) for n in ("query", "key", "value")})
+    params = softmax.additive_init(jax.random.key(0), H, hidden_dim=32)
+    arrays |= {f"w_{name}": np.asarray(leaf) for name, leaf in params.items()}
+
+    def attend(query, key, value, **weights):
+        params = {name[2:]: leaf for name, leaf in weights.items()}
+        return softmax.additive(query, key, value, params=params, is_causal=True)
+
+    def memory():
+        grad = jax.jit(jax.grad(lambda x: jnp.sum(attend(**x) ** 2)))
+        return grad.lower(arrays).compile().memory_analysis().temp_size_in_bytes
+
+    hidden = 4 * length * length * 32  # bytes
+    assert memory() > hidden
+    whole = helpers.value_and_grads(attend, arrays)
+    tangents = jax.jvp(lambda x: attend(**x), (arrays,), (arrays,))[1]
+    monkeypatch.setattr(softmax, "_HIDDEN", 10_000)
+    few = helpers.value_and_grads(attend, arrays)
+    for name, array in few.items():
+        np.testing.assert_allclose(array, whole[name], atol=3e-5, err_msg=name)
+    again = jax.jvp(lambda x: attend(**x), (arrays,), (arrays,))[1]
+    np.testing.assert_allclose(again, tangents, atol=3e-5)
+    assert memory() < 0.4 * hidden
+
+
 def test_additive_equals_loops_and_its_concatenated_form(
     arrays, masks, by_loops, slope, draw
 ):
