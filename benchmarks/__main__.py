@@ -21,7 +21,16 @@ from collections.abc import Callable, Sequence
 import jax
 
 from attn_jax._program import program
-from benchmarks import attention, before, growth, long_range, record, report, train_step
+from benchmarks import (
+    accelerator,
+    attention,
+    before,
+    growth,
+    long_range,
+    record,
+    report,
+    train_step,
+)
 from benchmarks.report import RESULTS
 from benchmarks.timing import Effort, Record
 from benchmarks.torch_attention import AVAILABLE
@@ -39,6 +48,7 @@ GROUPS: dict[str, Group] = {
     "growth": growth.group,
     "group_norm": attention.group_norm,
     "workers": train_step.workers,
+    "accelerator": accelerator.group,
 }
 """What is measured, by the name of its file."""
 

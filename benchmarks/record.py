@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and device."""
+    """Processor, its vectors and caches, cores, memory and device."""
     found: dict[str, Any] = dict(
         platform=f"{platform.system()} {platform.machine()}",
         cores=cores(),
@@ -41,10 +41,23 @@ def machine() -> dict[str, Any]:
         flags = fields.get("flags", "").split()
         found["processor"] = fields.get("model name", "unknown")
         found["vectors"] = [f for f in ("avx2", "avx512f", "amx_tile") if f in flags]
+        found["caches"] = _caches()
         kilobytes = pathlib.Path("/proc/meminfo").read_text().split()[1]
         found["memory_gib"] = round(int(kilobytes) / 2**20, 1)
     except (OSError, ValueError):  # not Linux
         found["processor"] = platform.processor() or "unknown"
+    return found
+
+
+def _caches() -> dict[str, str]:
+    """Sizes of the caches that one core sees, by level, as Linux tells them."""
+    found = {}
+    for index in sorted(pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("i*")):
+        level, kind, size = (
+            (index / name).read_text().strip() for name in ("level", "type", "size")
+        )
+        if kind != "Instruction":
+            found[f"L{level}"] = size
     return found
 
 

@@ -25,6 +25,7 @@ ORDER = (
     "growth",
     "group_norm",
     "workers",
+    "accelerator",
 )
 
 _INTRODUCTION = """\
@@ -229,6 +230,47 @@ def _long_range(group: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _accelerator(group: Mapping[str, Any]) -> list[str]:
+    """Costs of every step, the least time of each chip, and the clock."""
+    chips, rows = list(group["peaks"]), group["accelerator"]
+    timed = any("milliseconds" in row for row in rows)
+    table = [
+        ["", "rows", "GFLOP", "moved", "dtype", "export, MB",
+         *(f"{chip}: {what}" for chip in chips for what in ("ms", "rows/s", "binds")),
+         *(["ms by the clock"] if timed else [])]
+    ]  # fmt: skip
+    for row in rows:
+        sizes = [one["export_bytes"] for one in row["exported"].values()]
+        cells = [
+            row["name"],
+            f"{row['rows']:,} {row['unit']}",
+            ("" if row["flops_exact"] else ">= ") + _number(row["gflop"]),
+            size_text(row["moved_bytes"]),
+            row["dtype"],
+            _number(max(sizes) / 1e6),
+        ]
+        for chip in chips:
+            found = row["roofline"][chip]
+            least, rate = found["milliseconds"], found["rows_per_second"]
+            cells += [_number(least), _number(rate), found["binds"]]
+        table.append(cells + ([_number(row.get("milliseconds"))] if timed else []))
+    most = max(
+        one["steps_per_second"] for row in rows for one in row["roofline"].values()
+    )
+    clean = [
+        row["name"]
+        for row in rows
+        if not any(x["callbacks"] or x["float64"] for x in row["exported"].values())
+    ]
+    return [
+        *_table(table),
+        "",
+        f"{len(clean)} of {len(rows)} steps are exported for GPUs and TPUs without a "
+        f"call to the host and without float64. The shortest would want {most:,.0f} "
+        "steps a second; experiments dispatch 16 at a time there.",
+    ]
+
+
 def _about(record: Mapping[str, Any]) -> str:
     """How it was measured, in a line."""
     machine, versions = record["machine"], record["versions"]
@@ -238,6 +280,7 @@ def _about(record: Mapping[str, Any]) -> str:
         f"commit {record['commit'] or 'unknown'}",
         f"{machine['cores']} x {machine['processor']}"
         + f" ({', '.join(machine['vectors'])})" * bool(machine.get("vectors")),
+        *(f"{level} {size}" for level, size in machine.get("caches", {}).items()),
         f"device {machine['device']}" + f" x {machine['devices']}",
         ", ".join(
             f"{name} {version}" if version else f"no {name}"
@@ -267,6 +310,8 @@ def group_text(record: Mapping[str, Any]) -> str:
         lines += ["", *_long_range(record)]
     if "growth" in record:
         lines += ["", *_growth(record)]
+    if "accelerator" in record:
+        lines += ["", *_accelerator(record)]
     return "\n".join([*lines, "", _about(record), ""])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 # The training steps that are measured are those of the experiments.
@@ -11,7 +13,7 @@ pytest.importorskip("optax")
 
 from attn_jax import VARIANTS
 from benchmarks import __main__ as program  # noqa: E402
-from benchmarks import growth, record, report, timing
+from benchmarks import accelerator, growth, record, report, timing
 from benchmarks.timing import Effort, compare, worst  # noqa: E402
 from tests import helpers
 
@@ -147,6 +149,27 @@ def test_growth_stops_where_memory_or_time_would_not_do(monkeypatch):
 def test_growth_takes_plain_sized_and_random_variants(name):
     (row,) = growth.measure(VARIANTS[name], (8,), "forward + backward", QUICK)
     assert row["milliseconds"] > 0 and row["flops"] > 0
+
+
+def test_what_holds_an_accelerator_up_is_found():
+    def clean(x):
+        return jnp.sin(x) @ x
+
+    def calls(x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda x: x, shape, x) + 1
+
+    x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    for fn, called in ((clean, False), (calls, True)):
+        for found in accelerator.exported(jax.jit(fn), (x,)).values():
+            assert bool(found["callbacks"]) == called
+            assert not found["float64"] and bool(found["export_bytes"]) != called
+    with jax.enable_x64(True):
+        wide = jax.ShapeDtypeStruct((4, 4), jnp.float64)
+        assert accelerator.exported(jax.jit(clean), (wide,))["tpu"]["float64"]
+    peak = accelerator.Peak(flops=100.0, narrow=2.0, bytes=10.0)
+    assert accelerator.seconds(peak, 100.0, 5.0, narrow=True) == (1.0, "compute")
+    assert accelerator.seconds(peak, 100.0, 30.0, narrow=False) == (3.0, "memory")
 
 
 def test_smoke_run(tmp_path):
