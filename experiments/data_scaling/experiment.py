@@ -300,6 +300,7 @@ PRESETS: Mapping[str, Config] = {
         models=("attention", "cnn:6", "window:2", "gru"),
         updates=3_000,
         tune_updates=500,
+        labels=sequences.Labels(tokens=1_024),
     ),
     "accelerator": Config(
         task="cifar10",

@@ -27,7 +27,7 @@ PINNED = {
     "data_scaling scenes_matched": "99a666d03a25c589",
     "data_scaling smoke_sequences": "1ccd7de827ba4f8d",
     "data_scaling phones": "1b7790423cfc6116",
-    "data_scaling pos": "766f566ba934af32",
+    "data_scaling pos": "e8c97c1e9da62091",
     "attention_as_conv quick": "a455612a7fdc4ef9",
     "attention_as_conv cpu": "5bb1393f4c76a0aa",
     "attention_as_conv teacher": "7c8b76553c35e2d7",
