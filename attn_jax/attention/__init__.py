@@ -45,6 +45,7 @@ from attn_jax.attention.blockwise_attention import *
 from attn_jax.attention.cache import *
 from attn_jax.attention.clustered_attention import *
 from attn_jax.attention.convolution import *
+from attn_jax.attention.gated import *
 from attn_jax.attention.graph import *
 from attn_jax.attention.latent import *
 from attn_jax.attention.linear_attention import *
