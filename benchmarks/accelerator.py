@@ -177,7 +177,8 @@ def row_of(step: Step, by_clock: bool) -> dict[str, Any]:
     with jax.numpy_dtype_promotion("standard"):
         flops = count_flops(fn, *given)
         lowered = fn.lower(*given)
-        analysis = lowered.compile().cost_analysis()
+        compiled = lowered.compile()
+        analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
         moved = float(analysis.get("bytes accessed", 0.0))
         narrow = "bf16" in lowered.as_text()
         made = exported(fn, given)
@@ -188,6 +189,7 @@ def row_of(step: Step, by_clock: bool) -> dict[str, Any]:
         gflop=flops.total / 1e9,
         flops_exact=flops.exact,
         moved_bytes=moved,
+        peak_bytes=memory.temp_size_in_bytes + memory.argument_size_in_bytes,
         dtype="bfloat16" if narrow else "float32",
         exported=made,
     )
@@ -218,8 +220,8 @@ def group(effort: Effort) -> Record:
     return dict(
         title="Training steps on accelerators: a prediction",
         about=(
-            "FLOPs are counted in the program, bytes are those that it moves as XLA "
-            "compiles it for this machine, with a loop counted once. The least time is "
+            "FLOPs are counted in the program; the bytes that it moves, a loop's once, "
+            "and its memory are of what XLA compiles for this machine. The least time is "
             "the longer of FLOPs over the chip's peak (bfloat16, or what JAX makes of "
             "float32 there) and bytes over its memory's speed: no kernel reaches it, "
             "and small steps are held up by their launch. `python -m benchmarks --only "

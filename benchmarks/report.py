@@ -235,7 +235,7 @@ def _accelerator(group: Mapping[str, Any]) -> list[str]:
     chips, rows = list(group["peaks"]), group["accelerator"]
     timed = any("milliseconds" in row for row in rows)
     table = [
-        ["", "rows", "GFLOP", "moved", "dtype", "export, MB",
+        ["", "rows", "GFLOP", "moved", "memory", "dtype", "export, MB",
          *(f"{chip}: {what}" for chip in chips for what in ("ms", "rows/s", "binds")),
          *(["ms by the clock"] if timed else [])]
     ]  # fmt: skip
@@ -246,6 +246,7 @@ def _accelerator(group: Mapping[str, Any]) -> list[str]:
             f"{row['rows']:,} {row['unit']}",
             ("" if row["flops_exact"] else ">= ") + _number(row["gflop"]),
             size_text(row["moved_bytes"]),
+            size_text(row["peak_bytes"]),
             row["dtype"],
             _number(max(sizes) / 1e6),
         ]
