@@ -221,7 +221,7 @@ def group(effort: Effort) -> Record:
         title="Training steps on accelerators: a prediction",
         about=(
             "FLOPs are counted in the program; the bytes that it moves, a loop's once, "
-            "and its memory are of what XLA compiles for this machine. The least time is "
+            "and its memory are of what XLA makes for this machine. The least time is "
             "the longer of FLOPs over the chip's peak (bfloat16, or what JAX makes of "
             "float32 there) and bytes over its memory's speed: no kernel reaches it, "
             "and small steps are held up by their launch. `python -m benchmarks --only "
