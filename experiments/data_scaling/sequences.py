@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ DILATIONS = {
     256: (1, 4, 21, 102),
 }
 KERNEL = 5
+NEAR = 4e-3  # the rate around which those are that are tried first
 
 # Most frames that logistic regression is fitted to, its penalties, and iterations.
 FRAMES, PENALTIES, ITERATIONS = 20_000, (0.01, 0.1, 1.0), 100
@@ -68,8 +70,10 @@ class Labels(Settings):
     """Heads of self-attention."""
     encoding: str = "rope"
     """Position encoding of self-attention."""
-    learning_rates: Rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
-    """Peaks of the schedule, ascending. Three in the middle are tried for every N, and
+    learning_rates: Rates = (
+        *(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1),
+    )
+    """Peaks of the schedule, ascending. The three around 4e-3 are tried for every N, and
     further ones while the best lies at an end."""
     id_dropout: Share = 0.1
     """How often training hides which word it is, where there are words."""
@@ -133,8 +137,9 @@ WORDS = (
 def studies_of(config: Any, task: str, differs: identity.Differs = ()) -> list[Study]:
     """A study for each (model, N) of the experiment's settings, the largest N first."""
     labels, studies = config.labels, []
-    middle = max(0, (len(labels.learning_rates) - 3) // 2)
-    first = middle, min(middle + 2, len(labels.learning_rates) - 1)
+    rates = labels.learning_rates
+    near = min(range(len(rates)), key=lambda i: abs(math.log(rates[i] / NEAR)))
+    first = max(0, near - 1), min(near + 1, len(rates) - 1)
     for n in sorted(config.ns, reverse=True):
         for name in config.models:
             traits = traits_of(name, labels)
