@@ -73,7 +73,7 @@ class Labels(Settings):
     learning_rates: Rates = (
         *(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1),
     )
-    """Peaks of the schedule, ascending. The three around 4e-3 are tried for every N, and
+    """Peaks of the schedule, ascending. Three around 4e-3 are tried for every N, and
     further ones while the best lies at an end."""
     id_dropout: Share = 0.1
     """How often training hides which word it is, where there are words."""
