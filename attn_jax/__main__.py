@@ -25,6 +25,12 @@ __all__ = ["main"]
 
 
 def _list(arguments: argparse.Namespace) -> str:
+    if arguments.survey:
+        if arguments.variants or arguments.json:
+            raise ValueError("--survey is a table of its own: give nothing beside it.")
+        from attn_jax.tools.survey import survey_table
+
+        return survey_table()
     names = arguments.variants or list(VARIANTS)
     variants = [resolve(name) for name in names]
     if arguments.json:
@@ -219,6 +225,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a name or path/file.py:function; all built-in ones if none is given",
     )
     listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.add_argument(
+        "--survey",
+        action="store_true",
+        help="the table of the survey of efficient Transformers, beside ours",
+    )
     listing.set_defaults(run=_list)
     showing = commands.add_parser(
         "show",

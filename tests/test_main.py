@@ -11,6 +11,7 @@ import pytest
 
 from attn_jax import CAPABILITIES, VARIANTS, __version__
 from attn_jax.__main__ import main
+from attn_jax.tools import survey
 from tests import helpers
 
 
@@ -122,3 +123,22 @@ def test_models_names_every_size_with_its_cost(monkeypatch, capsys):
     assert 6.5e6 < row["flops"] < 7.5e6
     assert main(["models"]) == 0
     assert "204,938" in capsys.readouterr().out
+
+
+def test_the_survey_beside_ours(monkeypatch, capsys):
+    for row in survey.SURVEY:
+        assert bool(row.ours) != bool(row.why), row
+        assert all(kind in survey.KINDS for kind in row.kind.split("+")), row
+        assert all(name in VARIANTS for name in row.ours), row
+    assert len({row.model for row in survey.SURVEY}) == len(survey.SURVEY)
+    few = {"Linear Transformer", "Synthesizer", "Funnel Transformer"}
+    rows = tuple(row for row in survey.SURVEY if row.model in few)
+    monkeypatch.setattr(survey, "SURVEY", rows)
+    assert main(["list", "--survey"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("Synthesizer ")]) == 2
+    (linear,) = (line.split() for line in lines if line.startswith("Linear "))
+    assert linear[-3:] == ["linear", "O((T+S)·H·V)", "T^1.00"]
+    assert any("pools between layers" in line for line in lines)
+    assert main(["list", "--survey", "linear"]) == 2
+    assert "--survey is a table of its own" in capsys.readouterr().err
