@@ -18,8 +18,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import threadpoolctl
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from experiments.core import identity
 from experiments.core.cell import (
@@ -281,6 +279,9 @@ def logistic_regression(data: SequenceData, n: int, seed: int) -> dict[str, Any]
     It is fitted to at most `FRAMES` vectors of the subset, drawn evenly; "n_used" says
     how many sequences these would fill.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     part = data.train.take(subset(len(data.train), n, seed))
     x, y = (np.concatenate(list(rows)) for rows in (part.inputs, part.labels))
     share = min(1.0, FRAMES / len(y))

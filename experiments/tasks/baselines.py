@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import threadpoolctl
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import SVC
 
 from experiments.data import splits
 from experiments.data.images import Dataset
@@ -129,10 +126,12 @@ def _choose(model: str, x: np.ndarray, labels: np.ndarray, seed: int) -> dict[st
     }
 
 
-def _fit(
-    model: str, c: float, x: np.ndarray, labels: np.ndarray
-) -> tuple[LogisticRegression | SVC, bool]:
+def _fit(model: str, c: float, x: np.ndarray, labels: np.ndarray) -> tuple[Any, bool]:
     """Fit; also tell whether the optimiser came to an end by itself."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+
     fitted = (
         SVC(C=c, kernel="rbf", gamma="scale", cache_size=500)
         if model == "rbf_svm"
