@@ -87,7 +87,8 @@ SURVEY: tuple[Row, ...] = (
         "Poolingformer",
         "FP+M",
         "O(N)",
-        why="a window, and a wider one of pooled keys: not written",
+        why="two layers in one: a window, whose outputs are projected anew for a wider "
+        "window of pooled keys",
     ),
     Row("Nyströmformer", "M+DS", "O(k·N)", ("nystromformer",)),
     Row("Perceiver", "M", "O(k·N)", ("perceiver",)),

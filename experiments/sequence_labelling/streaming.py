@@ -57,7 +57,7 @@ def labeller_of(
     model = labelling.build_model(dataclasses.replace(key, max_length=max_length), 0)
     graphdef, *states = nnx.split(model, nnx.Param, ...)
     variables, rest = states
-    leaves = jax.tree.leaves(params)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]  # kept as numpy
     return nnx.merge(
         graphdef, jax.tree.unflatten(jax.tree.structure(variables), leaves), rest
     )

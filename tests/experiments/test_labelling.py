@@ -16,7 +16,7 @@ from experiments.core.cell import attention_digest
 from experiments.core.store import ResultsStore
 from experiments.data import sequence_tasks, sequences
 from experiments.positions import experiment as positions
-from experiments.sequence_labelling import experiment
+from experiments.sequence_labelling import experiment, heads, streaming
 from experiments.sequence_labelling.experiment import PRESETS, Config, plan_studies
 from experiments.tasks import labelling
 from experiments.tasks.labelling import LabelCell, LabelTask
@@ -262,6 +262,27 @@ def test_a_run_of_labelling_scores_the_parameters_that_it_keeps(data, tmp_path):
     other = dataclasses.replace(data, name="pos")
     with pytest.raises(ValueError, match="its task is 'toy_pos', but data is 'pos'"):
         labelling.load_params(store, cell, other)
+
+
+def test_heads_are_ablated_in_a_model_of_kept_parameters(data, monkeypatch):
+    monkeypatch.setattr(heads, "LENGTH", int(data.test.lengths[0]))
+    program = labelling.program_of(labelling.program_key(TRANSFORMER, data))
+    kept = jax.tree.map(np.asarray, random(program.initial_params(0)))
+    model = streaming.labeller_of(TRANSFORMER, data, kept, data.max_length)
+    found = heads.look(model, data, data.test, 256)
+    predicted, _ = LabelTask(data).predict(TRANSFORMER, kept, data.test)
+    whole = labelling.scores(data.test, predicted)["accuracy"]
+    assert found["whole"]["accuracy"] == pytest.approx(whole, abs=1e-6)
+    (layer,) = found["without"]
+    assert len(layer) == 2
+    assert any(one["accuracy"] != found["whole"]["accuracy"] for one in layer)
+    offsets = np.array(found["offsets"])
+    assert offsets.shape == (1, 2, 2 * heads.REACH + 1)
+    assert (offsets.sum(axis=-1) <= 1.001).all()
+    by_tag = np.array(found["whole"]["by_tag"])
+    assert by_tag @ found["counts"] / sum(found["counts"]) == pytest.approx(
+        whole, abs=1e-4
+    )
 
 
 def test_a_run_of_positions_is_scored_by_length(tmp_path, monkeypatch):
