@@ -37,9 +37,6 @@ GRANDFATHERED: dict[str, dict[str | None, int]] = {
     "experiments/sequence_labelling/results/phones/streaming.json": {
         "1e64093246399f15dfa5fa3fe1e70bda5ee07eec": 1,
     },
-    "experiments/sequence_labelling/results/pos/maps.json": {
-        "8262c2daa17dd26da91d71f1854b234c00eedbab": 1,
-    },
 }
 
 
