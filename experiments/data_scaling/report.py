@@ -519,6 +519,7 @@ def _sizes(section: Section) -> list[str]:
 def _longer(section: Section) -> list[str]:
     """Whether a longer run at the largest N ordered the networks otherwise."""
     found: dict[str, dict[int, str]] = {}
+    scores: dict[int, dict[str, Mapping[int, float]]] = collections.defaultdict(dict)
     for line in section.networks:
         n = max(line.means, default=0)
         rows = [line.points[n], *line.other[n]] if n else []
@@ -528,12 +529,22 @@ def _longer(section: Section) -> list[str]:
             if (score := row.of(line.metric_name)) is not None and updates:
                 told = tell.mean(score, 3, count=True)
                 found.setdefault(line.label, {})[int(updates)] = told
-    if len({updates for row in found.values() for updates in row}) < 2:
+                scores[int(updates)][line.label] = row.scores(line.metric_name)
+    if len(scores) < 2:
         return []
+    lines = []
+    for updates, of in sorted(scores.items())[1:]:
+        for one, two in ((a.label, b.label) for a, b in section.pairs):
+            if one in of and two in of:
+                gap = stats.gap(of[one], of[two])
+                mean = tell.decimal(gap.mean, 3, sign=True)
+                seeds = "one seed" if gap.low is None else tell.interval(gap, 3)
+                lines.append(f"- {one} − {two}, {updates:,} updates: {mean} {seeds}")
     largest = max(section.sizes)
     return [
         f"### Trained for longer, N = {largest:,}",
         tell.pivot("model", found, "{:,} updates"),
+        "\n".join(lines),
     ]
 
 

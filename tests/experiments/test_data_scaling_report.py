@@ -629,6 +629,24 @@ def spoken(name, accuracies, metric="m_test_windows_accuracy"):
     ]
 
 
+def test_longer_runs_at_the_largest_n_tell_their_gaps(tmp_path):
+    records = [
+        *spoken("cnn", {40: 0.5, 400: 0.6}),
+        *spoken("attention", {40: 0.4, 400: 0.5}),
+    ]
+    longer = [*spoken("cnn", {400: 0.8}), *spoken("attention", {400: 0.9})]
+    for one in longer:
+        one["config"]["updates"] = 32
+    assert "Trained for longer" not in text(records, tmp_path)
+    written = text([*records, *longer], tmp_path)
+    _, part = written.split("### Trained for longer, N = 400")
+    (line,) = [x for x in part.splitlines() if "32 updates:" in x]
+    assert line.startswith("- self-attention − CNN ±6, 32 updates: +.100 [")
+    alone = [x for x in longer if x["config"]["seed"] == 0]
+    written = text([*records, *alone], tmp_path)
+    assert "- self-attention − CNN ±6, 32 updates: +.100 one seed" in written
+
+
 def test_speech_is_judged_through_windows_and_fields_name_its_models(tmp_path):
     records = [
         *spoken("cnn", {40: 0.5, 400: 0.6}),
