@@ -152,22 +152,26 @@ def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     plans = scaling.plans(scaling.PRESETS["cpu"])
     monkeypatch.setattr(scaling, "load_task", lambda *_, **__: scenes)
     plans += scaling.plans(scaling.PRESETS["scenes"])
-    assert not missing("data_scaling/results", planned(plans) | spoken())
+    assert not missing("data_scaling/results", planned(plans) | of_sequences())
 
 
-def spoken():
-    """Hashes of the records of speech that data scaling may have."""
-    preset, task = scaling.PRESETS["phones"], "phones_64"
+def of_sequences():
+    """Hashes of the records of speech and text that data scaling may have."""
     records = [r["config"] for r in committed("data_scaling/results")]
-    made_of = next(c["differs"] for c in records if c["task"] == task)
-    differs = tuple(sorted(made_of.items()))
-    studies = scaling.sequences.studies_of(preset, task, differs)
-    found = [cell.config() for study in studies for cell in study.possible()]
-    for n, seed, model in itertools.product(
-        preset.ns, range(preset.seeds), scaling.sequences.floors_of(task)
-    ):
-        made = dict(task=task, model=model, n=n, seed=seed, phase="baseline")
-        found.append(identity.with_differs(made, differs))
+    found = []
+    for name, task in (("phones", "phones_64"), ("pos", "pos")):
+        preset = scaling.PRESETS[name]
+        made_of = next((c["differs"] for c in records if c["task"] == task), {})
+        differs = tuple(sorted(made_of.items()))
+        longer = dataclasses.replace(preset, ns=preset.ns[-1:], updates=3_200)
+        for config in (preset, longer):
+            studies = scaling.sequences.studies_of(config, task, differs)
+            found += [cell.config() for study in studies for cell in study.possible()]
+        for n, seed, model in itertools.product(
+            preset.ns, range(preset.seeds), scaling.sequences.floors_of(task)
+        ):
+            made = dict(task=task, model=model, n=n, seed=seed, phase="baseline")
+            found.append(identity.with_differs(made, differs))
     return set(map(store.config_hash, found))
 
 
