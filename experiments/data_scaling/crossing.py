@@ -88,7 +88,7 @@ def of_fields(sections: Sequence[Section]) -> Section | None:
 def draw(
     sections: Sequence[Section], styles: plots.Styles, group: Group
 ) -> Iterator[str]:
-    """crossing.png: accuracy over N of a task of fields, gaps of it, gaps of others."""
+    """crossing.png: accuracy over N of a task of fields, its gaps, and those of others."""
     first = of_fields(sections)
     if first is None:
         return
@@ -115,18 +115,23 @@ def draw(
         ),
     ]
     others = [s for s in sections if s is not first and main_pairs(s)]
-    if others:
-        found.append(
-            plots.Panel(
-                "how far it is ahead on other tasks",
-                "training examples N (log scale)",
-                "difference in test accuracy",
-                [line for s in others for line in _gaps(s, s.title.split(":")[0])],
-                zero=True,
-                marks=[mark for s in others for mark in _marks(s)],
-                **common,
+    texts = [s for s in others if s.examples == "sentences"]
+    for title, some in (
+        ("the same for text", texts),
+        ("the same for images", [s for s in others if s not in texts]),
+    ):
+        if some:
+            found.append(
+                plots.Panel(
+                    title,
+                    "training examples N (log scale)",
+                    "difference in test accuracy",
+                    [line for s in some for line in _gaps(s, s.title.split(":")[0])],
+                    zero=True,
+                    marks=[mark for s in some for mark in _marks(s)],
+                    **common,
+                )
             )
-        )
     seeds = {s.count for x in first.networks for s in x.means.values()}
     plots.panels(
         found,

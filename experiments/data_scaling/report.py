@@ -535,11 +535,12 @@ def _longer(section: Section) -> list[str]:
     lines = []
     for updates, of in sorted(scores.items())[1:]:
         for one, two in ((a.label, b.label) for a, b in section.pairs):
-            if one in of and two in of:
-                gap = stats.gap(of[one], of[two])
+            if one in of and two in of and of[one].keys() & of[two].keys():
+                seeds = sorted(of[one].keys() & of[two].keys())
+                gap = stats.gap(*({s: of[x][s] for s in seeds} for x in (one, two)))
                 mean = tell.decimal(gap.mean, 3, sign=True)
-                seeds = "one seed" if gap.low is None else tell.interval(gap, 3)
-                lines.append(f"- {one} − {two}, {updates:,} updates: {mean} {seeds}")
+                sure = "one seed" if gap.low is None else tell.interval(gap, 3)
+                lines.append(f"- {one} − {two}, {updates:,} updates: {mean} {sure}")
     largest = max(section.sizes)
     return [
         f"### Trained for longer, N = {largest:,}",
