@@ -88,7 +88,7 @@ def of_fields(sections: Sequence[Section]) -> Section | None:
 def draw(
     sections: Sequence[Section], styles: plots.Styles, group: Group
 ) -> Iterator[str]:
-    """crossing.png: accuracy over N of a task of fields, its gaps, and those of others."""
+    """crossing.png: accuracy over N of a task of fields, its gaps, and other tasks."""
     first = of_fields(sections)
     if first is None:
         return
