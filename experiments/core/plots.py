@@ -356,13 +356,22 @@ def panels(
     styles: Styles,
     *,
     height: float = 3.4,
+    columns: int = 0,
     note: str = "",
 ) -> pathlib.Path:
-    """Draw panels beside one another, each with its legend; return the path."""
-    figure, (row,) = subplots((6.4 * len(found), height), columns=len(found), dpi=120)
+    """Draw panels beside one another, each with its legend; return the path.
+
+    With `columns` there are so many in a row, and each row is `height` inches high.
+    """
+    columns = min(columns or len(found), len(found))
+    rows = -(-len(found) // columns)
+    figure, grid = subplots((6.4 * columns, rows * height), rows, columns, dpi=120)
     if note:
         figure.supxlabel(note, **_NOTE)
-    for axes, panel in zip(row, found, strict=True):
+    places = grid.reshape(-1)
+    for axes in places[len(found) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(places, found, strict=False):
         for line in panel.series:
             style = styles[line.style]
             look = style.look | dict(markersize=panel.markersize, linewidth=1.5)

@@ -137,10 +137,11 @@ def draw(
         found,
         group.folder / "crossing.png",
         styles,
-        height=4.6,
-        note=f"{tell.span(seeds)} seeds on the left. Bands: ± 1 standard deviation; of "
-        "differences, Student's 95 % interval, paired by seed. Bars on the zero line: "
-        "between which N the mean of self-attention gets ahead for good.",
+        height=4.0,
+        columns=2,
+        note=f"{first.title}: {tell.span(seeds)} seeds. Bands: ± 1 standard deviation; "
+        "of differences, Student's 95 % interval, paired by seed. Bars on the line of "
+        "zero: between which N the mean of self-attention gets ahead for good.",
     )
     yield "![crossing](crossing.png)"
 
