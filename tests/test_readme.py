@@ -125,10 +125,11 @@ def _said(folder: pathlib.Path) -> set[str]:
                 if isinstance(value, float):
                     groups.setdefault((id(row), metric), []).append(value)
     for record in records:  # baselines of several seeds
-        metrics = record["metrics"]
-        if record["config"]["phase"] == "baseline" and "n" in metrics:
-            name = metrics.get("baseline", record["config"]["model"])
-            key = name, metrics["n"], metrics.get("n_used")
+        metrics, config = record["metrics"], record["config"]
+        n = metrics.get("n", config.get("n"))
+        if config["phase"] == "baseline" and n is not None:
+            name = metrics.get("baseline", config["model"])
+            key = config["task"], name, n, metrics.get("n_used")
             groups.setdefault(key, []).append(metrics["test_accuracy"])
     for values in groups.values():
         if len(values) > 1:

@@ -66,7 +66,7 @@ def curves(record, name):
 
 
 def check_crossing(figure, records):
-    """Accuracy of speech, its gaps, and gaps of images."""
+    """Accuracy of speech, its gaps, and gaps of text and images."""
     spoken = [r for r in records if r["config"]["task"].startswith("phones")]
     images = [r for r in records if r not in spoken]
 
@@ -95,7 +95,7 @@ def check_data_scaling(name, figure, records, folder):
     if name == "crossing":
         return check_crossing(figure, records)
     (axes,) = figure.axes
-    task = "scenes" if "scenes" in name else "fashion"
+    task = next(task for task in ("scenes", "fashion", "pos") if f"_{task}" in name)
     some = [r for r in records if r["config"]["task"].startswith(task)]
     model = lambda r: (r["config"]["model"], r["config"].get("size"), r["config"]["n"])  # noqa: E731
     accuracy = means(some, model, metric("test_accuracy"))
@@ -107,7 +107,7 @@ def check_data_scaling(name, figure, records, folder):
             value - other
             for (_, _, n), value in accuracy.items()
             for (model, _, m), other in accuracy.items()
-            if n == m and model == "resnet"
+            if n == m and model in ("resnet", "cnn", "window", "gru")
         ],
     )
 

@@ -161,10 +161,12 @@ def of_sequences():
     found = []
     for name, task in (("phones", "phones_64"), ("pos", "pos")):
         preset = scaling.PRESETS[name]
-        made_of = next((c["differs"] for c in records if c["task"] == task), {})
+        made_of = next((c.get("differs", {}) for c in records if c["task"] == task), {})
         differs = tuple(sorted(made_of.items()))
-        longer = dataclasses.replace(preset, ns=preset.ns[-1:], updates=3_200)
-        for config in (preset, longer):
+        largest = dataclasses.replace(preset, ns=preset.ns[-1:])
+        longer = dataclasses.replace(largest, updates=3_200)
+        nearer = dataclasses.replace(largest, models=("attention:3", "attention:15"))
+        for config in (preset, longer, nearer):
             studies = scaling.sequences.studies_of(config, task, differs)
             found += [cell.config() for study in studies for cell in study.possible()]
         for n, seed, model in itertools.product(
