@@ -92,7 +92,9 @@ def draw(
     first = of_fields(sections)
     if first is None:
         return
-    shown = [x for x in first.lines if x.means and x.model != "majority"]
+    # What was run at one N of several is no line: the tables have it.
+    least = min(2, len(first.sizes))
+    shown = [x for x in first.lines if len(x.means) >= least and x.model != "majority"]
     shown.sort(key=lambda x: (x in first.baselines, x.model != "cnn"))
     judged = {line.metric_name for line in first.networks}
     common: dict[str, Any] = dict(decades=True, markersize=5)
@@ -132,7 +134,7 @@ def draw(
                     **common,
                 )
             )
-    seeds = {s.count for x in first.networks for s in x.means.values()}
+    seeds = {s.count for x in shown for s in x.means.values()}
     plots.panels(
         found,
         group.folder / "crossing.png",
