@@ -51,7 +51,7 @@ $(INSTALLED): requirements.lock setup.cfg pyproject.toml
 data: install ## Fetch recorded speech once, check it, say where it came from
 	$(BIN)/python -m experiments.data --allow-fallback festvox_ru
 
-run: data ## Where self-attention overtakes, quick preset: table and figure
+run: install ## Where self-attention overtakes, quick preset: table and figure
 	$(BIN)/python -m experiments.data_scaling --preset quick
 
 test: install ## Run the tests and the examples in docstrings (ARGS: pytest's)

@@ -155,12 +155,12 @@ def sketch(arrays: Sequence[np.ndarray], count: int = 8) -> tuple[float, ...]:
     [0.468, 0.436]
     """
     totals, entries = np.zeros(count), 0
+    turns = np.arange(1, count + 1)[:, None]
     for at, x in enumerate(arrays):
         rows, columns = np.arange(x.shape[0]), np.arange(x.shape[1])
-        for k in range(count):
-            left = np.cos((k + 1) * (0.05 * rows + 0.3 * at))
-            right = np.cos((k + 1) * 1.1 * columns + k)
-            totals[k] += left @ x.astype(np.float64) @ right
+        left = np.cos(turns * (0.05 * rows + 0.3 * at))  # [count, T]
+        right = np.cos(turns * 1.1 * columns + turns - 1)  # [count, F]
+        totals += np.sum((left @ x.astype(np.float64)) * right, axis=1)
         entries += x.size
     return tuple(float(x) for x in totals / max(1, entries) ** 0.5)
 

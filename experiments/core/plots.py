@@ -385,6 +385,11 @@ def panels(
             axes.set_ylim(*panel.ylim)
         if panel.log:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            if high < 30 * low:  # powers of ten alone would be one tick or two
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+                axes.yaxis.set_minor_formatter(NullFormatter())
         if panel.zero:
             axes.axhline(0, color=_INK, linewidth=1, zorder=1)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
