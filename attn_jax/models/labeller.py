@@ -507,9 +507,25 @@ class Labeller(nnx.Module):
     ) -> jax.Array:
         """Maps ids [B, T, K] or vectors [B, T, F] to logits [B, T or none, classes].
 
+        Arguments and errors are those of `features`; logits at padding mean nothing.
+        """
+        return self.head(
+            self.features(inputs, key_mask, deterministic=deterministic, rngs=rngs)
+        )
+
+    def features(
+        self,
+        inputs: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """What the head reads: [B, T, D], or [B, D] where the model pools.
+
         Args:
           inputs: ids or vectors, padded at the end.
-          key_mask: bool [B, T], True = a real vector. Logits at padding mean nothing.
+          key_mask: bool [B, T], True = a real vector.
           deterministic: whether dropout is off.
           rngs: stream "dropout", where it is on.
 
@@ -535,4 +551,4 @@ class Labeller(nnx.Module):
         if self.pool == "mean":
             count = jnp.maximum(key_mask.sum(axis=1, keepdims=True), 1)
             x = _where_real(x, key_mask).sum(axis=1) / count.astype(x.dtype)
-        return self.head(x)
+        return x

@@ -52,9 +52,10 @@ def fit_baseline(
 
     Args:
         model: "majority", "logistic_regression" or "rbf_svm".
-        train_images: uint8 [n, ...], the subset.
+        train_images: uint8 [n, ...], the subset; or floats, which are taken as they
+            are.
         train_labels: int [n].
-        test_images: uint8 [m, ...].
+        test_images: uint8 or float [m, ...].
         test_labels: int [m].
         seed: Of the validation split and of the part taken above the cap.
         cap: Instead of the one in `CAPS`.
@@ -156,7 +157,8 @@ def _fit(model: str, c: float, x: np.ndarray, labels: np.ndarray) -> tuple[Any, 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
     flat = np.asarray(images).reshape(len(images), -1)
-    return flat.astype(np.float32) / np.float32(255)
+    scale = np.float32(255 if flat.dtype == np.uint8 else 1)
+    return flat.astype(np.float32) / scale
 
 
 def subset_baseline(dataset: Dataset, model: str, n: int, seed: int) -> dict[str, Any]:

@@ -12,12 +12,15 @@ from experiments.attention_vs_rnn import experiment as rnn
 from experiments.core.store import config_hash
 from experiments.data_scaling import experiment as scaling
 from experiments.graphs import experiment as graphs
+from experiments.long_range import experiment as arena
 from experiments.offsets import experiment as offsets
 from experiments.positions import experiment as positions
 from experiments.sequence_labelling import experiment as labelling
 
 # The hash of all hashes of a preset's cells, as far as they are known without the data.
 PINNED = {
+    "long_range smoke": "92492a41d3ebe370",
+    "long_range quick": "17a54eca4f7fbe79",
     "data_scaling smoke": "22832302ab1a8205",
     "data_scaling quick": "cc9bcc64c4d46e06",
     "data_scaling images": "75bba4067feb5f17",
@@ -80,6 +83,9 @@ def cells(name, config):
         return of_studies(labelling.plan_studies(config, "t").values())
     if name == "offsets":
         return of_studies(offsets.studies_of(config))
+    if name == "long_range":
+        tasks = [(task, 1024 if task == "pathfinder" else 96) for task in config.tasks]
+        return of_studies(arena.studies_of(config, dict(tasks)))
     if name == "attention_vs_rnn":
         sizes = dict(length=784, height=28)
         copies = rnn._studies(config, "copy", config.copy_models)
@@ -98,7 +104,7 @@ def cells(name, config):
     ]
 
 
-MODULES = (scaling, conv, labelling, offsets, rnn, graphs, positions)
+MODULES = (scaling, conv, labelling, offsets, rnn, graphs, positions, arena)
 PRESETS = {
     f"{m.EXPERIMENT.name} {name}": (m.EXPERIMENT.name, config)
     for m in MODULES

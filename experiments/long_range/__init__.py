@@ -1,0 +1,1 @@
+"""Long Range Arena, and the tasks that tell variants of attention apart."""

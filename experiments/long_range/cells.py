@@ -1,0 +1,361 @@
+"""What a cell of the arena computes: symbols in, labels out, whatever is in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from attn_jax.models import Labeller, build
+from attn_jax.nn.encoder import zero_head
+from attn_jax.tools.cost import count_flops
+from experiments.core import devices, optim
+from experiments.core.cell import Cell, Count, Dtype, Rule, variant_of
+from experiments.core.loop import Indexed, Program, Task, in_epochs
+from experiments.data.sequences import IGNORED
+from experiments.data.symbols import Fold, SymbolData
+
+# Models that are no attention, and how `Labeller` makes them.
+BODIES: Mapping[str, Mapping[str, Any]] = {
+    "gru": {},
+    "cnn": dict(kernel=5, dilations=(1, 4, 16, 64)),
+}
+SOFTMAX = "softmax"  # a name for exact attention, however it is computed
+TRAIN_EVAL = 1_000  # training sequences that the accuracy on seen data is of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongCell(Cell):
+    """A cell that reads sequences of symbols.
+
+    Attributes:
+      model: the row of a table: "softmax", the name or file of another variant, or a
+        key of `BODIES`.
+      batch_size: sequences of an update, or pairs of them.
+      dim, depth, mlp_dim: width, layers and hidden width.
+      num_heads, positions: of an attention model, else None.
+      attention: the variant, by name or file; None for the models of `BODIES`.
+      attention_sha256: of the file, where ``attention`` names one.
+      bigram: whether a position reads the symbol before it too, by a table of its own.
+      dtype: dtype of the computation; parameters stay float32.
+    """
+
+    batch_size: Count = 32
+    dim: Count = 64
+    depth: Count = 2
+    mlp_dim: Count = 128
+    num_heads: int | None = None
+    attention: str | None = None
+    attention_sha256: str | None = None
+    positions: str | None = None
+    bigram: bool = False
+    dtype: Dtype = "float32"
+
+    def rules(self) -> Iterator[Rule]:
+        attends = self.model not in BODIES
+        words = f"{'given' if attends else 'left out'} for model {self.model!r}"
+        for name in ("num_heads", "attention", "positions"):
+            yield name, (getattr(self, name) is not None) == attends, words
+        if self.num_heads is not None:
+            words = f"a multiple of num_heads={self.num_heads}"
+            yield "dim", self.dim % self.num_heads == 0, words
+
+    def traits(self) -> Iterator[str]:
+        yield f"dim={self.dim}"
+
+
+class PairHead(nnx.Module):
+    """Logits of two sequences from what was pooled of each.
+
+    logits = W₂ gelu(W₁ [x₁; x₂; x₁ · x₂; x₁ − x₂] + b₁) + b₂.
+
+    Args:
+      dim: size D of x₁ and of x₂.
+      hidden: size of the hidden layer.
+      classes: number of logits.
+
+    Reference: Tay et al., Long Range Arena, arXiv:2011.04006, section 2.2.3.
+
+    >>> PairHead(4, 8, 2, dtype=None, rngs=nnx.Rngs(0))(jnp.ones((3, 2, 4))).shape
+    (3, 2)
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, classes: int, *, dtype: Any, rngs: nnx.Rngs
+    ):
+        self.expand = nnx.Linear(4 * dim, hidden, dtype=dtype, rngs=rngs)
+        self.contract = zero_head(hidden, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, 2, D] to [B, classes]."""
+        one, two = x[:, 0], x[:, 1]
+        both = jnp.concatenate([one, two, one * two, one - two], axis=-1)
+        return self.contract(jax.nn.gelu(self.expand(both)))
+
+
+class Reader(nnx.Module):
+    """Input table, body and head on symbols; of pairs, the same weights read both.
+
+    Args:
+      shape: of the model and the data.
+      rngs: of the parameters.
+    """
+
+    def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
+        options: dict[str, Any] = dict(BODIES.get(shape.model, {}))
+        dtype = None if shape.dtype == "float32" else jnp.dtype(shape.dtype)
+        depth = len(options.get("dilations", ())) or shape.depth
+        if shape.model != "gru":
+            options["mlp_dim"] = shape.mlp_dim
+        if shape.attention is not None:
+            options |= dict(
+                attention=variant_of(shape.attention, shape.attention_sha256),
+                num_heads=shape.num_heads,
+                positions=shape.positions,
+            )
+        self.tower = Labeller(
+            (shape.symbols, *[shape.symbols + 1] * shape.bigram),
+            shape.classes,
+            body=shape.model if shape.attention is None else "transformer",
+            dim=shape.dim,
+            depth=depth,
+            max_length=shape.length,
+            pool=None if shape.each else "mean",
+            dtype=dtype,
+            rngs=rngs,
+            **options,
+        )
+        self.pairs, self.bigram, self.none = shape.pairs, shape.bigram, shape.symbols
+        if shape.pairs:
+            self.tower.head = PairHead(  # type: ignore[assignment]
+                shape.dim, shape.mlp_dim, shape.classes, dtype=dtype, rngs=rngs
+            )
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        lengths: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps symbols [B, T] or [B, 2, T] to logits [B, classes] or [B, T, classes].
+
+        Args:
+          inputs: of any integer dtype.
+          lengths: int [B] or [B, 2], how many of the T are real.
+          deterministic: whether randomness is off.
+          rngs: stream "dropout", where it is on.
+        """
+        length = inputs.shape[-1]
+        ids = inputs.reshape(-1, length, 1).astype(jnp.int32)
+        real = jnp.arange(length)[None] < lengths.reshape(-1, 1)
+        if self.bigram:
+            first = jnp.full_like(ids[:, :1], self.none)
+            before = jnp.concatenate([first, ids[:, :-1]], axis=1)
+            ids = jnp.concatenate([ids, before], axis=-1)
+        more: Any = dict(deterministic=deterministic, rngs=rngs)
+        if not self.pairs:
+            return self.tower(ids, real, **more)
+        pooled = self.tower.features(ids, real, **more)
+        return self.tower.head(pooled.reshape(-1, 2, pooled.shape[-1]))
+
+
+class ImageReader(nnx.Module):
+    """A residual network on the image that a sequence of grey levels was read from.
+
+    Args:
+      shape: of the model and the data, with a grid.
+      rngs: of the parameters.
+    """
+
+    def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
+        assert shape.grid is not None
+        self.grid, self.levels = shape.grid, shape.symbols
+        dtype = None if shape.dtype == "float32" else jnp.dtype(shape.dtype)
+        self.network = build(
+            "resnet",
+            "mu",
+            image_shape=(*shape.grid, 1),
+            num_classes=shape.classes,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        lengths: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps grey levels [B, T] to logits [B, classes]; see `Reader`."""
+        del lengths, deterministic, rngs
+        images = inputs.reshape(-1, *self.grid, 1).astype(jnp.float32)
+        return self.network(2.0 * images / (self.levels - 1) - 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a compiled program depends on; cells that agree in it share one."""
+
+    model: str
+    dim: int
+    depth: int
+    mlp_dim: int
+    num_heads: int | None
+    attention: str | None
+    attention_sha256: str | None
+    positions: str | None
+    bigram: bool
+    dtype: str
+    symbols: int
+    classes: int
+    length: int
+    each: bool
+    pairs: bool
+    grid: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, cell: LongCell, data: SymbolData) -> Shape:
+        """Of a cell on its data."""
+        found = (cell, data)
+        names = (field.name for field in dataclasses.fields(cls))
+        return cls(*(getattr(found[not hasattr(cell, n)], n) for n in names))
+
+
+def build_model(shape: Shape, seed: int) -> Reader | ImageReader:
+    """The model of a shape with its initial parameters."""
+    kind = ImageReader if shape.model == "cnn" and shape.grid else Reader
+    return kind(shape, rngs=nnx.Rngs(seed))
+
+
+def losses_of(
+    logits: jax.Array, labels: jax.Array | np.ndarray
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cross-entropy where something is asked, 0 elsewhere; hits; and where it is."""
+    asked = labels != IGNORED
+    each = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), jnp.where(asked, labels, 0)
+    )
+    hits = (jnp.argmax(logits, axis=-1) == labels) & asked
+    return jnp.where(asked, each, 0.0), hits, asked
+
+
+@functools.lru_cache(maxsize=32)
+def program_of(shape: Shape) -> Program:
+    """What cells of a shape compute.
+
+    "predict" gives of each sequence its hits, what was asked and the summed loss, [B].
+    """
+    apply, _ = optim.split_model(build_model(shape, 0))
+
+    def loss(
+        params: Any, batch: Fold, rng: jax.Array, hyper: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        logits, moved = optim.training_call(
+            apply,
+            params,
+            jnp.asarray(batch.inputs),
+            jnp.asarray(batch.lengths),
+            rng=rng,
+        )
+        each, hits, asked = losses_of(logits, jnp.asarray(batch.labels))
+        count = jnp.maximum(asked.sum(), 1).astype(jnp.float32)
+        accuracy = hits.sum().astype(jnp.float32) / count
+        return each.sum() / count, {"accuracy": accuracy, optim.MOVED: moved}
+
+    def predict(params: Any, batch: Fold) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits = apply(params, batch.inputs, batch.lengths)
+        found = losses_of(logits, batch.labels)
+        each, hits, asked = (x.reshape(len(x), -1).sum(axis=1) for x in found)
+        return hits, asked, each
+
+    def initial_params(seed: int) -> Any:
+        return optim.split_model(build_model(shape, seed))[1]
+
+    return Program(initial_params, loss, {"predict": predict, "apply": apply})
+
+
+@functools.lru_cache(maxsize=64)
+def cost_of(shape: Shape) -> dict[str, Any]:
+    """Parameters, and FLOPs of one example's forward pass."""
+    model = nnx.eval_shape(lambda: build_model(shape, 0))
+    apply, params = optim.split_model(model)
+    lead = (1, 2) if shape.pairs else (1,)
+    inputs = jax.ShapeDtypeStruct((*lead, shape.length), jnp.int32)
+    lengths = jax.ShapeDtypeStruct(lead, jnp.int32)
+    return dict(
+        params=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        flops=count_flops(apply, params, inputs, lengths).total,
+    )
+
+
+class LongTask(Task):
+    """Reads the sequences of some tasks; a cell names its own.
+
+    Args:
+      data: by name.
+    """
+
+    unit = "sequences"
+
+    def __init__(self, data: Mapping[str, SymbolData]):
+        self.data = dict(data)
+
+    def shape(self, cell: LongCell) -> Shape:
+        """What the program of a cell depends on."""
+        return Shape.of(cell, self.data[cell.task])
+
+    def program(self, cell: LongCell) -> Program:
+        return program_of(self.shape(cell))
+
+    def batches(self, cell: LongCell) -> Indexed:
+        train = self.data[cell.task].train
+        return Indexed(train, in_epochs(cell, len(train.labels)))
+
+    def costs(self, cell: LongCell) -> dict[str, Any]:
+        return cost_of(dataclasses.replace(self.shape(cell), dtype="float32"))
+
+    def predict(self, cell: LongCell, params: Any, part: Fold) -> np.ndarray:
+        """Of each sequence of a part its hits, what was asked and the loss, [n, 3]."""
+        predict, size = self.program(cell).more["predict"], cell.batch_size
+        found = []
+        for begin in range(0, len(part.labels), size):
+            some = part.take(slice(begin, begin + size))
+            count = len(some.labels)
+            if count < size:  # one shape, one program; what is asked twice counts once
+                some = some.take(np.arange(size) % count)
+            rows = np.stack(devices.call(predict, params, some), axis=1)
+            found.append(rows[:count])
+        return np.concatenate(found)
+
+    def score(self, cell: LongCell, params: Any) -> dict[str, Any]:
+        """Accuracy and loss, of training sequences and of those held out."""
+        data = self.data[cell.task]
+        rows = self.predict(cell, params, data.train.take(slice(TRAIN_EVAL)))
+        result: dict[str, Any] = {"train_accuracy": _share(rows)}
+        prefix, part = ("val", data.validation)
+        if cell.phase == "final":
+            prefix, part = ("test", data.test)
+        rows = self.predict(cell, params, part)
+        result[f"{prefix}_accuracy"] = _share(rows)
+        result[f"{prefix}_loss"] = float(rows[:, 2].sum() / rows[:, 1].sum())
+        if data.group:
+            for value in np.unique(part.groups).tolist():
+                some = rows[part.groups == value]
+                result[f"{prefix}_accuracy_{data.group}_{value}"] = _share(some)
+        return result
+
+
+def _share(rows: np.ndarray) -> float:
+    """Hits of what was asked."""
+    return float(rows[:, 0].sum() / rows[:, 1].sum())
