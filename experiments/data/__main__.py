@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attn_jax._program import program
-from experiments.data import graphs, images, molecules, speech, text
+from experiments.data import byte_text, graphs, images, molecules, speech, text
 from experiments.data.fetch import DataError, DataSet, default_cache_dir
 
 #: What loads a set that is none of images, by name; and the module's `Files`.
@@ -18,6 +18,9 @@ LOADERS: dict[str, Callable[[pathlib.Path], DataSet]] = {
     "festvox_ru": speech.load_festvox_ru,
     "wordnet": graphs.load_wordnet,
     "melting_point": functools.partial(molecules.load_molecules, "melting_point"),
+    "spam": byte_text.load_spam,
+    "paragraphs": byte_text.load_paragraphs,
+    "verses": byte_text.load_verses,
     "logp": functools.partial(molecules.load_molecules, "logp"),
 }
 NAMES = (*images.NAMES, *LOADERS)

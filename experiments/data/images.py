@@ -29,7 +29,8 @@ from experiments.data.fetch import (
     read_archive,
     seal,
 )
-from experiments.data.splits import train_validation_split
+from experiments.data.splits import balanced_subset, train_validation_split
+from experiments.data.symbols import Fold, SymbolData
 
 NAMES = ("fashion_mnist", "cifar10", "cifar100", "digits")
 
@@ -496,3 +497,48 @@ def normalize_stats(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = (counts * np.square(values - mean[:, None])).sum(1) / total
     std = np.where((counts > 0).sum(1) > 1, np.sqrt(variance), 1.0)
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+def pixels(dataset: Dataset, sizes: Sequence[int], *, seed: int = 0) -> SymbolData:
+    """Images as sequences of grey levels, row by row.
+
+    Args:
+      dataset: the images; colours become grey, .299 R + .587 G + .114 B.
+      sizes: images for training and validation, which are cut from the training part,
+        and for the test; of each as many of every class.
+      seed: of the choice.
+
+    Raises:
+      ValueError: a part has fewer images.
+
+    >>> data = pixels(load("digits"), (90, 30, 40))
+    >>> data.train.inputs.shape, data.grid
+    ((90, 64), (8, 8))
+    """
+    labels, classes = dataset.train_labels, dataset.num_classes
+    chosen = balanced_subset(labels, sizes[0] + sizes[1], seed=seed)
+    tested = balanced_subset(dataset.test_labels, sizes[2], seed=seed)
+
+    def part(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Fold:
+        some = images[rows]
+        if some.shape[-1] == 3:
+            some = np.rint(some @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+        return Fold.of(np.ascontiguousarray(some.reshape(len(rows), -1)), labels[rows])
+
+    train, validation = (
+        part(dataset.train_images, labels, rows)
+        for rows in (chosen[: sizes[0]], chosen[sizes[0] :])
+    )
+    test = part(dataset.test_images, dataset.test_labels, tested)
+    height, width, _ = dataset.image_shape
+    return SymbolData(
+        f"image_{dataset.name}",
+        dataset.source,
+        seal(*train, *validation, *test),
+        256,
+        classes,
+        train,
+        validation,
+        test,
+        grid=(height, width),
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -34,7 +35,7 @@ from experiments.data.symbols import SymbolData
 from experiments.long_range import baselines
 from experiments.long_range.cells import BODIES, SOFTMAX, LongCell, LongTask
 from experiments.long_range.report import REPORT
-from experiments.long_range.tasks import TASKS
+from experiments.long_range.tasks import TASKS, load
 
 # Exact attention block by block from this length on: the same numbers, less memory.
 BLOCKWISE_FROM = 256
@@ -54,6 +55,9 @@ class Config(Settings):
     """Tasks, those that matter most first."""
     size: Literal["smoke", "cpu", "paper"] = "cpu"
     """Lengths and numbers of sequences: `paper` has those of the papers."""
+    lra_release: pathlib.Path | None = None
+    """Folder of the official files, from which ListOps, Retrieval and Pathfinder are
+    read."""
     models: Annotated[tuple[str, ...], NAMES] = (SOFTMAX, "linear")
     """Rows, those that matter most first: softmax (exact attention), the name of any
     other variant, path/file.py:function, gru or cnn."""
@@ -102,7 +106,17 @@ class Config(Settings):
 
 PRESETS: Mapping[str, Config] = {
     "smoke": Config(
-        tasks=("listops", "pathfinder", "recall", "copying", "induction"),
+        tasks=(
+            "listops",
+            "text",
+            "language",
+            "retrieval",
+            "image",
+            "pathfinder",
+            "recall",
+            "copying",
+            "induction",
+        ),
         size="smoke",
         models=(SOFTMAX,),
         widths=(8,),
@@ -223,7 +237,7 @@ def floors_of(data: SymbolData, differs: identity.Differs) -> tuple[Baseline, ..
 
 def plans(config: Config) -> list[Plan]:
     """Loads the data, and plans all cells in one plan, the first models first."""
-    data = [TASKS[name][config.size]() for name in config.tasks]
+    data = [load(name, config.size, config.lra_release) for name in config.tasks]
     differs = {
         one.name: identity.differs(one.name, data_sha256=one.sha256) for one in data
     }

@@ -19,6 +19,10 @@ from experiments.long_range.published import COLUMNS, PUBLISHED, SOURCES
 
 METRIC = "test_accuracy"
 WORDS = {
+    "text": "Text: is a mail wanted? From its bytes",
+    "language": "Language of a paragraph, from its bytes",
+    "retrieval": "Retrieval: is one verse the translation of the other?",
+    "image": "Image: clothes, pixel by pixel",
     "pathfinder": "Pathfinder: are two discs joined by a contour?",
     "listops": "ListOps: what nested lists of digits come to",
     "recall": "Recall: the value of each of n keys",

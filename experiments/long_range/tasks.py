@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.data import listops, pathfinder, recall
+from experiments.data import (
+    byte_text,
+    images,
+    listops,
+    lra_release,
+    pathfinder,
+    recall,
+)
 from experiments.data.symbols import SymbolData
 
 Load = Callable[[], SymbolData]
+Sized = dict[str, Load]
 SIZES = ("smoke", "cpu", "paper")
 FEW = (32, 8, 16)  # sequences of a smoke run
-
-
-Sized = dict[str, Load]
+MANY = (20_000, 1_000, 2_000)  # of a run on a CPU
+TOY = 64  # texts of a smoke run
 
 
 def _sizes(make: Callable[..., SymbolData], **sizes: dict[str, Any]) -> Sized:
@@ -27,8 +35,30 @@ def _pathfinder(level: str, side: int) -> Sized:
     return _sizes(
         functools.partial(pathfinder.pathfinder, level, side),
         smoke=dict(sizes=FEW),
-        cpu=dict(),
+        cpu=dict(sizes=MANY),
         paper=dict(sizes=(160_000, 20_000, 20_000)),
+    )
+
+
+def _image(name: str, sizes: tuple[int, int, int]) -> SymbolData:
+    return images.pixels(images.load(name), sizes)
+
+
+def _toy_text(name: str) -> SymbolData:
+    return byte_text.classified(name, byte_text.toy_documents(TOY), 16)
+
+
+def _toy_retrieval() -> SymbolData:
+    toy = byte_text.toy_documents(TOY, translated=True)
+    return byte_text.translated("retrieval", toy, 16)
+
+
+def _texts(name: str, make: Callable[[int], SymbolData], cpu: int, paper: int) -> Sized:
+    """Bytes of texts, by their number; smoke runs read toy texts."""
+    return dict(
+        smoke=functools.partial(_toy_text, name),
+        cpu=functools.partial(make, cpu),
+        paper=functools.partial(make, paper),
     )
 
 
@@ -36,8 +66,22 @@ TASKS: Mapping[str, Sized] = {
     "listops": _sizes(
         listops.listops,
         smoke=dict(least=4, most=20, sizes=FEW),
-        cpu=dict(),
+        cpu=dict(sizes=MANY),
         paper=dict(least=500, most=2_000, sizes=(96_000, 2_000, 2_000)),
+    ),
+    "text": _texts("text", byte_text.spam, 512, 4_096),
+    "text_long": _texts("text", byte_text.spam, 1_024, 4_096),
+    "language": _texts("language", byte_text.language, 64, 256),
+    "retrieval": dict(
+        smoke=_toy_retrieval,
+        cpu=functools.partial(byte_text.retrieval, 256, sizes=MANY),
+        paper=functools.partial(byte_text.retrieval, 512),
+    ),
+    "image": _sizes(
+        _image,
+        smoke=dict(name="digits", sizes=(40, 20, 20)),
+        cpu=dict(name="fashion_mnist", sizes=MANY),
+        paper=dict(name="cifar10", sizes=(45_000, 5_000, 10_000)),
     ),
     "pathfinder": _pathfinder("hard", 32),
     "pathfinder_easy": _pathfinder("easy", 32),
@@ -46,7 +90,7 @@ TASKS: Mapping[str, Sized] = {
     "recall": _sizes(
         recall.recall,
         smoke=dict(pairs=(1, 2), keys=4, sizes=FEW),
-        cpu=dict(),
+        cpu=dict(sizes=MANY),
         paper=dict(
             pairs=(4, 8, 16, 32, 64, 128), keys=1_024, sizes=(100_000, 3_000, 6_000)
         ),
@@ -54,17 +98,31 @@ TASKS: Mapping[str, Sized] = {
     "copying": _sizes(
         recall.copying,
         smoke=dict(length=12, data=2, kinds=4, sizes=FEW),
-        cpu=dict(),
+        cpu=dict(sizes=MANY),
         paper=dict(length=1_024, data=16, kinds=16, sizes=(100_000, 3_000, 3_000)),
     ),
     "induction": _sizes(
         recall.induction,
         smoke=dict(length=12, sizes=FEW),
-        cpu=dict(),
+        cpu=dict(sizes=MANY),
         paper=dict(length=1_024, sizes=(100_000, 3_000, 3_000)),
     ),
 }
 """Name -> size -> what gives the data."""
 
-WHERE_OTHERS = ("listops", "text", "retrieval", "image", "pathfinder")
-"""Tasks that published tables have a column for."""
+
+def load(name: str, size: str, release: pathlib.Path | None = None) -> SymbolData:
+    """The data of a task.
+
+    Args:
+      name: in `TASKS`.
+      size: in `SIZES`.
+      release: folder of the official files, from which the tasks that they hold are
+        read; None draws or fetches ours.
+
+    Raises:
+      DataError: they cannot be had.
+    """
+    if release is not None and name in lra_release.TASKS:
+        return lra_release.load(name, release)
+    return TASKS[name][size]()

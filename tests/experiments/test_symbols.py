@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from experiments.data import listops, pathfinder, recall
+from experiments.data import images, listops, pathfinder, recall
 from experiments.data.sequences import IGNORED
 from experiments.data.symbols import Fold, SymbolData
 
@@ -158,6 +160,24 @@ def test_images_are_told_in_rows_and_levels_are_three():
     crowded = pathfinder.Canvas(side=12)
     with pytest.raises(ValueError, match="length must leave room"):
         next(pathfinder.drawings(np.random.default_rng(0), 1, 60, crowded))
+
+
+def test_images_are_read_row_by_row_in_grey(dataset):
+    data = images.pixels(dataset, (60, 30, 12))
+    assert data.grid == (8, 8) and data.classes == 3 and data.name == "image_toy"
+    seen = np.concatenate([data.train.inputs, data.validation.inputs])
+    known = {bytes(x): y for x, y in zip(dataset.train_images, dataset.train_labels)}  # noqa: B905
+    labels = np.concatenate([data.train.labels, data.validation.labels])
+    assert [known[bytes(x)] for x in seen] == labels.tolist()
+    assert np.bincount(data.test.labels).tolist() == [4, 4, 4]
+    red = dataclasses.replace(
+        dataset,
+        train_images=np.repeat(dataset.train_images, 3, axis=-1) * np.uint8([1, 0, 0]),
+        test_images=np.repeat(dataset.test_images, 3, axis=-1),
+    )
+    grey = images.pixels(red, (60, 30, 12))
+    assert (grey.train.inputs == np.rint(0.299 * data.train.inputs)).all()
+    assert (grey.test.inputs == data.test.inputs).all()
 
 
 def test_what_is_drawn_follows_from_the_seed():
