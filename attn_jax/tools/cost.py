@@ -32,6 +32,7 @@ __all__ = [
     "Program",
     "array_sizes",
     "available_memory",
+    "call_cost",
     "count_flops",
     "fastest_growth",
     "fit_exponent",
@@ -263,7 +264,7 @@ def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
 
 class Cost(NamedTuple):
-    """What a model costs: parameters, and forward FLOPs of one image."""
+    """What a model costs: parameters, and forward FLOPs of what it is called with."""
 
     params: int
     flops: int
@@ -307,7 +308,20 @@ def model_cost(model: nnx.Module, image_shape: tuple[int, int, int]) -> Cost:
     3309578
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    params, flops = _measure(model, images)
+    return call_cost(model, images)
+
+
+def call_cost(model: nnx.Module, *inputs: Any) -> Cost:
+    """Counts parameters, and the FLOPs of a call of any module.
+
+    Args:
+      model: its arrays may be abstract (`nnx.eval_shape`), nothing is computed.
+      *inputs: what it is called with, arrays or `jax.ShapeDtypeStruct`.
+
+    >>> call_cost(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), jnp.ones((2, 3))).params
+    16
+    """
+    params, flops = _measure(model, *inputs)
     return Cost(_count(params), flops)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from attn_jax.models import Labeller, build
 from attn_jax.nn.encoder import zero_head
-from attn_jax.tools.cost import count_flops
+from attn_jax.tools.cost import call_cost
 from experiments.core import devices, optim
 from experiments.core.cell import Cell, Count, Dtype, Rule, variant_of
 from experiments.core.loop import Indexed, Program, Task, in_epochs
@@ -289,14 +289,11 @@ def program_of(shape: Shape) -> Program:
 def cost_of(shape: Shape) -> dict[str, Any]:
     """Parameters, and FLOPs of one example's forward pass."""
     model = nnx.eval_shape(lambda: build_model(shape, 0))
-    apply, params = optim.split_model(model)
     lead = (1, 2) if shape.pairs else (1,)
     inputs = jax.ShapeDtypeStruct((*lead, shape.length), jnp.int32)
     lengths = jax.ShapeDtypeStruct(lead, jnp.int32)
-    return dict(
-        params=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        flops=count_flops(apply, params, inputs, lengths).total,
-    )
+    cost = call_cost(model, inputs, lengths)
+    return dict(params=cost.params, flops=cost.flops)
 
 
 class LongTask(Task):

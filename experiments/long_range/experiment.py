@@ -128,11 +128,11 @@ PRESETS: Mapping[str, Config] = {
         seeds=1,
     ),
     "quick": Config(
-        models=(SOFTMAX, "linear", "delta_net", "gru"),
+        models=(SOFTMAX, "linear", "performer", "gru"),
         widths=(16, 32, 64),
         bigram=True,
-        updates=500,
-        tune_updates=250,
+        updates=650,
+        tune_updates=300,
         learning_rates=(3e-3, 1e-2, 3e-2),
     ),
 }

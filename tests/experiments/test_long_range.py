@@ -81,6 +81,15 @@ def test_pairs_are_read_by_the_same_weights():
     assert cost_of(task.shape(cell))["flops"] > 2 * count(body)
 
 
+def test_a_random_variant_trains_and_its_cost_is_known():
+    data = recall.recall((1, 3), keys=4, sizes=FEW)
+    task, cell = LongTask({data.name: data}), cell_of(data, "performer")
+    found = task.costs(cell)
+    params = sum(x.size for x in jax.tree.leaves(task.initial_params(cell)))
+    assert found["params"] == params and found["flops"] > params
+    task.rehearse([cell])
+
+
 def test_scores_count_each_sequence_once_and_each_group_by_itself():
     data = recall.recall((1, 3), keys=4, sizes=FEW)
     task, cell = LongTask({data.name: data}), cell_of(data, batch_size=4)
