@@ -24,6 +24,7 @@ from flax import nnx
 from attn_jax.attention import _checks
 from attn_jax.nn.encoder import Encoder, MlpBlock, zero_head
 from attn_jax.nn.positional import make_positions
+from attn_jax.nn.state_space import StateSpace
 from attn_jax.variant import Variant
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "IdInput",
     "Labeller",
     "RecurrentBody",
+    "StateSpaceBody",
     "TransformerBody",
     "VectorInput",
     "WindowBody",
@@ -420,11 +422,63 @@ class TransformerBody(nnx.Module):
         )
 
 
+class StateSpaceBody(nnx.Module):
+    """Diagonal state spaces of both directions, S4D.
+
+    Each layer is ``x ← x + state_space(norm(x))``, see `StateSpace`.
+
+    Args:
+      dim: width D.
+      depth: number of layers.
+      state_dim: N, numbers that a channel remembers.
+      dropout_rate: of the layers' outputs while training.
+
+    Reference: Gu et al., 2022, arXiv:2206.11893.
+
+    >>> body = StateSpaceBody(8, depth=1, rngs=nnx.Rngs(0))
+    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        state_dim: int = 64,
+        dropout_rate: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        self.layers = _many(depth, StateSpace, dim, state_dim=state_dim, **common)
+        self.norms = _many(depth + 1, nnx.LayerNorm, dim, **common)
+        self.dropout = nnx.Dropout(dropout_rate)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D].
+
+        Padding must come last: the backward direction begins at the last real token.
+        """
+        for norm, layer in zip(self.norms, self.layers, strict=False):
+            h = layer(_where_real(norm(x), key_mask))
+            x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
+        return self.norms[-1](x)
+
+
 BODIES: Mapping[str, Callable[..., nnx.Module]] = {
     "window": WindowBody,
     "cnn": ConvolutionBody,
     "gru": RecurrentBody,
     "lstm": RecurrentBody,
+    "s4d": StateSpaceBody,
     "transformer": TransformerBody,
 }
 """What stands between input layer and head, by name."""
@@ -438,7 +492,7 @@ class Labeller(nnx.Module):
         input vectors (see `VectorInput`).
       num_classes: number of labels.
       body: a key of `BODIES`: "window" (fully connected; ``window=0`` for each vector
-        by itself), "cnn", "gru", "lstm" or "transformer".
+        by itself), "cnn", "gru", "lstm", "s4d" or "transformer".
       dim: width D.
       pool: None for one label a vector; "mean" for one label a sequence, from the mean
         over its real vectors.

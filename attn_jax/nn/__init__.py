@@ -11,4 +11,5 @@ from attn_jax.nn.attention_fn import *
 from attn_jax.nn.decoder import *
 from attn_jax.nn.encoder import *
 from attn_jax.nn.positional import *
+from attn_jax.nn.state_space import *
 from attn_jax.nn.streaming import *

@@ -25,6 +25,7 @@ from experiments.data.symbols import Fold, SymbolData
 # Models that are no attention, and how `Labeller` makes them.
 BODIES: Mapping[str, Mapping[str, Any]] = {
     "gru": {},
+    "s4d": {},
     "cnn": dict(kernel=5, dilations=(1, 4, 16, 64)),
 }
 SOFTMAX = "softmax"  # a name for exact attention, however it is computed
@@ -112,7 +113,7 @@ class Reader(nnx.Module):
         options: dict[str, Any] = dict(BODIES.get(shape.model, {}))
         dtype = None if shape.dtype == "float32" else jnp.dtype(shape.dtype)
         depth = len(options.get("dilations", ())) or shape.depth
-        if shape.model != "gru":
+        if shape.model not in ("gru", "s4d"):
             options["mlp_dim"] = shape.mlp_dim
         if shape.attention is not None:
             options |= dict(

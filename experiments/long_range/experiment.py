@@ -60,7 +60,7 @@ class Config(Settings):
     read."""
     models: Annotated[tuple[str, ...], NAMES] = (SOFTMAX, "linear")
     """Rows, those that matter most first: softmax (exact attention), the name of any
-    other variant, path/file.py:function, gru or cnn."""
+    other variant, path/file.py:function, gru, s4d or cnn."""
     attention: str | None = None
     """One more row: a variant by name or path/file.py:function."""
     widths: Counts = (64,)

@@ -20,6 +20,7 @@ OPTIONS = {
     "cnn": dict(depth=2, mlp_dim=16, kernel=3),
     "gru": dict(depth=1),
     "lstm": dict(depth=1),
+    "s4d": dict(depth=1, state_dim=4),
     "transformer": dict(depth=1, mlp_dim=16, num_heads=2),
 }
 
@@ -101,6 +102,7 @@ def test_padding_changes_no_result(body):
         ("cnn", dict(dilations=(1, 3)), 4),
         ("cnn", dict(dilations=(1, 0)), 1),
         ("gru", {}, 8),
+        ("s4d", {}, 8),
         ("transformer", {}, 8),
     ],
 )
