@@ -131,6 +131,11 @@ def _said(folder: pathlib.Path) -> set[str]:
             name = metrics.get("baseline", config["model"])
             key = config["task"], name, n, metrics.get("n_used")
             groups.setdefault(key, []).append(metrics["test_accuracy"])
+        name, split, _ = config["model"].partition(" split=")
+        if config["phase"] == "baseline" and split:  # and of several splits
+            for metric, value in metrics.items():
+                if isinstance(value, float):
+                    groups.setdefault((config["task"], name, metric), []).append(value)
     for values in groups.values():
         if len(values) > 1:
             mean, spread = statistics.mean(values), statistics.stdev(values)

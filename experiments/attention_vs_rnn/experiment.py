@@ -142,7 +142,15 @@ PRESETS: Mapping[str, Config] = {
         samples=1,
         completions=1,
     ),
-    "cpu": Config(),
+    "cpu": Config(
+        copy_models=("softmax", "linear", "lstm"),
+        copy_length=64,
+        copy_dim=128,
+        copy_linear_heads=(16,),
+        copy_batch=8,
+        copy_updates=2_000,
+        copy_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    ),
     "accelerator": Config(
         copy_dim=256,
         copy_heads=8,
@@ -265,7 +273,7 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     minutes={
         "quick": "a minute",
-        "cpu": "45 minutes, one core",
+        "cpu": "an hour and a half, one core",
         "accelerator": "the paper's sizes, on GPU or TPU",
     },
     plans=plans,

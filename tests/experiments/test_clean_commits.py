@@ -18,7 +18,6 @@ GRANDFATHERED: dict[str, dict[str | None, int]] = {
         "1764bdebd0b16ddea51ca7546e73319e79690682": 12,
     },
     "experiments/attention_vs_rnn/results/results.jsonl": {
-        "4a707d78b79e5f4e80ee34b6290b0a9844effc48": 10,
         "e1f62138643d882b053e9d659dda15f7421cc347": 13,
     },
     "experiments/attention_vs_rnn/results/timing.json": {

@@ -49,7 +49,7 @@ PINNED = {
     "offsets k_back": "38a2cf3483901d30",
     "offsets relations": "5ebac38194c225e8",
     "attention_vs_rnn quick": "4c57253e4ddba8a1",
-    "attention_vs_rnn cpu": "8bbd0a718c39aa3a",
+    "attention_vs_rnn cpu": "a23dd685ad559a25",
     "attention_vs_rnn accelerator": "9671613e9248ad10",
     "graphs quick": "8805bd481f560f68",
     "graphs cpu": "6800b13d3c19afb2",
