@@ -29,7 +29,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run test test-newest check lint typecheck bench figures lock clean
+.PHONY: help install data run test test-slow test-newest check lint typecheck bench figures lock clean
 
 help: ## Show this list
 	@echo "attn_jax: make <target>"
@@ -55,7 +55,10 @@ run: install ## Where self-attention overtakes, quick preset: table and figure
 	$(BIN)/python -m experiments.data_scaling --preset quick
 
 test: install ## Run the tests and the examples in docstrings (ARGS: pytest's)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: install ## Run the few that take a quarter of a minute and more
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-newest: ## The same on the newest JAX: in a Debian of its own, or NEWEST_PYTHON
 	.ci/newest make install test ARGS='$(ARGS)'

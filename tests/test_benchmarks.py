@@ -172,6 +172,7 @@ def test_what_holds_an_accelerator_up_is_found():
     assert accelerator.seconds(peak, 100.0, 30.0, narrow=False) == (3.0, "memory")
 
 
+@pytest.mark.slow
 def test_smoke_run(tmp_path):
     """Every group runs, is stored and stands on the page."""
     smoke = ("-m", "benchmarks", "--smoke", "--out", str(tmp_path))

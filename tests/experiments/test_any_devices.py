@@ -82,6 +82,7 @@ def numbers(devices):
     return found
 
 
+@pytest.mark.slow
 def test_six_devices_give_the_numbers_of_one():
     one, six = numbers(1), numbers(6)
     assert one.keys() == six.keys() and len(one) == 4

@@ -163,6 +163,7 @@ def test_a_signal_saves_and_the_rerun_goes_on(
     assert records(tmp_path) == records(whole)
 
 
+@pytest.mark.slow
 def test_workers_stop_on_ctrl_c_and_two_runs_share_what_is_left(
     npz, whole, tmp_path, capsys
 ):

@@ -84,6 +84,7 @@ def test_eight_devices_give_the_curve_of_one(npz, one, tmp_path):
     same(curves(tmp_path / "eight"), one)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(npz, one, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -62,6 +62,7 @@ def alone(command):
     return command
 
 
+@pytest.mark.slow
 def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[cluster]'")
     sockets = tempfile.mkdtemp(prefix="ray")
