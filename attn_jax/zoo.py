@@ -56,7 +56,7 @@ ROWS: tuple[Variant, ...] = (
         summary="a small tanh network scores each pair of query and key",
         paper="1409.0473",
         time="O(T·S·D)",
-        memory="O(T·S·D)",
+        memory="O(T·S)",
         equivariant=True,
     ),
     _row(

@@ -38,6 +38,8 @@ def crossing_of(first: Line, second: Line) -> str:
     if all(gap.mean > 0 for gap in gaps.values()):
         return f"ahead at every N measured, {least:,} to {most:,}"
     if all(gap.mean <= 0 for gap in gaps.values()):
+        if gaps[most].enough and not gaps[most].clear:
+            return f"behind, at N = {most:,} no longer clearly: no crossing in reach"
         return f"behind at every N, up to {most:,}: no crossing in reach"
     return "ahead at some N, behind at the largest"
 

@@ -603,7 +603,7 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     minutes={
         "smoke": "seconds, a test",
-        "quick": "three minutes, two cores; recorded speech",
+        "quick": "four minutes, two cores; recorded speech",
         "images": "minutes, two cores",
         "smoke_sequences": "seconds, a test",
         "phones": "hours, two cores; recorded speech",
