@@ -27,6 +27,7 @@ from benchmarks import (
     before,
     growth,
     long_range,
+    minutes,
     record,
     report,
     train_step,
@@ -48,6 +49,7 @@ GROUPS: dict[str, Group] = {
     "growth": growth.group,
     "group_norm": attention.group_norm,
     "workers": train_step.workers,
+    "minutes": minutes.group,
     "accelerator": accelerator.group,
 }
 """What is measured, by the name of its file."""

@@ -25,6 +25,7 @@ ORDER = (
     "growth",
     "group_norm",
     "workers",
+    "minutes",
     "accelerator",
 )
 
@@ -272,6 +273,21 @@ def _accelerator(group: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _minutes(group: Mapping[str, Any]) -> list[str]:
+    """Seconds of the parts of every experiment's run, and of a rerun."""
+    parts = ["import", "data", "checks", "XLA", "training and scoring", "report"]
+    parts.append("whole")
+    table = [["", "preset", *parts, "rerun"]]
+    for row in group["minutes"]:
+        took = dict(row["seconds"])
+        took["training and scoring"] = took["cells"] - took["XLA"]
+        known = ("import", "data", "cells", "report")
+        took["checks"] = took["whole"] - sum(took[part] for part in known)
+        shown = [f"{took[part]:.1f}" for part in parts]
+        table.append([row["name"], row["preset"], *shown, f"{row['again']:.1f}"])
+    return _table(table)
+
+
 def _about(record: Mapping[str, Any]) -> str:
     """How it was measured, in a line."""
     machine, versions = record["machine"], record["versions"]
@@ -311,6 +327,8 @@ def group_text(record: Mapping[str, Any]) -> str:
         lines += ["", *_long_range(record)]
     if "growth" in record:
         lines += ["", *_growth(record)]
+    if "minutes" in record:
+        lines += ["", *_minutes(record)]
     if "accelerator" in record:
         lines += ["", *_accelerator(record)]
     return "\n".join([*lines, "", _about(record), ""])
