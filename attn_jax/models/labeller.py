@@ -572,6 +572,7 @@ class Labeller(nnx.Module):
         inputs: jax.Array,
         key_mask: jax.Array,
         *,
+        pool: bool = True,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
@@ -580,6 +581,7 @@ class Labeller(nnx.Module):
         Args:
           inputs: ids or vectors, padded at the end.
           key_mask: bool [B, T], True = a real vector.
+          pool: whether to pool, where the model does.
           deterministic: whether dropout is off.
           rngs: stream "dropout", where it is on.
 
@@ -602,7 +604,7 @@ class Labeller(nnx.Module):
         x = self.input(_where_real(inputs, key_mask))
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         x = self.body(x, key_mask, deterministic=deterministic, rngs=rngs)
-        if self.pool == "mean":
+        if pool and self.pool == "mean":
             count = jnp.maximum(key_mask.sum(axis=1, keepdims=True), 1)
             x = _where_real(x, key_mask).sum(axis=1) / count.astype(x.dtype)
         return x

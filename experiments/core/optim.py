@@ -156,11 +156,21 @@ def redraw(state: PyTree, rng: jax.Array) -> PyTree:
 
 
 def learning_rate(step: jax.Array, hyper: Any) -> jax.Array:
-    """Linear warm-up to the peak, then a cosine to zero at ``hyper.updates``."""
-    step = step.astype(jnp.float32)
-    warm = (step + 1.0) / jnp.maximum(hyper.warmup, 1.0)
-    span = jnp.maximum(hyper.updates - hyper.warmup, 1.0)
-    progress = jnp.clip((step - hyper.warmup) / span, 0.0, 1.0)
+    """Linear warm-up to the peak, then a cosine to zero at ``hyper.updates``.
+
+    With ``first_updates`` among ``hyper.more`` that happens twice: up to that update,
+    and once more from there; each warms up for the same share of its updates.
+    """
+    step, updates, warmup = step.astype(jnp.float32), hyper.updates, hyper.warmup
+    if "first_updates" in hyper.more:
+        first = hyper.more["first_updates"]
+        later = step >= first
+        step = jnp.where(later, step - first, step)
+        part = jnp.where(later, updates - first, first)
+        updates, warmup = part, warmup * part / updates
+    warm = (step + 1.0) / jnp.maximum(warmup, 1.0)
+    span = jnp.maximum(updates - warmup, 1.0)
+    progress = jnp.clip((step - warmup) / span, 0.0, 1.0)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
     return jnp.asarray(hyper.learning_rate) * jnp.minimum(warm, cosine)
 

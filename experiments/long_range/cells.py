@@ -17,10 +17,19 @@ from attn_jax.models import Labeller, build
 from attn_jax.nn.encoder import zero_head
 from attn_jax.tools.cost import call_cost
 from experiments.core import devices, optim
-from experiments.core.cell import Cell, Count, Dtype, Rule, variant_of
-from experiments.core.loop import Indexed, Program, Task, in_epochs
+from experiments.core.cell import (
+    Cell,
+    Count,
+    Dtype,
+    Natural,
+    Rule,
+    Share,
+    variant_of,
+)
+from experiments.core.loop import Batches, Indexed, Program, Task, in_epochs
 from experiments.data.sequences import IGNORED
 from experiments.data.symbols import Fold, SymbolData
+from experiments.tasks.attention import mean_distances, traced_weights
 
 # Models that are no attention, and how `Labeller` makes them.
 BODIES: Mapping[str, Mapping[str, Any]] = {
@@ -29,6 +38,7 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "cnn": dict(kernel=5, dilations=(1, 4, 16, 64)),
 }
 SOFTMAX = "softmax"  # a name for exact attention, however it is computed
+SPANS = 16  # sequences that the span of attention is of
 TRAIN_EVAL = 1_000  # training sequences that the accuracy on seen data is of
 
 
@@ -45,6 +55,9 @@ class LongCell(Cell):
       attention: the variant, by name or file; None for the models of `BODIES`.
       attention_sha256: of the file, where ``attention`` names one.
       bigram: whether a position reads the symbol before it too, by a table of its own.
+      pretrain_updates: the first updates restore masked symbols of the training
+        sequences, the others learn the task; 0 = none.
+      masked: share of the symbols that is masked in them.
       dtype: dtype of the computation; parameters stay float32.
     """
 
@@ -57,6 +70,8 @@ class LongCell(Cell):
     attention_sha256: str | None = None
     positions: str | None = None
     bigram: bool = False
+    pretrain_updates: Natural = 0
+    masked: Share = 0.0
     dtype: Dtype = "float32"
 
     def rules(self) -> Iterator[Rule]:
@@ -67,9 +82,23 @@ class LongCell(Cell):
         if self.num_heads is not None:
             words = f"a multiple of num_heads={self.num_heads}"
             yield "dim", self.dim % self.num_heads == 0, words
+        words = f"less than updates={self.updates}"
+        yield "pretrain_updates", self.pretrain_updates < self.updates, words
+        words = f"above 0 with pretrain_updates={self.pretrain_updates}, else 0"
+        yield "masked", (self.masked > 0) == (self.pretrain_updates > 0), words
+        alone = not (self.pretrain_updates and (self.bigram or self.model == "cnn"))
+        yield "pretrain_updates", alone, "0 with bigram, and for the model 'cnn'"
+
+    def config(self) -> dict[str, Any]:
+        found = super().config()
+        if not self.pretrain_updates:  # as in records of before there was any
+            del found["pretrain_updates"], found["masked"]
+        return found
 
     def traits(self) -> Iterator[str]:
         yield f"dim={self.dim}"
+        if self.pretrain_updates:
+            yield f"pretrained for {self.pretrain_updates}"
 
 
 class PairHead(nnx.Module):
@@ -122,7 +151,7 @@ class Reader(nnx.Module):
                 positions=shape.positions,
             )
         self.tower = Labeller(
-            (shape.symbols, *[shape.symbols + 1] * shape.bigram),
+            (shape.symbols + shape.pretrains, *[shape.symbols + 1] * shape.bigram),
             shape.classes,
             body=shape.model if shape.attention is None else "transformer",
             dim=shape.dim,
@@ -139,10 +168,29 @@ class Reader(nnx.Module):
                 shape.dim, shape.mlp_dim, shape.classes, dtype=dtype, rngs=rngs
             )
 
+        if shape.pretrains:
+            self.restore = nnx.Linear(shape.dim, shape.symbols, dtype=dtype, rngs=rngs)
+
+    def tokens(
+        self, inputs: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Ids [B, T, 1 or 2] of the tables, and bool [B, T], which are real.
+
+        Of pairs the first axis is 2B.
+        """
+        length = inputs.shape[-1]
+        ids = inputs.reshape(-1, length, 1).astype(jnp.int32)
+        if self.bigram:
+            first = jnp.full_like(ids[:, :1], self.none)
+            before = jnp.concatenate([first, ids[:, :-1]], axis=1)
+            ids = jnp.concatenate([ids, before], axis=-1)
+        return ids, jnp.arange(length)[None] < lengths.reshape(-1, 1)
+
     def __call__(
         self,
         inputs: jax.Array,
         lengths: jax.Array,
+        restore: bool = False,
         *,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
@@ -152,17 +200,14 @@ class Reader(nnx.Module):
         Args:
           inputs: of any integer dtype.
           lengths: int [B] or [B, 2], how many of the T are real.
+          restore: asks for the symbols instead, logits [B, T, K], of pairs [2B, T, K].
           deterministic: whether randomness is off.
           rngs: stream "dropout", where it is on.
         """
-        length = inputs.shape[-1]
-        ids = inputs.reshape(-1, length, 1).astype(jnp.int32)
-        real = jnp.arange(length)[None] < lengths.reshape(-1, 1)
-        if self.bigram:
-            first = jnp.full_like(ids[:, :1], self.none)
-            before = jnp.concatenate([first, ids[:, :-1]], axis=1)
-            ids = jnp.concatenate([ids, before], axis=-1)
+        ids, real = self.tokens(inputs, lengths)
         more: Any = dict(deterministic=deterministic, rngs=rngs)
+        if restore:
+            return self.restore(self.tower.features(ids, real, pool=False, **more))
         if not self.pairs:
             return self.tower(ids, real, **more)
         pooled = self.tower.features(ids, real, **more)
@@ -224,19 +269,47 @@ class Shape:
     each: bool
     pairs: bool
     grid: tuple[int, int] | None
+    pretrains: bool = False
 
     @classmethod
     def of(cls, cell: LongCell, data: SymbolData) -> Shape:
         """Of a cell on its data."""
         found = (cell, data)
-        names = (field.name for field in dataclasses.fields(cls))
-        return cls(*(getattr(found[not hasattr(cell, n)], n) for n in names))
+        names = [field.name for field in dataclasses.fields(cls)][:-1]
+        traits = (getattr(found[not hasattr(cell, n)], n) for n in names)
+        return cls(*traits, pretrains=cell.pretrain_updates > 0)
 
 
 def build_model(shape: Shape, seed: int) -> Reader | ImageReader:
     """The model of a shape with its initial parameters."""
     kind = ImageReader if shape.model == "cnn" and shape.grid else Reader
     return kind(shape, rngs=nnx.Rngs(seed))
+
+
+def spans_of(shape: Shape, params: Any, part: Fold) -> list[list[float]]:
+    """How far each head of exact attention looks, in symbols, by layer.
+
+    The mean distance of query and key by the weights, over the sequences of a part.
+    """
+    shape = dataclasses.replace(shape, attention="dot_product", attention_sha256=None)
+    graphdef, like, rest = nnx.split(build_model(shape, 0), nnx.Param, ...)
+    structure = jax.tree.structure(like)
+
+    @jax.jit
+    def spans(leaves: list[jax.Array], rest: Any, inputs: Any, lengths: Any) -> Any:
+        trained = jax.tree.unflatten(structure, leaves)
+        model = nnx.merge(graphdef, trained, rest)
+        ids, real = model.tokens(inputs, lengths)
+        x, encoder = model.tower.input(ids), model.tower.body.encoder
+        weights = traced_weights(encoder, x, real)
+        return jnp.stack([mean_distances(w, real) for w in weights])
+
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    found = [
+        spans(leaves, rest, part.inputs[row : row + 1], part.lengths[row : row + 1])
+        for row in range(len(part.labels))  # one by one: weights are [T, T]
+    ]
+    return np.mean(found, axis=0).tolist()
 
 
 def losses_of(
@@ -251,6 +324,16 @@ def losses_of(
     return jnp.where(asked, each, 0.0), hits, asked
 
 
+def mean_of(
+    found: tuple[jax.Array, jax.Array, jax.Array], moved: Any
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The mean loss of what was asked, and the accuracy."""
+    each, hits, asked = found
+    count = jnp.maximum(asked.sum(), 1).astype(jnp.float32)
+    accuracy = hits.sum().astype(jnp.float32) / count
+    return each.sum() / count, {"accuracy": accuracy, optim.MOVED: moved}
+
+
 @functools.lru_cache(maxsize=32)
 def program_of(shape: Shape) -> Program:
     """What cells of a shape compute.
@@ -259,8 +342,8 @@ def program_of(shape: Shape) -> Program:
     """
     apply, _ = optim.split_model(build_model(shape, 0))
 
-    def loss(
-        params: Any, batch: Fold, rng: jax.Array, hyper: Any
+    def task_loss(
+        params: Any, batch: Fold, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
         logits, moved = optim.training_call(
             apply,
@@ -269,10 +352,33 @@ def program_of(shape: Shape) -> Program:
             jnp.asarray(batch.lengths),
             rng=rng,
         )
-        each, hits, asked = losses_of(logits, jnp.asarray(batch.labels))
-        count = jnp.maximum(asked.sum(), 1).astype(jnp.float32)
-        accuracy = hits.sum().astype(jnp.float32) / count
-        return each.sum() / count, {"accuracy": accuracy, optim.MOVED: moved}
+        return mean_of(losses_of(logits, jnp.asarray(batch.labels)), moved)
+
+    def restore_loss(
+        params: Any, batch: Fold, rng: jax.Array, share: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        mask_rng, rng = jax.random.split(rng)
+        x, lengths = jnp.asarray(batch.inputs).astype(jnp.int32), batch.lengths
+        flat, sizes = x.reshape(-1, x.shape[-1]), jnp.asarray(lengths).reshape(-1, 1)
+        hidden = jax.random.bernoulli(mask_rng, share, flat.shape)
+        hidden &= jnp.arange(x.shape[-1])[None] < sizes
+        wanted = jnp.where(hidden, flat, IGNORED)
+        hidden = hidden.reshape(x.shape)
+        seen = jnp.where(hidden, shape.symbols, x)
+        logits, moved = optim.training_call(apply, params, seen, lengths, True, rng=rng)
+        return mean_of(losses_of(logits, wanted), moved)
+
+    def loss(
+        params: Any, batch: Any, rng: jax.Array, hyper: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        if not shape.pretrains:
+            return task_loss(params, batch, rng)
+        fold, first = batch
+        return jax.lax.cond(
+            first[0],
+            lambda: restore_loss(params, fold, rng, hyper.more["masked"]),
+            lambda: task_loss(params, fold, rng),
+        )
 
     def predict(params: Any, batch: Fold) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits = apply(params, batch.inputs, batch.lengths)
@@ -297,6 +403,18 @@ def cost_of(shape: Shape) -> dict[str, Any]:
     return dict(params=cost.params, flops=cost.flops)
 
 
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """Batches with, for each row, whether the update is one of the first."""
+
+    whole: Indexed
+    first: int
+
+    def __getitem__(self, step: int) -> tuple[Fold, np.ndarray]:
+        batch = self.whole[step]
+        return batch, np.full(len(batch.labels), step < self.first)
+
+
 class LongTask(Task):
     """Reads the sequences of some tasks; a cell names its own.
 
@@ -316,9 +434,18 @@ class LongTask(Task):
     def program(self, cell: LongCell) -> Program:
         return program_of(self.shape(cell))
 
-    def batches(self, cell: LongCell) -> Indexed:
+    def batches(self, cell: LongCell) -> Batches:
         train = self.data[cell.task].train
-        return Indexed(train, in_epochs(cell, len(train.labels)))
+        found = Indexed(train, in_epochs(cell, len(train.labels)))
+        if cell.pretrain_updates:
+            return Staged(found, cell.pretrain_updates)
+        return found
+
+    def hyper(self, cell: LongCell) -> optim.Hyper:
+        if not cell.pretrain_updates:
+            return super().hyper(cell)
+        first, masked = cell.pretrain_updates, cell.masked
+        return optim.hyper_of(cell, first_updates=first, masked=masked)
 
     def costs(self, cell: LongCell) -> dict[str, Any]:
         return cost_of(dataclasses.replace(self.shape(cell), dtype="float32"))
@@ -347,6 +474,9 @@ class LongTask(Task):
         rows = self.predict(cell, params, part)
         result[f"{prefix}_accuracy"] = _share(rows)
         result[f"{prefix}_loss"] = float(rows[:, 2].sum() / rows[:, 1].sum())
+        if cell.phase == "final" and cell.model == SOFTMAX:
+            spans = spans_of(self.shape(cell), params, part.take(slice(SPANS)))
+            result |= dict(span=float(np.mean(spans)), spans=spans)
         if data.group:
             for value in np.unique(part.groups).tolist():
                 some = rows[part.groups == value]

@@ -23,6 +23,7 @@ from experiments.core.cell import (
     Counts,
     Dtype,
     Limit,
+    Natural,
     Rates,
     Rule,
     Settings,
@@ -39,6 +40,10 @@ from experiments.long_range.tasks import TASKS, load
 
 # Exact attention block by block from this length on: the same numbers, less memory.
 BLOCKWISE_FROM = 256
+
+# Share of the symbols that pretraining masks, by the beginning of the data's name; of
+# others .15, as the paper has it for text.
+MASKED = {"image": 0.5, "pathfinder32": 0.5, "pathfinder128": 0.5, "listops": 0.1}
 
 NAMES = Limit(
     lambda x: 1 <= len(x) == len(set(x)),
@@ -71,9 +76,12 @@ class Config(Settings):
     """Heads of attention."""
     positions: str = "sinusoidal"
     """Position encoding of attention, see `attn_jax.nn.positional`."""
-    bigram: bool = False
-    """Whether a position reads the symbol before it too, by a table of its own, as a
-    short convolution would: recall is then a matter of memory alone."""
+    bigrams: Annotated[tuple[str, ...], some_of(TASKS, least=0)] = (
+        "recall",
+        "induction",
+    )
+    """Tasks in which a position reads the symbol before it too, by a table of its own,
+    as a short convolution would: they are then a matter of memory alone."""
     batch_size: Count = 32
     """Sequences, or pairs of them, of an update."""
     updates: Count = 640
@@ -84,6 +92,10 @@ class Config(Settings):
     """Peaks of the schedule, ascending; for each task and model the validation part
     chooses one. Those in the middle are tried first, and further ones while the best
     lies at an end."""
+    self_pretrain: Natural = 0
+    """Updates that restore masked symbols of the task's own training sequences before
+    it is learnt (arXiv:2310.02980): one more row for each model but the CNN, beside the
+    one from scratch, whose rate it takes over; none for bigrams. 0: none."""
     seeds: Count = 3
     """Seeds of each row: initial parameters and order of the batches."""
     dtype: Dtype = "float32"
@@ -102,6 +114,31 @@ class Config(Settings):
     def rows(self) -> tuple[str, ...]:
         """All models."""
         return self.models + ((self.attention,) if self.attention else ())
+
+
+# Those of the paper that are not among the first, and two that came after.
+VARIANTS = (
+    "performer",
+    "linformer",
+    "longformer",
+    "bigbird",
+    "block_local",
+    "luna",
+    "nystromformer",
+    "sparse_strided",
+    "reformer",
+    "sinkhorn",
+    "synthesizer_dense",
+)
+# Skyformer's protocol, on lengths of the paper.
+PAPER = Config(
+    tasks=("listops", "text", "retrieval", "image", "pathfinder"),
+    size="paper",
+    models=(SOFTMAX, "linear", "s4d", "gru", "cnn", *VARIANTS),
+    updates=50_000,
+    tune_updates=5_000,
+    learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+)
 
 
 PRESETS: Mapping[str, Config] = {
@@ -128,12 +165,35 @@ PRESETS: Mapping[str, Config] = {
         seeds=1,
     ),
     "quick": Config(
-        models=(SOFTMAX, "linear", "performer", "gru"),
+        models=(SOFTMAX, "linear"),
         widths=(16, 32, 64),
-        bigram=True,
         updates=650,
         tune_updates=300,
         learning_rates=(3e-3, 1e-2, 3e-2),
+    ),
+    "cpu": Config(
+        tasks=(
+            "listops",
+            "pathfinder",
+            "image",
+            "retrieval",
+            "text",
+            "language",
+            "copying",
+            "induction",
+        ),
+        models=(SOFTMAX, "linear", "s4d", "gru", "cnn", *VARIANTS),
+    ),
+    "pretrained": Config(
+        tasks=("listops", "image"),
+        models=(SOFTMAX, "linear", "luna", "s4d"),
+        self_pretrain=640,
+    ),
+    "paper": PAPER,
+    "accelerator": dataclasses.replace(
+        PAPER,
+        tasks=(*PAPER.tasks, "recall", "copying", "induction", "pathx"),
+        dtype="bfloat16",
     ),
 }
 
@@ -160,6 +220,11 @@ def traits_of(model: str, config: Config, length: int) -> dict:
     )
 
 
+def _kind(task: str) -> str:
+    """The task, with which the name of its data begins."""
+    return task.split("_")[0]
+
+
 def study_of(
     config: Config,
     task: str,
@@ -167,6 +232,7 @@ def study_of(
     width: int,
     length: int,
     differs: identity.Differs = (),
+    scratch: Study | None = None,
 ) -> Study:
     """The row of a model on a task.
 
@@ -177,7 +243,9 @@ def study_of(
       width: D.
       length: T of the sequences.
       differs: of the data.
+      scratch: the row from scratch, of which this is the one with pretraining.
     """
+    first_updates = config.self_pretrain if scratch else 0
     rates, middle = config.learning_rates, (len(config.learning_rates) - 1) // 2
     grid = tuple(
         LongCell(
@@ -185,13 +253,15 @@ def study_of(
             model=model,
             seed=0,
             phase="tune",
-            updates=config.tune_updates,
+            updates=config.tune_updates + first_updates,
+            pretrain_updates=first_updates,
+            masked=MASKED.get(_kind(task), 0.15) if scratch else 0.0,
             learning_rate=rate,
             batch_size=config.batch_size,
             dim=width,
             depth=config.depth,
             mlp_dim=2 * width,
-            bigram=config.bigram,
+            bigram=_kind(task) in config.bigrams,
             dtype=config.dtype,
             differs=differs,
             **traits_of(model, config, length),
@@ -199,11 +269,10 @@ def study_of(
         for rate in rates
     )
     first = max(0, middle - 1), min(middle + 1, len(rates) - 1)
-    name = f"{task} {model} width={width}"
+    name = f"{task} {model} width={width}{' pretrained' * bool(scratch)}"
+    updates = config.updates + first_updates
     # By the loss: where a task is learnt, many rates are right in all.
-    return Study(
-        name, grid, config.updates, config.seeds, None, "val_loss", True, first
-    )
+    return Study(name, grid, updates, config.seeds, scratch, "val_loss", True, first)
 
 
 def studies_of(
@@ -218,12 +287,16 @@ def studies_of(
       lengths: name of the data -> T.
       differs: name of the data -> in what it differs.
     """
-    return [
-        study_of(config, task, model, width, length, (differs or {}).get(task, ()))
-        for model in config.rows
-        for task, length in lengths.items()
-        for width in config.widths
-    ]
+    found = []
+    for model in config.rows:
+        for task, length in lengths.items():
+            for width in config.widths:
+                about = task, model, width, length, (differs or {}).get(task, ())
+                found.append(study_of(config, *about))
+                restores = model != "cnn" and _kind(task) not in config.bigrams
+                if config.self_pretrain and restores:
+                    found.append(study_of(config, *about, scratch=found[-1]))
+    return found
 
 
 def floors_of(data: SymbolData, differs: identity.Differs) -> tuple[Baseline, ...]:
@@ -252,7 +325,14 @@ EXPERIMENT = Experiment(
     name="long_range",
     about=__doc__,
     presets=PRESETS,
-    minutes={"smoke": "seconds", "quick": "half an hour, one core"},
+    minutes={
+        "smoke": "seconds",
+        "quick": "half an hour, one core",
+        "cpu": "a day, two cores",
+        "pretrained": "hours, two cores",
+        "paper": "days, an accelerator",
+        "accelerator": "days, an accelerator",
+    },
     plans=plans,
     report=REPORT,
 )

@@ -14,7 +14,8 @@ from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, Styles, panels
 from experiments.core.report import Column, Group, Report, Row, Section
 from experiments.core.stats import Gap, gap
-from experiments.long_range.cells import SOFTMAX
+from experiments.long_range import figures
+from experiments.long_range.cells import SOFTMAX, SPANS
 from experiments.long_range.published import COLUMNS, PUBLISHED, SOURCES
 
 METRIC = "test_accuracy"
@@ -48,13 +49,15 @@ def ordered(group: Group) -> list[Row]:
             row.config["model"] != SOFTMAX,
             row.config["model"],
             row.config["dim"],
+            row.config.get("pretrain_updates", 0),
         ),
     )
 
 
 def name_of(row: Row) -> str:
     """The model; a file by its function."""
-    return row.config["model"].rpartition("/")[2]
+    pretrained = ", pretrained" if row.config.get("pretrain_updates") else ""
+    return row.config["model"].rpartition("/")[2] + pretrained
 
 
 def _width(row: Row) -> int:
@@ -62,9 +65,12 @@ def _width(row: Row) -> int:
 
 
 def softmax_of(group: Group, row: Row) -> Row | None:
-    """The row of exact attention on the same task, of the same width."""
+    """The row of exact attention on the same task, of the same width, pretrained
+    where the other is.
+    """
     for other in group.every:
-        same = all(other.config[k] == row.config[k] for k in ("task", "dim"))
+        keys = ("task", "dim", "pretrain_updates")
+        same = all(other.config.get(k) == row.config.get(k) for k in keys)
         if same and other.config["model"] == SOFTMAX and other.records:
             return other
     return None
@@ -117,7 +123,7 @@ def _columns(group: Group) -> list[Column]:
             continue
 
         def others(row: Row, table: Any = table) -> str:
-            found = table.get(row.config["model"])
+            found = table.get(name_of(row))
             return tell.NONE if found is None else f"{found[task]:.1f} %"
 
         columns.append((f"{source} (other data)", others))
@@ -131,9 +137,15 @@ def _floors(group: Group) -> Iterator[list[str]]:
         yield [shown, *[""] * wide, tell.decimal(found[METRIC], 3)]
 
 
-def _title(group: Group) -> str:
+def _title(group: Group) -> list[str]:
     task = task_of(group.rows[0])
-    return f"## {WORDS.get(task, task)} (`{group.config['task']}`)"
+    found = [f"## {WORDS.get(task, task)} (`{group.config['task']}`)"]
+    if group.config["bigram"]:
+        found.append(
+            "In every model, a position reads the symbol before it too, by a table of "
+            "its own: what followed what need not be learnt."
+        )
+    return found
 
 
 def _text(group: Group) -> str:
@@ -144,8 +156,8 @@ def _text(group: Group) -> str:
         rates = ", ".join(f"{rate:g}" for rate in group.rates())
         how = (
             "The validation part chose the learning rate of each task and model, of "
-            f"{rates} where the best lay at an end of what was tried, with one seed "
-            f"and {most} updates."
+            f"{rates} (the outer ones where the best lay at an end of what had been "
+            f"tried), with one seed and {most} updates."
         )
     return (
         "One encoder of {depth} layers and {num_heads} heads for every variant, "
@@ -157,7 +169,7 @@ def _text(group: Group) -> str:
 
 def _attends(group: Group) -> dict:
     found = [row.config for row in group.rows if row.config["attention"] is not None]
-    return found[0] if found else group.config
+    return min(found, key=lambda c: c["updates"]) if found else group.config
 
 
 # ------------------------------------------------------------- recall and its pairs
@@ -256,14 +268,12 @@ def _separates(rows: Sequence[Row], most: int) -> list[str]:
 
 def _answers(group: Group) -> list[str]:
     """Which variants are near softmax, what the others lose and gain, who learns."""
-    models = tell.grouped(
-        [row for row in group.rows if row.records], lambda row: row.config["model"]
-    )
+    models = tell.grouped([row for row in group.rows if row.records], name_of)
     near, lines = [], []
-    for model, rows in models.items():
+    for name, rows in models.items():
         gaps = [(row, against(group, row)) for row in rows]
         known = [(row, g) for row, g in gaps if g is not None and g.enough]
-        if model == SOFTMAX or not known:
+        if not known:
             continue
         parts = []
         for word, sign in (("loses", -1), ("gains", 1)):
@@ -275,9 +285,9 @@ def _answers(group: Group) -> list[str]:
             if clear:
                 parts.append(f"{word} on {', '.join(clear)}")
         if parts:
-            lines.append(f"* {name_of(rows[0])} {'; '.join(parts)}.")
+            lines.append(f"* {name} {'; '.join(parts)}.")
         else:
-            near.append(f"{name_of(rows[0])} ({len(known)} of {len(gaps)} told)")
+            near.append(f"{name} ({len(known)} of {len(gaps)} told)")
     found = []
     if near:
         found.append(f"Within the interval of softmax everywhere: {', '.join(near)}.")
@@ -314,6 +324,104 @@ def _learnt(group: Group) -> list[str]:
     return ["Where nothing is learnt:", "\n".join(lines)] if lines else []
 
 
+# ------------------------------------------------------- pretraining, spans, speed
+
+
+def _pretrained(group: Group) -> list[str]:
+    """What pretraining on a task's own sequences gives each model."""
+    rows = [row for row in group.rows if row.records]
+    found, gaps = [], []
+    for row in rows:
+        config = row.config
+        if not config.get("pretrain_updates"):
+            continue
+        for other in rows:
+            keys = ("task", "dim", "model")
+            same = all(other.config[k] == config[k] for k in keys)
+            if not same or other.config.get("pretrain_updates"):
+                continue
+            _, said = tell.difference(row, other, METRIC, 3)
+            found.append(
+                [
+                    config["task"],
+                    name_of(other),
+                    tell.mean(other.of(METRIC), 3),
+                    tell.mean(row.of(METRIC), 3),
+                    said,
+                ]
+            )
+            before, after = against(group, other), against(group, row)
+            if before is not None and after is not None:
+                gaps.append(
+                    f"* {config['task']}: {name_of(other)} − softmax "
+                    f"{tell.decimal(before.mean, 3, sign=True)} from scratch, "
+                    f"{tell.decimal(after.mean, 3, sign=True)} "
+                    f"{tell.interval(after, 3)} pretrained."
+                )
+    if not found:
+        return []
+    header = ["task", "model", "from scratch", "pretrained", "difference"]
+    first = max(row.config.get("pretrain_updates", 0) for row in rows)
+    text = [
+        "## Pretrained on the task's own sequences",
+        f"{first:,} updates that restore masked symbols, then as many of the task as "
+        "from scratch: more updates in all.",
+        tell.table(header, found),
+    ]
+    return text + (["Is the gap one of pretraining?", "\n".join(gaps)] if gaps else [])
+
+
+def _spans(group: Group) -> list[str]:
+    """How far exact attention looks in each task."""
+    rows = {
+        row.config["task"]: row
+        for row in group.rows
+        if row.of("span") is not None and not row.config.get("pretrain_updates")
+    }
+    if len(rows) < 2:
+        return []
+    figures.spans(rows, group.folder / "spans.png")
+    return [
+        "## How far attention looks",
+        "The mean distance of query and key by the weights of exact attention, over "
+        f"layers and heads, on {SPANS} sequences that are held out.",
+        "![spans](spans.png)",
+    ]
+
+
+def _speed(group: Group) -> list[str]:
+    """Accuracy against speed, where speed was measured."""
+    found = group.measured(figures.SPEED)
+    if found is None:
+        return []
+    scratch = [row for row in group.rows if not row.config.get("pretrain_updates")]
+    by_task = tell.grouped(
+        [row for row in scratch if row.records], lambda row: row.config["task"]
+    )
+    tasks, means = list(by_task), dict[str, list[float]]()
+    for rows in by_task.values():
+        widest = max(map(_width, rows))
+        for row in rows:
+            if _width(row) == widest:
+                means.setdefault(row.config["model"], []).append(row.mean(METRIC))
+    scores = {
+        model: sum(values) / len(tasks)
+        for model, values in means.items()
+        if len(values) == len(tasks)
+    }
+    styles = Styles([SOFTMAX, *sorted(set(scores) - {SOFTMAX})])
+    drawn = figures.speed(found, scores, styles, group.folder / "speed.png", tasks)
+    if not drawn:
+        return []
+    return [
+        "## Accuracy, speed and memory",
+        "Time and memory of an update, all in one run on one core "
+        "(`experiments.long_range.speed`); the accuracy is the mean over "
+        f"{', '.join(tasks)}.",
+        "![accuracy against speed](speed.png)",
+    ]
+
+
 def _sources(group: Group) -> list[str]:
     if not any(task_of(row) in COLUMNS for row in group.rows):
         return []
@@ -325,7 +433,7 @@ REPORT = Report(
     title="# Long Range Arena",
     text=(_text,),
     sections=(
-        Section(title="## In words", rows=ordered, text=(_answers,)),
+        Section(title="## In words", rows=ordered, text=(_answers, _speed)),
         Section(
             title=_title,
             rows=ordered,
@@ -333,8 +441,10 @@ REPORT = Report(
             order=lambda row: -row.mean(METRIC, 0.0),
             columns=_columns,
             floors=_floors,
-            notes=(_recall,),
+            notes=(_recall, figures.examples),
         ),
+        Section(title=_pretrained, rows=ordered),
+        Section(title=_spans, rows=ordered),
     ),
     notes=(_sources,),
 )

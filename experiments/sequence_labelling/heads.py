@@ -21,9 +21,9 @@ from experiments.core.store import ResultsStore
 from experiments.data import sequence_tasks, sequences
 from experiments.data.sequences import Part, SequenceData
 from experiments.sequence_labelling.ablation import HEADS
-from experiments.sequence_labelling.maps import weights_of
 from experiments.sequence_labelling.streaming import encoder_of, kept_cells, labeller_of
 from experiments.tasks import labelling
+from experiments.tasks.attention import weights_of
 
 # Sentences of so many words are looked at, and offsets up to so many words.
 LENGTH, REACH = 20, 8

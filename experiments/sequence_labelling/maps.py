@@ -12,18 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from attn_jax.nn.encoder import Encoder
 from experiments.core.measure import Folder, measures
 from experiments.core.store import ResultsStore
 from experiments.data import sequence_tasks, speech, text
 from experiments.sequence_labelling.report import MAPS
 from experiments.sequence_labelling.streaming import encoder_of, kept_cells, labeller_of
 from experiments.tasks import labelling
+from experiments.tasks.attention import weights_of
 
 SENTENCES = (
     "I saw a saw .",
@@ -33,33 +31,6 @@ SENTENCES = (
 
 # Frames of an utterance that are drawn, and how many are averaged to one.
 FRAMES, POOL = 240, 6
-
-
-def weights_of(encoder: Encoder, x: jax.Array) -> list[np.ndarray]:
-    """Attention weights of every block on some sequences.
-
-    Args:
-      encoder: any `Encoder` whose variant can give weights.
-      x: [B, T, D], what the encoder gets.
-
-    Returns:
-      For each block [B, N, T, T], rows are queries and sum to one.
-    """
-    h = x
-    if encoder.positions is not None:
-        h = encoder.positions.embed(h)
-    found = []
-    for block in encoder.blocks:
-        normed = block.attention_norm(h)
-        call = nnx.capture(
-            lambda layer, normed=normed: layer(normed, sow_weights=True),
-            nnx.Intermediate,
-        )
-        _, sown = call(block.attention)
-        (weights,) = jax.tree.leaves(sown)
-        found.append(np.asarray(weights))
-        h = block(h)
-    return found
 
 
 def _map(title: str, ticks: Sequence[str], weights: Sequence[np.ndarray]) -> Any:

@@ -15,7 +15,13 @@ from experiments.data import recall
 from experiments.data.sequences import IGNORED
 from experiments.data.symbols import Fold, SymbolData
 from experiments.long_range import baselines, experiment
-from experiments.long_range.cells import LongCell, LongTask, cost_of, program_of
+from experiments.long_range.cells import (
+    LongCell,
+    LongTask,
+    cost_of,
+    program_of,
+    spans_of,
+)
 from experiments.long_range.report import REPORT
 
 FEW = (12, 5, 6)
@@ -88,6 +94,47 @@ def test_a_random_variant_trains_and_its_cost_is_known():
     params = sum(x.size for x in jax.tree.leaves(task.initial_params(cell)))
     assert found["params"] == params and found["flops"] > params
     task.rehearse([cell])
+
+
+def test_span_is_the_distance_by_weights():
+    data = whole()
+    task, cell = LongTask({data.name: data}), cell_of(data)
+    params = task.initial_params(cell)
+    block = params["tower"]["body"]["encoder"]["blocks"][0]["attention"]
+    flat = jax.tree.map(np.zeros_like, block["query"])
+    block["query"] = flat  # every key has the same weight
+    (spans,) = spans_of(task.shape(cell), params, data.test.take(slice(1)))
+    n = data.test.lengths[0]
+    away = np.abs(np.arange(n)[:, None] - np.arange(n)).mean()
+    assert spans == pytest.approx([away] * 2, rel=1e-4)
+    found = task.score(dataclasses.replace(cell, phase="final"), params)
+    assert found["span"] == pytest.approx(np.mean(found["spans"]))
+
+
+def test_pretraining_restores_what_is_masked_and_then_learns_the_task():
+    data = whole("pairs")
+    config = experiment.Config(
+        self_pretrain=3, updates=5, widths=(8,), learning_rates=(3e-3,)
+    )
+    scratch, study = experiment.studies_of(config, {data.name: data.length})[:2]
+    assert study.tuned_by is scratch and study.updates == 8
+    cell = dataclasses.replace(study.grid[0], updates=8)
+    assert "masked" in cell.config() and "masked" not in scratch.grid[0].config()
+    task = LongTask({data.name: data})
+    program, batches = task.program(cell), task.batches(cell)
+    params, hyper = task.initial_params(cell), task.hyper(cell)
+    loss = jax.jit(jax.value_and_grad(program.loss, has_aux=True))
+    for step, restores in ((2, True), (3, False)):
+        batch, first = batches[step]
+        assert first.tolist() == [restores] * len(batch.labels)
+        (found, _), slope = loss(params, (batch, first), jax.random.key(0), hyper)
+        of_head = np.abs(slope["tower"]["head"]["contract"]["kernel"]).max()
+        of_restore = np.abs(slope["restore"]["kernel"]).max()
+        assert (of_restore > 0) == restores and (of_head > 0) == (not restores)
+        assert found > 0
+    assert task.score(cell, params)["val_loss"] == pytest.approx(np.log(3), rel=1e-4)
+    with pytest.raises(ValueError, match="pretrain_updates must be 0 with bigram"):
+        dataclasses.replace(cell, bigram=True)
 
 
 def test_scores_count_each_sequence_once_and_each_group_by_itself():

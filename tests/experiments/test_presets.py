@@ -19,8 +19,12 @@ from experiments.sequence_labelling import experiment as labelling
 
 # The hash of all hashes of a preset's cells, as far as they are known without the data.
 PINNED = {
-    "long_range smoke": "857e42249d530b24",
-    "long_range quick": "22d373ae79e8bb74",
+    "long_range smoke": "098174bd2e052fe0",
+    "long_range quick": "85242285567b1eb6",
+    "long_range cpu": "c8013fa5851d5d17",
+    "long_range pretrained": "fbf9f7e85cc3699e",
+    "long_range paper": "25e522ec951c6674",
+    "long_range accelerator": "79e03ac6ded22397",
     "data_scaling smoke": "22832302ab1a8205",
     "data_scaling quick": "cc9bcc64c4d46e06",
     "data_scaling images": "75bba4067feb5f17",

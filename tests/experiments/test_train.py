@@ -96,6 +96,22 @@ def test_the_schedule_is_that_of_optax():
     assert float(optim.learning_rate(jnp.int32(20), numbers)) == 0
 
 
+def test_a_schedule_may_begin_anew():
+    both = optim.recipe(
+        learning_rate=2.0, weight_decay=0, warmup=3, updates=30, clip_norm=1,
+        first_updates=10,
+    )  # fmt: skip
+    for begin, updates in ((0, 10), (10, 20)):
+        alone = optim.recipe(
+            learning_rate=2.0, weight_decay=0, warmup=updates / 10, updates=updates,
+            clip_norm=1,
+        )  # fmt: skip
+        for k in range(updates):
+            got = optim.learning_rate(jnp.int32(begin + k), both)
+            want = optim.learning_rate(jnp.int32(k), alone)
+            assert float(got) == pytest.approx(float(want), rel=1e-5)
+
+
 def test_pixels_are_scaled_by_the_statistics_of_the_subset():
     images = jnp.array([0, 255], jnp.uint8).reshape(1, 2, 1, 1)
     np.testing.assert_allclose(tasks.normalize(images, hyper()).ravel(), [-2.0, 2.0])
