@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def child(began: float, name: str, arguments: list[str]) -> dict[str, float]:
 
     Returns:
       Part -> seconds: of `PARTS`, and "import", "XLA" (compilation, within "cells"),
-      "whole".
+      "whole"; and "peak_bytes", what the process held at most.
     """
     import jax
 
@@ -67,7 +68,8 @@ def child(began: float, name: str, arguments: list[str]) -> dict[str, float]:
         status = run.run(experiment, arguments)
     if status:
         raise RuntimeError(f"{name} ended with status {status}: {said.getvalue()}")
-    return took | {"whole": time.time() - began}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return took | {"whole": time.time() - began, "peak_bytes": peak}
 
 
 def spent(name: str, preset: str, out: pathlib.Path) -> dict[str, float]:
@@ -93,15 +95,15 @@ def group(effort: Effort) -> Record:
         effort.say(f"{name}, {preset} ...")
         with tempfile.TemporaryDirectory() as folder:
             first, again = (spent(name, preset, pathlib.Path(folder)) for _ in "12")
-        rows.append(dict(name=name, preset=preset, seconds=first, again=again["whole"]))
-    slowest = max(row["again"] for row in rows)
+        rows.append(dict(name=name, preset=preset, first=first, again=again))
+    slowest = max(row["again"]["whole"] for row in rows)
     return dict(
         title="Where the minutes go",
         about="The quick preset of every experiment, data at hand, in one process on "
         "all cores, once: seconds of the clock. XLA is compilation; training and "
         "scoring is what is left of the cells' time, tracing and baselines in it; "
         "checks are what is tried before anything runs. A rerun finds every cell "
-        "done.",
+        "done; its memory is that of data and report.",
         targets=[
             target("rerun of a finished run, 5 s against it", 1.0, 1.0, 5 / slowest, "")
         ],

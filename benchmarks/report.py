@@ -274,17 +274,20 @@ def _accelerator(group: Mapping[str, Any]) -> list[str]:
 
 
 def _minutes(group: Mapping[str, Any]) -> list[str]:
-    """Seconds of the parts of every experiment's run, and of a rerun."""
+    """Seconds of the parts of every experiment's run, and of a rerun; memory."""
     parts = ["import", "data", "checks", "XLA", "training and scoring", "report"]
     parts.append("whole")
-    table = [["", "preset", *parts, "rerun"]]
+    table = [["", "preset", *parts, "memory", "rerun", "its memory"]]
     for row in group["minutes"]:
-        took = dict(row["seconds"])
+        took, again = dict(row["first"]), row["again"]
         took["training and scoring"] = took["cells"] - took["XLA"]
         known = ("import", "data", "cells", "report")
         took["checks"] = took["whole"] - sum(took[part] for part in known)
         shown = [f"{took[part]:.1f}" for part in parts]
-        table.append([row["name"], row["preset"], *shown, f"{row['again']:.1f}"])
+        shown += [size_text(took["peak_bytes"]), f"{again['whole']:.1f}"]
+        table.append(
+            [row["name"], row["preset"], *shown, size_text(again["peak_bytes"])]
+        )
     return _table(table)
 
 
