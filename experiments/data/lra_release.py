@@ -10,7 +10,8 @@ is 80, 10 and 10 %, drawn once.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ FOLDERS = dict(
 EMPTY = "curv_baseline/imgs/0/sample_172.png"  # an empty file of the 32 x 32 images
 
 # Task -> (where it lies in the release, its other settings).
-TASKS = {
+TASKS: Mapping[str, tuple[str, Any]] = {
     "listops": ("listops-1000", 2_000),
     "retrieval": ("tsv_data", 4_000),
     "pathfinder": ("pathfinder32", "hard"),
@@ -60,10 +61,10 @@ def load(task: str, release: pathlib.Path) -> SymbolData:
         raise DataError(f"{release} has no folder {name}: it is no lra_release")
     try:
         if task == "listops":
-            return _listops(found[0], int(more))
+            return _listops(found[0], more)
         if task == "retrieval":
-            return _retrieval(found[0], int(more))
-        return _pathfinder(task, found[0] / FOLDERS[str(more)])
+            return _retrieval(found[0], more)
+        return _pathfinder(task, found[0] / FOLDERS[more])
     except (OSError, KeyError, IndexError, ValueError) as error:
         raise DataError(f"{found[0]} cannot be read as {task}: {error!r}") from error
 

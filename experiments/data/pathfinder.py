@@ -33,6 +33,7 @@ TURNS = 12  # directions that are tried for a dash
 BACK = 4  # most dashes that a stuck contour goes back
 PATIENCE = 6  # tries for each dash of long contours, all in all
 FAR = 1e6
+FAINT = 20  # grey levels up to this are no ink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Canvas:
     thickness: float = 0.5
     disc: float = 1.5
     seeds: float = 7.0
-    apart: float = 2.0
+    apart: float = 3.0
     turn: float = 0.9
     distractors: int = 20
 
@@ -68,7 +69,7 @@ class Canvas:
 
 CANVASES = {
     32: Canvas(),
-    128: Canvas(128, 5.0, 2.0, 1.5, 3.0, 20.0, 4.5, 0.7, 35),
+    128: Canvas(128, 5.0, 2.0, 1.5, 3.0, 20.0, 5.0, 0.7, 35),
 }
 """By side; of 128 x 128 (Path-X) the paper names no length of a dash: 5 is our own."""
 
@@ -266,6 +267,31 @@ def _blot(
     seen = ((pixels >= 0) & (pixels < side)).all(axis=-1) & (shade > 0)
     at = pixels[..., 0] * side + pixels[..., 1] + row[:, None] * side * side
     np.maximum.at(image.reshape(-1), at[seen].astype(np.int64), shade[seen])
+
+
+def joined(images: np.ndarray) -> np.ndarray:
+    """Whether ink joins the two discs, by flooding: bool [n]; nothing is learnt.
+
+    It errs where contours pass so near one another that their grey edges touch.
+
+    Args:
+      images: uint8 [n, side, side]; discs are what is fully bright.
+
+    >>> images = np.zeros((2, 9, 9), np.uint8)
+    >>> images[:, 4, [1, 7]], images[0, 4, 2:7] = 255, 90
+    >>> joined(images).tolist()
+    [True, False]
+    """
+    from scipy import ndimage
+
+    square = np.ones((3, 3))
+    found = []
+    for image in images:
+        discs, count = ndimage.label(image == 255, square)
+        parts, _ = ndimage.label(image > FAINT, square)
+        begins = [parts[discs == disc][0] for disc in range(1, count + 1)]
+        found.append(len(set(begins)) == 1)
+    return np.array(found)
 
 
 def drawings(

@@ -54,7 +54,7 @@ def recall(
 
     >>> data = recall((2,), keys=4, sizes=(3, 1, 1))
     >>> k1, v1, k2, v2, first, second = data.train.inputs[0].tolist()
-    >>> {k1: v1 - 4, k2: v2 - 4}[second] == data.train.labels[0, 5]
+    >>> bool({k1: v1 - 4, k2: v2 - 4}[second] == data.train.labels[0, 5])
     True
     """
     if not pairs or min(pairs) < 1 or max(pairs) > keys:
@@ -156,7 +156,7 @@ def induction(
 
     >>> one = induction(9, sizes=(1, 1, 1)).train
     >>> x = one.inputs[0].tolist()
-    >>> x[x.index(16) + 1] == one.labels[0, -1], x.count(16)
+    >>> bool(x[x.index(16) + 1] == one.labels[0, -1]), x.count(16)
     (True, 2)
     """
     check_int("length", length, 3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data import pathfinder
 from experiments.data.sequences import IGNORED
 from experiments.data.symbols import Fold, SymbolData
 from experiments.tasks.baselines import fit_baseline
@@ -25,6 +26,13 @@ def linear(data: SymbolData) -> dict[str, Any]:
     """Logistic regression on `features`; its penalty is chosen in the training part."""
     x, y = features(data, data.train, MOST)
     return fit_baseline("logistic_regression", x, y, *features(data, data.test), seed=0)
+
+
+def flood(data: SymbolData) -> dict[str, Any]:
+    """Pathfinder without learning: does ink join the discs? See `pathfinder.joined`."""
+    assert data.grid is not None
+    found = pathfinder.joined(data.test.inputs.reshape(-1, *data.grid))
+    return {"test_accuracy": float((found == data.test.labels).mean())}
 
 
 def features(

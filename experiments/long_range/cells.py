@@ -276,8 +276,8 @@ class Shape:
         """Of a cell on its data."""
         found = (cell, data)
         names = [field.name for field in dataclasses.fields(cls)][:-1]
-        traits = (getattr(found[not hasattr(cell, n)], n) for n in names)
-        return cls(*traits, pretrains=cell.pretrain_updates > 0)
+        traits = {n: getattr(found[not hasattr(cell, n)], n) for n in names}
+        return cls(**traits, pretrains=cell.pretrain_updates > 0)
 
 
 def build_model(shape: Shape, seed: int) -> Reader | ImageReader:
@@ -292,8 +292,8 @@ def spans_of(shape: Shape, params: Any, part: Fold) -> list[list[float]]:
     The mean distance of query and key by the weights, over the sequences of a part.
     """
     shape = dataclasses.replace(shape, attention="dot_product", attention_sha256=None)
-    graphdef, like, rest = nnx.split(build_model(shape, 0), nnx.Param, ...)
-    structure = jax.tree.structure(like)
+    graphdef, *states = nnx.split(build_model(shape, 0), nnx.Param, ...)
+    structure, rest = jax.tree.structure(states[0]), states[1]
 
     @jax.jit
     def spans(leaves: list[jax.Array], rest: Any, inputs: Any, lengths: Any) -> Any:

@@ -184,6 +184,13 @@ PRESETS: Mapping[str, Config] = {
         ),
         models=(SOFTMAX, "linear", "s4d", "gru", "cnn", *VARIANTS),
     ),
+    "pathfinder": Config(
+        tasks=("pathfinder_easy",),
+        models=("cnn", SOFTMAX, "s4d"),
+        updates=8_000,
+        tune_updates=2_000,
+        learning_rates=(1e-3, 3e-3, 1e-2),
+    ),
     "pretrained": Config(
         tasks=("listops", "image"),
         models=(SOFTMAX, "linear", "luna", "s4d"),
@@ -305,6 +312,8 @@ def floors_of(data: SymbolData, differs: identity.Differs) -> tuple[Baseline, ..
         "majority": functools.partial(baselines.majority, data),
         "linear": functools.partial(baselines.linear, data),
     }
+    if data.name.startswith("pathfinder"):
+        measures["flood"] = functools.partial(baselines.flood, data)
     return baselines_of(data.name, measures, differs)
 
 
@@ -329,6 +338,7 @@ EXPERIMENT = Experiment(
         "smoke": "seconds",
         "quick": "half an hour, one core",
         "cpu": "a day, two cores",
+        "pathfinder": "hours, two cores",
         "pretrained": "hours, two cores",
         "paper": "days, an accelerator",
         "accelerator": "days, an accelerator",

@@ -19,6 +19,7 @@ from experiments.long_range.cells import SOFTMAX, SPANS
 from experiments.long_range.published import COLUMNS, PUBLISHED, SOURCES
 
 METRIC = "test_accuracy"
+FLOORS = {"linear": "logistic regression", "flood": "flooding the ink, unlearnt"}
 WORDS = {
     "text": "Text: is a mail wanted? From its bytes",
     "language": "Language of a paragraph, from its bytes",
@@ -133,7 +134,7 @@ def _columns(group: Group) -> list[Column]:
 def _floors(group: Group) -> Iterator[list[str]]:
     wide = len({_width(row) for row in group.rows}) > 1
     for name, found in group.floors(task=group.config["task"]).items():
-        shown = "logistic regression" if name == "linear" else name
+        shown = FLOORS.get(name, name)
         yield [shown, *[""] * wide, tell.decimal(found[METRIC], 3)]
 
 
@@ -309,7 +310,7 @@ def _learnt(group: Group) -> list[str]:
             level = _floor(group, rows[0], name) if known else None
             if level is None:
                 continue
-            shown = "logistic regression" if name == "linear" else name
+            shown = FLOORS.get(name, name)
             wide = len({_width(row) for row in known}) > 1
             gaps = {_label(row, wide): above(row, level) for row in known}
             over = [m for m, g in gaps.items() if g.clear and g.mean > 0]

@@ -22,6 +22,7 @@ PINNED = {
     "long_range smoke": "098174bd2e052fe0",
     "long_range quick": "85242285567b1eb6",
     "long_range cpu": "c8013fa5851d5d17",
+    "long_range pathfinder": "c09f233e3c762726",
     "long_range pretrained": "fbf9f7e85cc3699e",
     "long_range paper": "25e522ec951c6674",
     "long_range accelerator": "79e03ac6ded22397",

@@ -151,6 +151,15 @@ def test_ink_is_where_dashes_and_discs_are():
     assert (image > 0).sum() == 3 + 2 * 9
 
 
+@pytest.mark.parametrize(("level", "least"), [("easy", 0.94), ("hard", 0.82)])
+def test_flooding_the_ink_finds_what_is_joined(level, least):
+    canvas, length = pathfinder.CANVASES[32], pathfinder.LEVELS[level]
+    found = pathfinder.draw(np.random.default_rng(1), 120, length, canvas)
+    told = pathfinder.joined(pathfinder.ink(found, canvas))
+    assert (told == found.labels).mean() > least
+    assert told[found.labels == 1].mean() > 0.95
+
+
 def test_images_are_told_in_rows_and_levels_are_three():
     data = pathfinder.pathfinder("easy", sizes=(6, 2, 2))
     assert data.train.inputs.shape == (6, 1024) and data.grid == (32, 32)
