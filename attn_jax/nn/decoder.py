@@ -12,6 +12,7 @@ Letters: B batch, T length, D width, N heads, H size of a head, O size of an out
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -139,6 +140,53 @@ class LstmState(NamedTuple):
     cell: jax.Array
 
 
+def _advance(
+    kernel: jax.Array, state: LstmState, gates: jax.Array
+) -> tuple[LstmState, jax.Array]:
+    """A token of an LSTM layer: U [N, 4 N], the state, and W x + b, [B, 4 N]."""
+    wide = jnp.promote_types(state.hidden.dtype, kernel.dtype)
+    gates = gates + state.hidden.astype(wide) @ kernel.astype(wide)
+    write, keep, new, show = jnp.split(gates, 4, axis=-1)
+    cell = jax.nn.sigmoid(keep) * state.cell
+    cell = cell + jax.nn.sigmoid(write) * jnp.tanh(new)
+    hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
+    # The state keeps its dtype, whatever that of the input is.
+    kept = (
+        new.astype(old.dtype) for new, old in zip((hidden, cell), state, strict=True)
+    )
+    return LstmState(*kept), hidden
+
+
+def _scan(gates: jax.Array, kernel: jax.Array, state: LstmState) -> jax.Array:
+    """Outputs [T, B, N] of all tokens: W x + b [T, B, 4 N], U [N, 4 N], the state."""
+    return jax.lax.scan(functools.partial(_advance, kernel), state, gates)[1]
+
+
+_recurrence = jax.custom_vjp(_scan)
+
+
+def _forward(
+    gates: jax.Array, kernel: jax.Array, state: LstmState
+) -> tuple[jax.Array, Any]:
+    hidden, pull = jax.vjp(lambda g, s: _scan(g, kernel, s), gates, state)
+    return hidden, (pull, hidden, kernel, state.hidden)
+
+
+def _backward(kept: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    """U's gradient is one product after the loop, not a sum that grows in it.
+
+    Summed in the loop, it would be added up over the devices at every token.
+    """
+    pull, hidden, kernel, first = kept
+    gates, state = pull(cotangent)
+    before = jnp.concatenate([first[None].astype(hidden.dtype), hidden[:-1]])
+    grown = jnp.einsum("tbn,tbm->nm", before.astype(gates.dtype), gates)
+    return gates, grown.astype(kernel.dtype), state
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
 class LstmLayer(nnx.Module):
     """A layer of long short-term memory, with a map back to the width of its input.
 
@@ -181,25 +229,12 @@ class LstmLayer(nnx.Module):
         # Flat with the batch first: so XLA keeps a batch split over devices as it is.
         gates = self.into(x.reshape(-1, dim)).reshape(batch, length, -1)
         state = self.init_state(batch, length)
-        state = _checks.varying(state, gates, self.recur.kernel[...])
-        _, hidden = jax.lax.scan(self._advance, state, jnp.swapaxes(gates, 0, 1))
+        kernel = self.recur.kernel[...]
+        gates = jnp.swapaxes(gates, 0, 1)
+        given = _checks.varying((gates, kernel, state), gates, kernel)
+        hidden = _recurrence(*given)
         hidden = jnp.swapaxes(hidden, 0, 1).reshape(batch * length, -1)
         return self.out(hidden).reshape(batch, length, dim)
-
-    def _advance(
-        self, state: LstmState, gates: jax.Array
-    ) -> tuple[LstmState, jax.Array]:
-        gates = gates + self.recur(state.hidden)
-        write, keep, new, show = jnp.split(gates, 4, axis=-1)
-        cell = jax.nn.sigmoid(keep) * state.cell
-        cell = cell + jax.nn.sigmoid(write) * jnp.tanh(new)
-        hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
-        # The state keeps its dtype, whatever that of the input is.
-        kept = (
-            new.astype(old.dtype)
-            for new, old in zip((hidden, cell), state, strict=True)
-        )
-        return LstmState(*kept), hidden
 
     def init_state(
         self, batch: int, length: int, dtype: DType | None = None
@@ -218,7 +253,7 @@ class LstmLayer(nnx.Module):
         rng: jax.Array | None = None,
     ) -> tuple[LstmState, jax.Array]:
         """Maps the next token [B, D], wherever it stands, to (state, [B, D])."""
-        state, hidden = self._advance(state, self.into(x))
+        state, hidden = _advance(self.recur.kernel[...], state, self.into(x))
         return state, self.out(hidden)
 
 

@@ -89,3 +89,66 @@ def test_six_devices_give_the_numbers_of_one():
     for name, (losses, scores) in one.items():
         assert six[name][0] == pytest.approx(losses, rel=1e-5), name
         assert six[name][1] == pytest.approx(scores, rel=1e-5), name
+
+
+# Training steps of all experiments, the batch split over eight devices: what they bring
+# from one device to another, and what of it in a loop.
+STEPS = """
+import json, re
+import jax
+from benchmarks.accelerator import steps
+from experiments.core import devices, optim, run
+from jax.sharding import NamedSharding, PartitionSpec
+
+mesh = devices.data_mesh()
+COLLECTIVE = r" (all-gather|all-to-all|collective-\\w+|all-reduce)(?:-start)?\\("
+
+
+def shaped(tree, *axes):
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+presets = {name: tuple(run.find(name).smallest[-1:]) for name in run.names()}
+for name in ("attention_as_conv", "graphs", "long_range"):
+    del presets[name]  # see the test
+found = {}
+for step in steps(presets):
+    _, (state, batch, rng) = step.made()
+    if step.rows % mesh.size:
+        continue
+    fn = jax.jit(optim.make_step(step.program.loss))
+    given = shaped(state), shaped(batch, "data"), shaped(rng)
+    text = fn.lower(*given).compile().as_text()
+    bodies = set(re.findall(r"body=%?([\\w.-]+)", text))
+    parts = {p.split(" ")[0].lstrip("%"): p for p in re.split(r"\\n(?=[%\\w])", text)}
+    loops = "".join(parts[name] for name in bodies if name in parts)
+    found[step.name] = [re.findall(COLLECTIVE, text), re.findall(COLLECTIVE, loops)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_no_step_gathers_its_batch_nor_sums_over_devices_in_a_loop():
+    """Gradients alone are summed, once.
+
+    Left out are graphs, of which one is split over all devices, so that ends of its
+    edges are gathered; heads on a grid, whose weights are made of parameters alone; and
+    the arena, whose encoder is that of labelling. Flax's recurrent layers do sum in
+    their loop.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) >= 10
+    for name, (anywhere, in_loops) in found.items():
+        assert set(anywhere) == {"all-reduce"}, (name, anywhere)
+        assert not in_loops or "gru" in name, (name, in_loops)
