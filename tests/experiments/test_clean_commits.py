@@ -20,9 +20,6 @@ GRANDFATHERED: dict[str, dict[str | None, int]] = {
     "experiments/attention_vs_rnn/results/results.jsonl": {
         "e1f62138643d882b053e9d659dda15f7421cc347": 13,
     },
-    "experiments/attention_vs_rnn/results/timing.json": {
-        "3bfb92a77814509951fa800ec485bff7078171d4": 1,
-    },
     "experiments/graphs/results/results.jsonl": {
         "1764bdebd0b16ddea51ca7546e73319e79690682": 15,
         "e716bf6b587364d6f1522d109b8959a16f2121fa": 6,
