@@ -23,6 +23,7 @@ import jax
 from attn_jax._program import program
 from benchmarks import (
     accelerator,
+    all_steps,
     attention,
     before,
     growth,
@@ -45,7 +46,8 @@ GROUPS: dict[str, Group] = {
     "truncated": attention.truncated,
     "long_range": long_range.group,
     "long_range_small": long_range.small,
-    "train_steps": train_step.group,
+    "train_steps": all_steps.group,
+    "image_steps": train_step.group,
     "growth": growth.group,
     "group_norm": attention.group_norm,
     "workers": train_step.workers,
@@ -98,9 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--before", metavar="COMMIT", help="this checkout against an earlier commit"
     )
     parser.add_argument("--page", action="store_true", help="the page anew, no more")
-    parser.add_argument("--size", default="mu", help="of the models of train_steps")
+    parser.add_argument("--size", default="mu", help="of the models of image_steps")
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[64], help="of train_steps (default 64)"
+        "--batch", type=int, nargs="+", default=[64], help="of image_steps (default 64)"
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="train_steps without torch.compile"
     )
     parser.add_argument(
         "--out",
@@ -134,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size=options.size,
         batches=tuple(options.batch),
         folder=folder,
+        compile=not (options.eager or options.smoke),
     )
     # The folder is left out of the command: where results lie says nothing of them.
     if options.out is not None:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.export
 
 from attn_jax.tools.cost import count_flops
+from benchmarks.steps import PRESETS, Presets, Step, steps
 from benchmarks.timing import Effort, Record
 from experiments.core import optim, run
-from experiments.core.loop import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,73 +45,8 @@ PEAKS = {
 }
 """NVIDIA's and Google's data sheets, SXM and one chip."""
 
-PRESETS = {
-    "data_scaling": ("accelerator", "images", "phones"),
-    "attention_as_conv": ("quick",),
-    "attention_vs_rnn": ("cpu",),
-    "graphs": ("cpu",),
-    "offsets": ("relations",),
-    "positions": ("long",),
-    "sequence_labelling": ("pos", "phones"),
-}
-"""What each experiment trains at the size that its results are of."""
-
-# Data that can be had everywhere, in place of what is downloaded, of like shape.
-REPLACED = {"cifar10": "fashion_mnist"}
-
 STEPS = 20  # that are timed
 PLATFORMS = ("cuda", "tpu")
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A training step, and the shapes it is called with."""
-
-    name: str
-    unit: str
-    rows: int
-    program: Program
-    hyper: optim.Hyper
-    batch: Any
-
-    def made(self) -> tuple[Any, tuple[Any, ...]]:
-        """The jitted step, and what goes in, as shapes."""
-        params = jax.eval_shape(lambda: self.program.initial_params(0))
-        state = jax.eval_shape(lambda p: optim.init_state(p, self.hyper), params)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.batch
-        )
-        rng = jax.eval_shape(lambda: jax.random.key(0))
-        step = jax.jit(optim.make_step(self.program.loss), donate_argnums=0)
-        return step, (state, shapes, rng)
-
-
-def steps(presets: Mapping[str, tuple[str, ...]]) -> Iterator[Step]:
-    """The steps of the experiments, those that share a program once."""
-    for name, chosen in presets.items():
-        experiment = run.find(name)
-        for preset in chosen:
-            settings: Any = experiment.presets[preset]
-            task = getattr(settings, "task", None)
-            if task in REPLACED:
-                settings = dataclasses.replace(settings, task=REPLACED[task])
-            seen = set()
-            for plan in experiment.plans(settings):
-                for study in plan.studies:
-                    cell = study.grid[0]
-                    program = plan.task.program(cell)
-                    if id(program) in seen:
-                        continue
-                    seen.add(id(program))
-                    batch = plan.task.batches(cell)[0]
-                    yield Step(
-                        name=f"{name} {preset}: {study.name}",
-                        unit=plan.task.unit or "rows",
-                        rows=len(jax.tree.leaves(batch)[0]),
-                        program=program,
-                        hyper=plan.task.hyper(cell),
-                        batch=batch,
-                    )
 
 
 def exported(fn: Any, given: tuple[Any, ...]) -> dict[str, Any]:
@@ -156,8 +90,7 @@ def seconds(peak: Peak, flops: float, moved: float, narrow: bool) -> tuple[float
 
 def measured(step: Step) -> float:
     """Seconds a step by the clock, on the device at hand."""
-    fn, _ = step.made()
-    rng = jax.random.key(0)
+    fn, rng = step.jitted(), jax.random.key(0)
     state = optim.init_state(step.program.initial_params(0), step.hyper)
     batch = jax.device_put(step.batch)
     with jax.numpy_dtype_promotion("standard"):
@@ -209,7 +142,7 @@ def row_of(step: Step, by_clock: bool) -> dict[str, Any]:
 
 def group(effort: Effort) -> Record:
     """Every training step: exported for accelerators, and predicted by a roofline."""
-    presets = PRESETS
+    presets: Presets = PRESETS
     if effort.smoke:
         presets = {"offsets": tuple(run.find("offsets").smallest)}
     by_clock = jax.default_backend() != "cpu" or effort.smoke

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attn_jax.tools.bench import size_text
@@ -20,6 +20,7 @@ ORDER = (
     "long_range",
     "long_range_small",
     "train_steps",
+    "image_steps",
     "quick_preset",
     "before",
     "growth",
@@ -69,6 +70,10 @@ def _number(value: float | None) -> str:
     return f"{value:,.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def _words(found: str | None) -> str:
+    return "-" if found is None else found
+
+
 def _ratio(found: Sequence[float] | None) -> str:
     return (
         "-" if found is None else f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
@@ -78,7 +83,10 @@ def _ratio(found: Sequence[float] | None) -> str:
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A table of alternatives, with those columns that any of them has."""
     bases = list(dict.fromkeys(base for row in rows for base in row.get("against", {})))
-    fields = {
+    fields: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+        "peer_milliseconds": ("ms of it", _number),
+        "peer": ("which", _words),
+        "batch": ("batch", _words),
         "gflops_per_second": ("GF/s", _number),
         "images_per_second": ("images/s", _number),
         "temp_bytes": ("temporary", size_text),

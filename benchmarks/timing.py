@@ -33,6 +33,7 @@ class Effort:
       say: told what is going on, a line at a time.
       size, batches: of the models of the training steps.
       folder: where figures go; None draws none.
+      compile: whether PyTorch's training steps run by `torch.compile` as well.
     """
 
     rounds: int = 7
@@ -42,6 +43,7 @@ class Effort:
     size: str = "mu"
     batches: tuple[int, ...] = (64,)
     folder: pathlib.Path | None = None
+    compile: bool = True
 
     def at_most(self, rounds: int, seconds: float = 0.2) -> Effort:
         """Less of it, for what takes long."""

@@ -78,22 +78,24 @@ def peer(
     setting: Setting, *, channels_last: bool = False, compile: bool = False
 ) -> Call:
     """The same updates as `serve.train`, in PyTorch."""
-    from benchmarks import torch_models
+    from benchmarks.torch_peers import images
+    from benchmarks.torch_peers.step import Recipe, TrainStep
 
     channels = setting.image_shape[-1]
-    step = torch_models.TrainStep(
-        torch_models.from_nnx(setting.build()),
-        torch_models.Recipe(
-            **NUMBERS, pixel_mean=(0.5,) * channels, pixel_std=(0.25,) * channels
-        ),
+    numbers = dict(NUMBERS)
+    loss = images.ImageLoss(
+        images.from_nnx(setting.build()),
+        (0.5,) * channels,
+        (0.25,) * channels,
+        numbers.pop("label_smoothing"),
         channels_last=channels_last,
-        compile=compile,
     )
+    step = TrainStep(loss, Recipe(**numbers), compile=compile)
     batches = setting.batches()
 
     def call() -> None:
-        for images, labels in itertools.islice(batches, STEPS_PER_CALL):
-            step(images, labels)
+        for batch in itertools.islice(batches, STEPS_PER_CALL):
+            step(*batch)
 
     return call
 
@@ -181,7 +183,8 @@ def group(effort: Effort) -> Record:
     """The training steps of the experiments, in JAX and in PyTorch."""
     keep_freed_memory()
     tables = []
-    for setting in settings(effort.size, effort.batches, smoke=effort.smoke):
+    chosen = settings(effort.size, effort.batches, smoke=effort.smoke)
+    for setting in chosen[:1] if effort.smoke else chosen:
         effort.say(f"{setting.title} ...")
         title = setting.title
         rows = rows_of(setting, effort)
@@ -209,7 +212,7 @@ def record_of(tables: list[dict[str, Any]]) -> Record:
                 best.append(dict(short=short, rows=[fastest | dict(name=OURS)]))
         targets.append(target(work, 1.0, 1.3, *worst(best, OURS, FASTEST)))
     return dict(
-        title="Training steps",
+        title="Training steps of image models",
         about="The same model from the same initial parameters, the same update; "
         "images a second on all cores, batches from the host included. The base is "
         "the fastest of PyTorch's ways, the first row; targets take the faster of "

@@ -13,7 +13,7 @@ pytest.importorskip("optax")
 
 from attn_jax import VARIANTS
 from benchmarks import __main__ as program  # noqa: E402
-from benchmarks import accelerator, growth, record, report, timing
+from benchmarks import accelerator, all_steps, growth, record, report, timing
 from benchmarks.timing import Effort, compare, worst  # noqa: E402
 from tests import helpers
 
@@ -121,6 +121,18 @@ def test_rows_against_each_peer():
     assert rows[1]["against"]["b"] == [1.0, 1.0, 1.0]
     assert rows[0]["gflops_per_second"] == pytest.approx(1e3 / rows[0]["milliseconds"])
     assert rows[0]["peak_bytes"] == 5 and "peak_bytes" not in rows[1]
+
+
+def test_steps_that_are_behind_are_told():
+    rows = [
+        dict(name=name, milliseconds=1.0, against={all_steps.FASTEST: [x, x, x]})
+        for name, x in (("vit", 1.5), ("gru", 0.75), ("cnn", 1.0))
+    ]
+    found = all_steps.record_of([dict(title="one core", short="one core", rows=rows)])
+    (target,) = found["targets"]
+    assert target["reached"] == 0.75
+    assert target["told"] == "2 of 3 at 1 or more, gru, one core: 0.75"
+    assert all_steps.record_of([])["targets"][0]["reached"] is None
 
 
 def test_worst_of_several_settings():

@@ -20,6 +20,9 @@ from attn_jax.attention import _checks
 # enough below any real score that its exponential is exactly zero.
 MASKED_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)
 
+# From this many scores of a head on, `attend_large` is faster on CPU.
+LARGE = 128 * 128
+
 
 def score_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype that scores and softmax are computed in: float32, or wider inputs'.
@@ -213,6 +216,19 @@ def weights_of(
 ) -> jax.Array:
     """Weights [T, S] of scores [T, S]: with the bias added, masked and normalised."""
     _checks.check_choice("normalize", normalize, tuple(NORMALIZERS))
+    logits, allowed = _masked(logits, bias, mask, key_mask, is_causal, normalize)
+    return NORMALIZERS[normalize](logits, allowed)
+
+
+def _masked(
+    logits: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    key_mask: jax.Array | None,
+    is_causal: bool,
+    normalize: str = "softmax",
+) -> tuple[jax.Array, jax.Array | None]:
+    """Scores with the bias added, and which pairs are allowed; None for all."""
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
     num_queries, num_keys = logits.shape
@@ -221,7 +237,7 @@ def weights_of(
         # A bias of -inf masks. Written so that NaN stays NaN.
         finite = ~(logits < 0.5 * MASKED_LOGIT)
         allowed = finite if allowed is None else allowed & finite
-    return NORMALIZERS[normalize](logits, allowed)
+    return logits, allowed
 
 
 def mix(
@@ -236,6 +252,72 @@ def mix(
         kept = jax.random.bernoulli(rng, 1.0 - dropout_rate, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
     return weights.astype(value.dtype) @ value
+
+
+def large_on_cpu(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
+    """Whether `attend_large` is the faster one: many scores, on CPU, in float32."""
+    many = len(query) * len(key) >= LARGE
+    wide = query.dtype == value.dtype == score_dtype(value.dtype)
+    return many and wide and jax.default_backend() == "cpu"
+
+
+def attend_large(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    pairs: Pairs,
+) -> jax.Array:
+    """softmax(Q Kᵀ + bias) V of a scaled query, made of what XLA:CPU is fast at.
+
+    Keys and values are transposed once, behind barriers, since products whose gradient
+    contracts the first axis of both factors take several times as long; and the softmax
+    is divided after the product, [T, V] numbers in place of [T, S].
+    """
+    logits = matmul(query, jax.lax.optimization_barrier(key.T))
+    logits, allowed = _masked(logits, bias, *pairs)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, MASKED_LOGIT)
+    return _mix_exp(logits, value)
+
+
+def _exp_and_mix(
+    logits: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Output [T, V], e^(l − max) [T, S] and its sums [T, 1]."""
+    peak = jax.lax.optimization_barrier(logits.max(axis=1, keepdims=True))
+    peak = jax.lax.stop_gradient(peak)
+    seen = ~(peak <= 0.5 * MASKED_LOGIT)  # and NaN stays NaN
+    weights = jnp.where(seen, jnp.exp(logits - peak), 0.0)
+    total = jnp.where(seen, weights.sum(axis=1, keepdims=True), 1.0)
+    return _mix_turned(weights, value) / total, weights, total
+
+
+def _mix_turned(weights: jax.Array, value: jax.Array) -> jax.Array:
+    return product(weights, jax.lax.optimization_barrier(value.T))
+
+
+@jax.custom_jvp
+def _mix_exp(logits: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(logits) @ value; zeros for a row of nothing but `MASKED_LOGIT`."""
+    return _exp_and_mix(logits, value)[0]
+
+
+@_mix_exp.defjvp
+def _mix_exp_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Transposed, it is dS = P ∘ (G Vᵀ − Σ_v G ∘ O), and keeps one array of [T, S].
+
+    A column of ones makes the difference a part of the product. As a subtraction, XLA's
+    fusion of it gives wrong numbers where G has a batch that V has not (jaxlib 0.10.2).
+    """
+    (_, value), (logits_dot, value_dot) = primals, tangents
+    out, weights, total = _exp_and_mix(*primals)
+    ones = jnp.ones((len(value), 1), value.dtype)
+    moved = _mix_turned(weights * logits_dot, jnp.concatenate([value, ones], axis=1))
+    mixed = moved[:, :-1] + _mix_turned(weights, value_dot)
+    return out, (mixed - out * moved[:, -1:]) / total
 
 
 def attend(

@@ -104,6 +104,9 @@ def dot_product(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     pairs: _scores.Pairs = (mask, key_mask, is_causal)
     query, key, value = _scores.zero_unseen(query, key, value, pairs=pairs)
+    plain = normalize == "softmax" and dropout_rate == 0.0
+    if plain and _scores.large_on_cpu(query, key, value):
+        return _scores.attend_large(query * scale, key, value, bias, pairs)
     logits = _scores.product(query, key) * scale
     weights = _scores.weights_of(logits, bias, *pairs, normalize)
     return _scores.mix(weights, value, dropout_rate, rng)
