@@ -43,7 +43,8 @@ BLOCKWISE_FROM = 256
 
 # Share of the symbols that pretraining masks, by the beginning of the data's name; of
 # others .15, as the paper has it for text.
-MASKED = {"image": 0.5, "pathfinder32": 0.5, "pathfinder128": 0.5, "listops": 0.1}
+MASKED = dict.fromkeys(("image", "pathfinder", "pathfinder32", "pathfinder128"), 0.5)
+MASKED |= {"listops": 0.1}
 
 NAMES = Limit(
     lambda x: 1 <= len(x) == len(set(x)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiments.data import (
     pathfinder,
     recall,
 )
+from experiments.data.fetch import DataError
 from experiments.data.symbols import SymbolData
 
 Load = Callable[[], SymbolData]
@@ -42,6 +44,17 @@ def _pathfinder(level: str, side: int) -> Sized:
 
 def _image(name: str, sizes: tuple[int, int, int]) -> SymbolData:
     return images.pixels(images.load(name), sizes)
+
+
+def _cifar10() -> SymbolData:
+    """CIFAR-10 in grey; where it cannot be had, Fashion-MNIST, and that is said."""
+    try:
+        return _image("cifar10", (45_000, 5_000, 10_000))
+    except DataError as error:
+        print(
+            f"WARNING: Fashion-MNIST stands in for CIFAR-10: {error}", file=sys.stderr
+        )
+        return _image("fashion_mnist", (50_000, 5_000, 10_000))
 
 
 def _toy_text(name: str) -> SymbolData:
@@ -77,11 +90,10 @@ TASKS: Mapping[str, Sized] = {
         cpu=functools.partial(byte_text.retrieval, 256, sizes=MANY),
         paper=functools.partial(byte_text.retrieval, 512),
     ),
-    "image": _sizes(
-        _image,
-        smoke=dict(name="digits", sizes=(40, 20, 20)),
-        cpu=dict(name="fashion_mnist", sizes=MANY),
-        paper=dict(name="cifar10", sizes=(45_000, 5_000, 10_000)),
+    "image": dict(
+        smoke=functools.partial(_image, "digits", (40, 20, 20)),
+        cpu=functools.partial(_image, "fashion_mnist", MANY),
+        paper=_cifar10,
     ),
     "pathfinder": _pathfinder("hard", 32),
     "pathfinder_easy": _pathfinder("easy", 32),

@@ -309,6 +309,29 @@ def check_graphs(name, figure, records, folder):
             assert np.abs(known - x).min() < 1e-9, line.get_label()
 
 
+def check_long_range(name, figure, records, folder):
+    if name == "pathfinder":  # examples, drawn anew
+        return
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    floors = [r["metrics"]["test_accuracy"] for r in records if r not in final]
+    row = lambda r: report.settings_of(r)  # noqa: E731
+    if name == "recall":
+        names = {m for r in final for m in r["metrics"] if "_pairs_" in m}
+        known = [x for m in names for x in means(final, row, metric(m)).values()]
+        for axes in figure.axes:
+            all_in(axes, [*known, *floors])
+        return
+    read = "span" if name == "spans" else "test_accuracy"
+    known = np.array([*means(final, row, metric(read)).values()])
+    for line in figure.axes[0].get_lines():
+        if name == "spans":
+            (x,) = line.get_xdata()
+            assert np.abs(known - x).min() < 1e-9, line.get_label()
+        else:
+            (y,) = line.get_ydata()
+            assert known.min() <= y <= known.max()
+
+
 # --- the tests ---------------------------------------------------------------------
 
 

@@ -12,9 +12,10 @@ from experiments.core import run
 from experiments.core.loop import trace_step
 from experiments.core.store import ResultsStore
 from experiments.data import recall
+from experiments.data.fetch import DataError
 from experiments.data.sequences import IGNORED
 from experiments.data.symbols import Fold, SymbolData
-from experiments.long_range import baselines, experiment
+from experiments.long_range import baselines, experiment, tasks
 from experiments.long_range.cells import (
     LongCell,
     LongTask,
@@ -183,6 +184,17 @@ def test_settings_that_cannot_be_are_told():
         experiment.traits_of("linear_atention", experiment.Config(), 9)
     with pytest.raises(ValueError, match="attention must be left out for model 'gru'"):
         LongCell(task="t", model="gru", seed=0, updates=1, attention="linear")
+
+
+def test_clothes_stand_in_for_photographs_that_cannot_be_had(monkeypatch, capsys):
+    def image(name, sizes):
+        if name == "cifar10":
+            raise DataError("no network")
+        return name, sizes
+
+    monkeypatch.setattr(tasks, "_image", image)
+    assert tasks.load("image", "paper")[0] == "fashion_mnist"
+    assert "stands in for CIFAR-10: no network" in capsys.readouterr().err
 
 
 def test_rows_go_by_model_then_task_and_rates_are_tried_from_the_middle():
