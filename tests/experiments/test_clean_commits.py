@@ -21,8 +21,8 @@ GRANDFATHERED: dict[str, dict[str | None, int]] = {
         "e1f62138643d882b053e9d659dda15f7421cc347": 13,
     },
     "experiments/graphs/results/results.jsonl": {
-        "1764bdebd0b16ddea51ca7546e73319e79690682": 15,
-        "e716bf6b587364d6f1522d109b8959a16f2121fa": 6,
+        "1764bdebd0b16ddea51ca7546e73319e79690682": 6,
+        "e716bf6b587364d6f1522d109b8959a16f2121fa": 3,
     },
     "experiments/positions/results/results.jsonl": {
         "ed57f7d46757ff0fdc9bdfaad81f40f6344a7176": 56,
