@@ -346,7 +346,7 @@ def _molecules(sees: str, pairs: str) -> Step:
 
 def _labels() -> list[Step]:
     """One of each body, the transformer with all keys and with a window."""
-    presets, wanted = all_steps.chosen(
+    presets, names = all_steps.chosen(
         {
             "sequence_labelling": {
                 "smoke": ("window:1", "cnn", "gru", "transformer"),
@@ -354,7 +354,7 @@ def _labels() -> list[Step]:
             }
         }
     )
-    return list(steps(presets, wanted))
+    return list(steps(presets, names.__contains__))
 
 
 STEPS: dict[str, Callable[[], list[Step]]] = {

@@ -135,7 +135,7 @@ def loss_of(step: Step, params: Any, **options: Any) -> nn.Module:
 
 def arrays_of(step: Step) -> tuple[np.ndarray, ...]:
     """The batch of a step as its peer takes it."""
-    return tuple(np.ascontiguousarray(x) for x in jax.tree.leaves(step.batch))
+    return tuple(np.array(x, order="C") for x in jax.tree.leaves(step.batch))
 
 
 def still(step: Step) -> Step:
