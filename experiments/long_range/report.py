@@ -168,6 +168,27 @@ def _text(group: Group) -> str:
     ).format(**_attends(group)) + how
 
 
+def _ends(group: Group) -> list[str]:
+    """Rows whose learning rate lies at an end of those that were tried."""
+    found = []
+    for row in group.rows:
+        keys = ("task", "model", "dim")
+        tried = sorted(
+            r["config"]["learning_rate"]
+            for r in group.records
+            if r["config"]["phase"] == "tune"
+            and all(r["config"][k] == row.config[k] for k in keys)
+        )
+        if len(tried) > 1 and row.config["learning_rate"] in (tried[0], tried[-1]):
+            found.append(f"{name_of(row)}, width {_width(row)}")
+    if not found:
+        return []
+    return [
+        "The chosen rate lies at an end of those that were tried, so that a better one "
+        f"may lie beyond: {'; '.join(found)}."
+    ]
+
+
 def _attends(group: Group) -> dict:
     found = [row.config for row in group.rows if row.config["attention"] is not None]
     return min(found, key=lambda c: c["updates"]) if found else group.config
@@ -227,7 +248,10 @@ def _recall(group: Group) -> list[str]:
                 [
                     Series.of(
                         name,
-                        sorted((_width(row), row.of(most)) for row in some),
+                        [
+                            (_width(row), row.of(most))
+                            for row in sorted(some, key=_width)
+                        ],
                     )
                     for name, some in of_models.items()
                     if len(some) > 1
@@ -322,7 +346,8 @@ def _learnt(group: Group) -> list[str]:
             elif len(over) < len(gaps):
                 rest = ", ".join(m for m in gaps if m not in over)
                 lines.append(f"* {task}: not clearly above {shown}: {rest}.")
-    return ["Where nothing is learnt:", "\n".join(lines)] if lines else []
+    head = "Not clearly above what needs no network:"
+    return [head, "\n".join(lines)] if lines else []
 
 
 # ------------------------------------------------------- pretraining, spans, speed
@@ -442,7 +467,7 @@ REPORT = Report(
             order=lambda row: -row.mean(METRIC, 0.0),
             columns=_columns,
             floors=_floors,
-            notes=(_recall, figures.examples),
+            notes=(_ends, _recall, figures.examples),
         ),
         Section(title=_pretrained, rows=ordered),
         Section(title=_spans, rows=ordered),
