@@ -336,7 +336,7 @@ EXPERIMENT = Experiment(
     about=__doc__,
     presets=PRESETS,
     minutes={
-        "smoke": "seconds",
+        "smoke": "a minute or two",
         "quick": "half an hour, one core",
         "cpu": "a day, two cores",
         "pathfinder": "hours, two cores",
