@@ -298,7 +298,7 @@ def spans_of(shape: Shape, params: Any, part: Fold) -> list[list[float]]:
     @jax.jit
     def spans(leaves: list[jax.Array], rest: Any, inputs: Any, lengths: Any) -> Any:
         trained = jax.tree.unflatten(structure, leaves)
-        model = nnx.merge(graphdef, trained, rest)
+        model: Any = nnx.merge(graphdef, trained, rest)
         ids, real = model.tokens(inputs, lengths)
         x, encoder = model.tower.input(ids), model.tower.body.encoder
         weights = traced_weights(encoder, x, real)
