@@ -202,7 +202,7 @@ def test_smoke_run(tmp_path):
     works = [
         target["work"] for stored in files.values() for target in stored["targets"]
     ]
-    assert len(works) == 11
+    assert len(works) == 12
     for group in ("exact_attention", "truncated", "attention_layer"):
         for table in files[group]["tables"]:
             for row in table["rows"]:
