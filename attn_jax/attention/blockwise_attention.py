@@ -340,6 +340,9 @@ def backward_blocks(
     batch, num_queries, num_heads, head_dim = query.shape
     num_keys, num_kv_heads = key.shape[1:3]
     rows, wide, dtype = plan.key_block, score_dtype(query.dtype), query.dtype
+    # Has the batch of O, also where a vmapped batch shares it: XLA:CPU fuses G Vᵀ − c
+    # to wrong numbers where V and O alone have it (jaxlib 0.10.2).
+    cotangent = jnp.where(out == out, cotangent, jnp.asarray(jnp.nan, cotangent.dtype))
     merged = _merge(
         plan, _groups(num_keys // rows, rows, num_queries, plan.right, plan.left)
     )

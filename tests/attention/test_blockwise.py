@@ -117,6 +117,23 @@ def test_gradient_of_bias_is_made_only_if_asked_for():
     assert total_bytes(0) < 4 * length * length <= total_bytes((0, 1))
 
 
+@pytest.mark.usefixtures("optimized")
+def test_a_cotangent_that_a_batch_shares_gives_the_gradients_of_one_for_each():
+    """XLA:CPU fused the backward pass to wrong numbers where G alone has no batch."""
+    *inputs, given = (
+        jnp.asarray(x, jnp.float32)
+        for x in np.random.default_rng(0).normal(size=(4, 2, 256, 32))
+    )
+
+    def pull(query, key, value, given):
+        return jax.vjp(blockwise, query, key, value)[1](given)
+
+    shared = jax.jit(jax.vmap(pull, in_axes=(0, 0, 0, None)))(*inputs, given[0])
+    one_by_one = [pull(*each, given[0]) for each in zip(*inputs, strict=True)]
+    for ours, wanted in zip(shared, zip(*one_by_one, strict=True), strict=True):
+        np.testing.assert_allclose(ours, jnp.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, S), (T, 1)])
 def test_shared_axes_of_bias_and_mask(shape, arrays, draw):
     options = {"mask": np.random.default_rng(1).random((1, S)) < 0.5, "is_causal": True}
