@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 from attn_jax import attention, generation, masks
 from attn_jax.attention import dot_product
 from attn_jax.exact import dot_product_attention
-from attn_jax.generation import generate, generate_uncached, sample_symbols
+from attn_jax.generation import (
+    beam_search,
+    generate,
+    generate_uncached,
+    sample_symbols,
+)
 from attn_jax.multihead import (
     multi_head,
     multi_head_init,
@@ -54,6 +59,7 @@ __all__ = [
     "as_attention_fn",
     "as_linen_attention_fn",
     "attention",
+    "beam_search",
     "dot_product",
     "dot_product_attention",
     "generate",

@@ -6,16 +6,18 @@ model's own: keys and values, a matrix of constant size, the carry of an LSTM.
 
 `generate` consumes a prompt and goes on from there, in one compiled program.
 `generate_uncached` gives the same tokens by a whole forward pass for each of them: the
-reference, and what generation costs without a state.
+reference, and what generation costs without a state. `beam_search` looks for the
+likeliest sequence by the same step.
 
-Letters: B batch, P tokens of a prompt, L longest sequence.
+Letters: B batch, P tokens of a prompt, L longest sequence, K beams.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 from attn_jax.attention import _checks
 from attn_jax.attention._scores import score_dtype
 
-__all__ = ["generate", "generate_uncached", "sample_symbols"]
+__all__ = ["Beams", "beam_search", "generate", "generate_uncached", "sample_symbols"]
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
 Init = Callable[[int, int], Any]
@@ -275,3 +277,301 @@ def _generate_uncached(
     start = _checks.varying((tokens, prompt[:, -1]), params, prompt, rng)
     _, found = jax.lax.scan(extend, start, jnp.arange(steps, dtype=jnp.int32))
     return jnp.moveaxis(found, 0, 1)
+
+
+# ---------------------------------------------------------------- beam search
+
+
+class Beams(NamedTuple):
+    """What `beam_search` found, the best first.
+
+    Attributes:
+      tokens: int32 [B, K, steps], the end symbol behind its first one as well; −1
+        where an output held NaN, or where there are fewer than K sequences.
+      log_probs: [B, K], sum of the tokens' log-probabilities, that of the end symbol
+        included; −∞ where there is no sequence, NaN where an output held NaN.
+      scores: [B, K], what they are ordered by: log_probs / length penalty.
+      lengths: int32 [B, K], tokens up to the end symbol, that one included.
+      finished: bool [B, K], whether it came to the end symbol; what did not, in
+        `steps` tokens, stands behind all that did.
+    """
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    scores: jax.Array
+    lengths: jax.Array
+    finished: jax.Array
+
+
+def beam_search(
+    params: Any,
+    prompt: jax.Array,
+    steps: int,
+    *,
+    step: Step,
+    init: Init,
+    end: int,
+    num_beams: int = 4,
+    length_penalty: float = 0.0,
+) -> Beams:
+    """Searches the likeliest sequences: of each length, the K best go on.
+
+    score(y) = log p(y) / ((5 + |y|) / 6)^α, where |y| counts the end symbol
+
+    Of all one-token extensions of the K sequences that go on, those among the K best
+    that take the end symbol are finished, and the K best of the others go on. An
+    example is done with K finished sequences, whatever the others of its batch do.
+    With one beam that is the greedy sequence; with as many as there are sequences, the
+    search is exhaustive.
+
+    One compiled program that ends when all examples are done. `step` is called with
+    the tokens of all beams as one batch [B · K]; the state's axes that belong to it
+    are those whose size `init` makes of the batch.
+
+    Args:
+      params: what `step` takes, any pytree; beams share it.
+      prompt: integers [B, P] with P ≥ 1, such as a start symbol.
+      steps: most new tokens, at least 1.
+      step: pure, ``(params, state, token [B]) -> (state, logits [B, symbols])``.
+      init: ``(B, L) -> state``, before any token, with room for L of them.
+      end: the symbol that ends a sequence.
+      num_beams: K.
+      length_penalty: α ≥ 0; 0 compares log-probabilities, and more favours length.
+
+    Returns:
+      `Beams`, the best first.
+
+    Raises:
+      ValueError: for a prompt of another shape, a number out of its range, an end that
+        is no symbol, or logits of another shape.
+      TypeError: for a prompt that is not of integers.
+
+    Reference: Wu et al., 2016, arXiv:1609.08144, section 7, whose length penalty it
+    is, without the coverage penalty.
+
+    >>> log_p = jnp.log(jnp.array([[0.0, 0.6, 0.4], [0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]))
+    >>> found = beam_search(log_p, jnp.array([[0]]), 3, end=0, num_beams=2,
+    ...                     step=lambda log_p, state, token: (state, log_p[token]),
+    ...                     init=lambda batch, length: None)
+    >>> found.tokens[0].tolist(), [f"{p:.2f}" for p in jnp.exp(found.log_probs[0])]
+    ([[2, 0, 0], [1, 0, 0]], ['0.40', '0.30'])
+    """
+    prompt, steps = _check(prompt, steps)
+    if prompt.ndim != 2 or prompt.dtype != jnp.int32:
+        raise ValueError(
+            f"`prompt` must be integers [B, P], but is {prompt.dtype} "
+            f"{tuple(prompt.shape)}."
+        )
+    num_beams = _checks.check_int("num_beams", num_beams, 1)
+    end = _checks.check_int("end", end, 0)
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f"`length_penalty` must be 0 or more and finite, but is {length_penalty}."
+        )
+    return _beam_search(
+        params,
+        prompt,
+        jnp.float32(length_penalty),
+        steps=steps,
+        num_beams=num_beams,
+        end=end,
+        step=step,
+        init=init,
+    )
+
+
+def _batch_axes(init: Init, batch: int, length: int) -> Any:
+    """Of each leaf of a state, the axis that is the batch's; −1 where none is."""
+    one, other = (
+        jax.eval_shape(lambda b=b: init(b, length)) for b in (batch, batch + 1)
+    )
+
+    def axis(x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> int:
+        grown = [
+            i for i, (m, n) in enumerate(zip(x.shape, y.shape, strict=True)) if m != n
+        ]
+        if len(grown) > 1:
+            raise ValueError(
+                "`init` must make states with one axis of the batch a leaf, but a leaf "
+                f"of shape {x.shape} has {len(grown)}."
+            )
+        return grown[0] if grown else -1
+
+    return jax.tree.map(axis, one, other)
+
+
+class _Search(NamedTuple):
+    """Between two tokens: sequences that go on [B, K, ...], and finished ones."""
+
+    index: jax.Array  # int32 [], tokens so far
+    state: Any
+    last: jax.Array  # int32 [B, K], the token to go on from
+    tokens: jax.Array  # int32 [B, K, steps]
+    log_probs: jax.Array  # [B, K]; −∞ is no sequence
+    ended: jax.Array  # int32 [B, K, steps]
+    ended_log_probs: jax.Array  # [B, K]
+    ended_scores: jax.Array  # [B, K]
+    ended_lengths: jax.Array  # int32 [B, K]
+    failed: jax.Array  # bool [B], an output held NaN
+
+
+@functools.partial(
+    jax.jit, static_argnames=("steps", "num_beams", "end", "step", "init")
+)
+def _beam_search(
+    params: Any,
+    prompt: jax.Array,
+    length_penalty: jax.Array,
+    *,
+    steps: int,
+    num_beams: int,
+    end: int,
+    step: Step,
+    init: Init,
+) -> Beams:
+    batch, given = prompt.shape
+    length = given + steps - 1
+    axes = _batch_axes(init, batch, length)
+    given_arrays = (params, prompt, length_penalty)
+
+    def advance(state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+        state, logits = step(params, state, token)
+        if logits.ndim != 2 or logits.shape[0] != token.shape[0]:
+            raise ValueError(
+                f"`step` must return logits [B, symbols] with B={token.shape[0]}, but "
+                f"returned shape {tuple(logits.shape)}."
+            )
+        if end >= logits.shape[1]:
+            raise ValueError(
+                f"`end` must be one of {logits.shape[1]} symbols, but is {end}."
+            )
+        return _checks.varying(state, given_arrays), logits
+
+    def each_beam(leaf: jax.Array, axis: int) -> jax.Array:
+        return leaf if axis < 0 else jnp.repeat(leaf, num_beams, axis=axis)
+
+    def of_beams(leaf: jax.Array, axis: int, rows: jax.Array) -> jax.Array:
+        return leaf if axis < 0 else jnp.take(leaf, rows, axis=axis)
+
+    # The prompt is read once for all beams.
+    state = _checks.varying(init(batch, length), given_arrays)
+    state = _as_returned(step, params, state, prompt[:, -1])
+    state, _ = jax.lax.scan(
+        lambda state, token: (advance(state, token)[0], None),
+        state,
+        jnp.moveaxis(prompt[:, :-1], 1, 0),
+    )
+    state = jax.tree.map(each_beam, state, axes)
+
+    dtype = score_dtype(jnp.float32)
+    none = jnp.full((batch, num_beams), -jnp.inf, dtype)
+    unwritten = jnp.full((batch, num_beams, steps), end, jnp.int32)
+    start = _Search(
+        index=jnp.zeros((), jnp.int32),
+        state=state,
+        last=jnp.repeat(prompt[:, -1:], num_beams, axis=1),
+        tokens=unwritten,
+        log_probs=none.at[:, 0].set(0.0),  # all beams are one as yet
+        ended=unwritten,
+        ended_log_probs=none,
+        ended_scores=none,
+        ended_lengths=jnp.zeros((batch, num_beams), jnp.int32),
+        failed=jnp.zeros(batch, bool),
+    )
+    start = _checks.varying(start, given_arrays)
+
+    def done(now: _Search) -> jax.Array:
+        return now.failed | (now.ended_log_probs > -jnp.inf).all(axis=1)
+
+    def goes_on(now: _Search) -> jax.Array:
+        return (now.index < steps) & ~done(now).all()
+
+    def rows(array: jax.Array, chosen: jax.Array) -> jax.Array:
+        """Rows [B, n, ...] of [B, m, ...] by numbers [B, n]."""
+        index = chosen.reshape(*chosen.shape, *(1,) * (array.ndim - 2))
+        return jnp.take_along_axis(array, index, axis=1)
+
+    def penalty(count: jax.Array) -> jax.Array:
+        return ((5.0 + count.astype(dtype)) / 6.0) ** length_penalty.astype(dtype)
+
+    def extend(now: _Search) -> _Search:
+        state, logits = advance(now.state, now.last.reshape(-1))
+        logits = logits.astype(score_dtype(logits.dtype)).reshape(batch, num_beams, -1)
+        symbols = logits.shape[-1]
+        alive = now.log_probs > -jnp.inf
+        # A row of −∞ alone says as little as NaN what comes next.
+        unsaid = jnp.isnan(jax.nn.logsumexp(logits, axis=-1)) | jnp.all(
+            logits == -jnp.inf, axis=-1
+        )
+        failed = now.failed | (unsaid & alive).any(axis=1)
+        steps_log_p = jnp.where(
+            (alive & ~unsaid)[:, :, None], jax.nn.log_softmax(logits), -jnp.inf
+        )
+        every = (now.log_probs[:, :, None] + steps_log_p).reshape(batch, -1)
+        # At most K of the best 2K end, so K others are among them if there are any.
+        count = min(2 * num_beams, num_beams * symbols)
+        best = _checks.largest(every, count)
+        log_probs = jnp.take_along_axis(every, best, axis=1)
+        beam, token = best // symbols, (best % symbols).astype(jnp.int32)
+        here = jnp.arange(steps) == now.index
+        tokens = jnp.where(here, token[:, :, None], rows(now.tokens, beam))
+
+        ends = token == end
+        top = slice(None, num_beams)
+        new = jnp.where(ends & ~done(now)[:, None], log_probs, -jnp.inf)[:, top]
+        of_length = jnp.full_like(now.ended_lengths, now.index + 1)[:, : new.shape[1]]
+        pool = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts, axis=1),
+            (now.ended, now.ended_log_probs, now.ended_scores, now.ended_lengths),
+            (tokens[:, top], new, new / penalty(now.index + 1), of_length),
+        )
+        kept = _checks.largest(pool[2], num_beams)
+        ended, ended_log_probs, ended_scores, ended_lengths = (
+            rows(array, kept) for array in pool
+        )
+
+        others = jnp.where(ends, -jnp.inf, log_probs)
+        lead = _checks.largest(others, min(num_beams, count))
+        lead = jnp.pad(lead, ((0, 0), (0, num_beams - lead.shape[1])), mode="edge")
+        distinct = jnp.arange(num_beams) < count
+        going = jnp.where(distinct, jnp.take_along_axis(others, lead, 1), -jnp.inf)
+        beams = rows(beam, lead)
+        flat = (jnp.arange(batch)[:, None] * num_beams + beams).reshape(-1)
+        return _Search(
+            index=now.index + 1,
+            state=jax.tree.map(lambda x, axis: of_beams(x, axis, flat), state, axes),
+            last=rows(token, lead),
+            tokens=rows(tokens, lead),
+            log_probs=going,
+            ended=ended,
+            ended_log_probs=ended_log_probs,
+            ended_scores=ended_scores,
+            ended_lengths=ended_lengths,
+            failed=failed,
+        )
+
+    found = jax.lax.while_loop(goes_on, extend, start)
+
+    # Sequences without an end stand behind those that have one.
+    left = jnp.where(done(found)[:, None], -jnp.inf, found.log_probs)
+    whole = jnp.full_like(found.ended_lengths, steps)
+    tokens, log_probs, scores, lengths = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts, axis=1),
+        (found.ended, found.ended_log_probs, found.ended_scores, found.ended_lengths),
+        (found.tokens, left, left / penalty(jnp.int32(steps)), whole),
+    )
+    behind = jnp.repeat(jnp.array([0, 1]), num_beams)[None]
+    missing = log_probs == -jnp.inf
+    order = jnp.lexsort((-scores, jnp.where(missing, 2, behind)), axis=-1)
+    order = order[:, :num_beams]
+    tokens, log_probs, scores, lengths, missing = (
+        rows(array, order) for array in (tokens, log_probs, scores, lengths, missing)
+    )
+    failed = found.failed[:, None]
+    return Beams(
+        tokens=jnp.where((missing | failed)[:, :, None], -1, tokens),
+        log_probs=jnp.where(failed, jnp.nan, log_probs),
+        scores=jnp.where(failed, jnp.nan, scores),
+        lengths=jnp.where(missing | failed, 0, lengths),
+        finished=(order < num_beams) & ~missing & ~failed,
+    )

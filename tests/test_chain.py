@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import attn_jax
-from attn_jax.nn.decoder import LstmLayer
+from attn_jax.nn.recurrent import LstmLayer
 from attn_jax.tools.chain import Chain, chain_length
 
 

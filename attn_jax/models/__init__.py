@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from attn_jax.models.encoder_decoder import EncoderDecoder, encoder_decoder_functions
 from attn_jax.models.hybrid import Hybrid
 from attn_jax.models.labeller import BODIES, Labeller
 from attn_jax.models.mlp import Mlp
@@ -24,6 +25,7 @@ __all__ = [
     "BODIES",
     "MODELS",
     "SIZES",
+    "EncoderDecoder",
     "GroupNorm",
     "Hybrid",
     "Labeller",
@@ -34,6 +36,7 @@ __all__ = [
     "ViT",
     "build",
     "default_patch",
+    "encoder_decoder_functions",
     "patchify",
 ]
 

@@ -8,8 +8,11 @@ Arguments of every layer and model, where nothing else is said:
 """
 
 from attn_jax.nn.attention_fn import *
+from attn_jax.nn.causal_attention import *
+from attn_jax.nn.cross_attention import *
 from attn_jax.nn.decoder import *
 from attn_jax.nn.encoder import *
 from attn_jax.nn.positional import *
+from attn_jax.nn.recurrent import *
 from attn_jax.nn.state_space import *
 from attn_jax.nn.streaming import *

@@ -1,12 +1,14 @@
 """A causal decoder: in parallel over a sequence, or token by token with a state.
 
 `Decoder` predicts the next symbol of a sequence. What mixes tokens over time is any
-attention variant that has a step, or an LSTM; the rest is the same pre-norm
-Transformer. Each has two forms that share all parameters: ``decoder(tokens)`` over a
-whole sequence, for training, and ``decoder.step(state, token)`` for one token, which
-`attn_jax.generate` runs.
+attention variant that has a step, or an LSTM; the rest is the same Transformer. Each
+has two forms that share all parameters: ``decoder(tokens)`` over a whole sequence, for
+training, and ``decoder.step(state, token)`` for one token, which `attn_jax.generate`
+and `attn_jax.beam_search` run. Where it has a memory to read, such as what an encoder
+makes of a sentence, `Decoder.remember` makes it ready once, for both.
 
-Letters: B batch, T length, D width, N heads, H size of a head, O size of an output.
+Letters: B batch, T length, S length of a memory, D width, N heads, H size of a head, O
+size of an output.
 """
 
 from __future__ import annotations
@@ -24,247 +26,51 @@ from flax import nnx
 
 from attn_jax import generation
 from attn_jax.attention import _checks
-from attn_jax.multihead import multi_head, multi_head_state, multi_head_step
-from attn_jax.nn.attention_fn import head_params
-from attn_jax.nn.encoder import MlpBlock
+from attn_jax.nn.causal_attention import CausalAttention
+from attn_jax.nn.cross_attention import CrossAttention
+from attn_jax.nn.encoder import MlpBlock, Norm, check_norm
+from attn_jax.nn.recurrent import LstmLayer
 from attn_jax.positions import learned_init, sinusoidal_1d
-from attn_jax.variant import Variant, require, resolve
+from attn_jax.variant import Variant
 
 DType = jax.typing.DTypeLike
 
 __all__ = [
-    "CausalAttention",
     "Decoder",
     "DecoderFunctions",
     "DecoderState",
-    "LstmLayer",
+    "Memory",
     "decoder_functions",
 ]
 
 
-class CausalAttention(nnx.Module):
-    """Causal multi-head self-attention with a parallel and a recurrent form.
+class Memory(NamedTuple):
+    """What a decoder reads beside its own tokens, made ready by `Decoder.remember`.
 
-    Args:
-      dim: width D.
-      num_heads: N; D must be a multiple of it.
-      variant: name, `path/file.py:function`, function, or `Variant`, with a step.
-      max_length: the longest sequence, for a variant whose parameters depend on it.
-
-    Raises:
-      ValueError: if D is no multiple of N, or the variant has no step.
-
-    >>> layer = CausalAttention(8, num_heads=2, variant="linear", rngs=nnx.Rngs(0))
-    >>> layer(jnp.ones((2, 5, 8)), jax.random.key(0)).shape
-    (2, 5, 8)
+    Attributes:
+      key_mask: bool [B, S], True = real.
+      heads: keys and values [B, S, N, H] of each block; empty with a summary.
+      summary: [B, D], all of it in one vector; None where tokens attend to it.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        variant: str | Callable[..., jax.Array] | Variant,
-        max_length: int | None = None,
-        rngs: nnx.Rngs,
-    ):
-        if dim % num_heads:
-            raise ValueError(
-                f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
-                f"{num_heads}."
-            )
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.variant = resolve(variant)
-        require(self.variant, "step")
-        if max_length is not None:
-            self.variant = self.variant.fit(max_length=max_length)
-        # One product for all three, over two axes, is what XLA:CPU is fast at.
-        self.project = nnx.Linear(dim, 3 * dim, rngs=rngs)
-        self.out = nnx.Linear(dim, dim, rngs=rngs)
-        if self.variant.init is not None:
-            sizes = (num_heads, self.head_dim)
-            self.params, self.restore = head_params(self.variant, *sizes, rngs)
-
-    def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key and value, each [..., N, H], of [..., D]."""
-        flat = self.project(x.reshape(-1, x.shape[-1]))
-        query, key, value = (
-            part.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-            for part in jnp.split(flat, 3, axis=-1)
-        )
-        return query, key, value
-
-    def _merge(self, out: jax.Array) -> jax.Array:
-        flat = out.reshape(-1, self.num_heads * self.head_dim)
-        return self.out(flat).reshape(*out.shape[:-2], flat.shape[-1])
-
-    def _carried(self, rng: jax.Array) -> dict[str, Any]:
-        """Parameters and key of the variant, for both forms alike."""
-        has = self.variant.init is not None
-        return {
-            "params": self.restore(self.params) if has else None,
-            "rng": rng if self.variant.stochastic else None,
-        }
-
-    def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; ``rng`` is the key of a random variant."""
-        attend = multi_head(self.variant)
-        # A variant without `is_causal` is causal by itself, as its step is.
-        causal = {"is_causal": True} if self.variant.causal else {}
-        return self._merge(attend(*self._heads(x), **self._carried(rng), **causal))
-
-    def init_state(self, batch: int, length: int, dtype: DType | None = None) -> Any:
-        """The state before the first token, with room for ``length`` of them."""
-        return multi_head_state(
-            self.variant,
-            batch,
-            self.num_heads,
-            length=length,
-            head_dim=self.head_dim,
-            dtype=self.project.kernel.dtype if dtype is None else dtype,
-        )
-
-    def step(
-        self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
-    ) -> tuple[Any, jax.Array]:
-        """Maps the token [B, D] at a position to (state, [B, D])."""
-        step = multi_head_step(self.variant)
-        state, out = step(state, position, *self._heads(x), **self._carried(rng))
-        return state, self._merge(out)
-
-
-class LstmState(NamedTuple):
-    """The carry of an LSTM layer: output and memory cell, each [B, hidden units]."""
-
-    hidden: jax.Array
-    cell: jax.Array
-
-
-def _advance(
-    kernel: jax.Array, state: LstmState, gates: jax.Array
-) -> tuple[LstmState, jax.Array]:
-    """A token of an LSTM layer: U [N, 4 N], the state, and W x + b, [B, 4 N]."""
-    wide = jnp.promote_types(state.hidden.dtype, kernel.dtype)
-    gates = gates + state.hidden.astype(wide) @ kernel.astype(wide)
-    write, keep, new, show = jnp.split(gates, 4, axis=-1)
-    cell = jax.nn.sigmoid(keep) * state.cell
-    cell = cell + jax.nn.sigmoid(write) * jnp.tanh(new)
-    hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
-    # The state keeps its dtype, whatever that of the input is.
-    kept = (
-        new.astype(old.dtype) for new, old in zip((hidden, cell), state, strict=True)
-    )
-    return LstmState(*kept), hidden
-
-
-def _scan(gates: jax.Array, kernel: jax.Array, state: LstmState) -> jax.Array:
-    """Outputs [T, B, N] of all tokens: W x + b [T, B, 4 N], U [N, 4 N], the state."""
-    return jax.lax.scan(functools.partial(_advance, kernel), state, gates)[1]
-
-
-_recurrence = jax.custom_vjp(_scan)
-
-
-def _forward(
-    gates: jax.Array, kernel: jax.Array, state: LstmState
-) -> tuple[jax.Array, Any]:
-    hidden, pull = jax.vjp(lambda g, s: _scan(g, kernel, s), gates, state)
-    return hidden, (pull, hidden, kernel, state.hidden)
-
-
-def _backward(kept: Any, cotangent: jax.Array) -> tuple[Any, ...]:
-    """U's gradient is one product after the loop, not a sum that grows in it.
-
-    Summed in the loop, it would be added up over the devices at every token.
-    """
-    pull, hidden, kernel, first = kept
-    gates, state = pull(cotangent)
-    before = jnp.concatenate([first[None].astype(hidden.dtype), hidden[:-1]])
-    grown = jnp.einsum("tbn,tbm->nm", before.astype(gates.dtype), gates)
-    return gates, grown.astype(kernel.dtype), state
-
-
-_recurrence.defvjp(_forward, _backward)
-
-
-class LstmLayer(nnx.Module):
-    """A layer of long short-term memory, with a map back to the width of its input.
-
-    i, f, g, o = W x_t + U h_{t−1} + b,  c_t = σ(f) c_{t−1} + σ(i) tanh(g),
-    h_t = σ(o) tanh(c_t),  output = V h_t
-
-    W x is one product for the whole sequence; only U h waits for the token before.
-    The forget gate begins open, with a bias of one.
-
-    Args:
-      dim: width D of input and output.
-      hidden_dim: number of hidden units.
-
-    Reference: Hochreiter and Schmidhuber, 1997, long short-term memory; the bias as in
-    Jozefowicz et al., 2015, an empirical exploration of recurrent networks.
-
-    >>> layer = LstmLayer(8, 10, rngs=nnx.Rngs(0))
-    >>> layer(jnp.ones((2, 5, 8))).shape
-    (2, 5, 8)
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
-        bias = np.repeat(np.array([0, 1, 0, 0], np.float32), hidden_dim)
-        self.hidden_dim = hidden_dim
-        self.into = nnx.Linear(
-            dim, 4 * hidden_dim, bias_init=lambda *_: jnp.asarray(bias), rngs=rngs
-        )
-        self.recur = nnx.Linear(
-            hidden_dim,
-            4 * hidden_dim,
-            use_bias=False,
-            kernel_init=nnx.initializers.orthogonal(),
-            rngs=rngs,
-        )
-        self.out = nnx.Linear(hidden_dim, dim, rngs=rngs)
-
-    def __call__(self, x: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D], from the beginning; nothing is random."""
-        batch, length, dim = x.shape
-        # Flat with the batch first: so XLA keeps a batch split over devices as it is.
-        gates = self.into(x.reshape(-1, dim)).reshape(batch, length, -1)
-        state = self.init_state(batch, length)
-        kernel = self.recur.kernel[...]
-        gates = jnp.swapaxes(gates, 0, 1)
-        given = _checks.varying((gates, kernel, state), gates, kernel)
-        hidden = _recurrence(*given)
-        hidden = jnp.swapaxes(hidden, 0, 1).reshape(batch * length, -1)
-        return self.out(hidden).reshape(batch, length, dim)
-
-    def init_state(
-        self, batch: int, length: int, dtype: DType | None = None
-    ) -> LstmState:
-        """The state before the first token, zeros; it has room for any length."""
-        del length
-        dtype = self.recur.kernel.dtype if dtype is None else dtype
-        zeros = jnp.zeros((batch, self.hidden_dim), dtype)
-        return LstmState(zeros, zeros)
-
-    def step(
-        self,
-        state: LstmState,
-        position: jax.Array,
-        x: jax.Array,
-        rng: jax.Array | None = None,
-    ) -> tuple[LstmState, jax.Array]:
-        """Maps the next token [B, D], wherever it stands, to (state, [B, D])."""
-        state, hidden = _advance(self.recur.kernel[...], state, self.into(x))
-        return state, self.out(hidden)
+    key_mask: jax.Array
+    heads: tuple[tuple[jax.Array, jax.Array], ...]
+    summary: jax.Array | None
 
 
 class DecoderBlock(nnx.Module):
-    """Pre-norm block: ``x ← x + mix(norm(x))``, then ``x ← x + mlp(norm(x))``.
+    """A block: mix tokens over time, read a memory, a feed-forward network.
+
+    Of each part f: ``x ← x + f(norm(x))``, or post-norm, ``x ← norm(x + f(x))``.
 
     Args:
       dim: width D.
       make_mix: makes the layer that mixes tokens over time.
       mlp_dim: hidden width of the feed-forward network; None = there is none, as in the
         LSTM of the textbook, which has norm and residual connection alone.
+      make_cross: makes the layer that reads a memory; None = there is none.
+      norm: "pre" or "post".
+      dropout_rate: of each part's output, and of the network's hidden units.
     """
 
     def __init__(
@@ -273,28 +79,97 @@ class DecoderBlock(nnx.Module):
         make_mix: Callable[[], CausalAttention | LstmLayer],
         *,
         mlp_dim: int | None,
+        make_cross: Callable[[], CrossAttention] | None = None,
+        norm: Norm = "pre",
+        dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        self.pre = norm == "pre"
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
         self.mix = make_mix()
+        self.has_cross = make_cross is not None
+        if make_cross is not None:
+            self.cross_norm = nnx.LayerNorm(dim, rngs=rngs)
+            self.cross = make_cross()
         self.has_mlp = mlp_dim is not None
         if mlp_dim is not None:
             self.mlp_norm = nnx.LayerNorm(dim, rngs=rngs)
-            self.mlp = MlpBlock(dim, mlp_dim, rngs=rngs)
+            self.mlp = MlpBlock(dim, mlp_dim, dropout_rate=dropout_rate, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout_rate)
 
-    def _finish(self, x: jax.Array) -> jax.Array:
-        return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+    def _given(self, norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
+        """What a part is given."""
+        return norm(x) if self.pre else x
 
-    def __call__(self, x: jax.Array, rng: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]."""
-        return self._finish(x + self.mix(self.norm(x), rng))
+    def _joined(
+        self, norm: nnx.LayerNorm, x: jax.Array, h: jax.Array, **dropout: Any
+    ) -> jax.Array:
+        """Tokens, with what a part makes of them."""
+        x = x + self.dropout(h, **dropout)
+        return x if self.pre else norm(x)
+
+    def _finish(
+        self,
+        x: jax.Array,
+        heads: tuple[jax.Array, jax.Array] | None,
+        key_mask: jax.Array | None,
+        rng: jax.Array,
+        **dropout: Any,
+    ) -> jax.Array:
+        """What comes after mixing, for tokens [B, T, D]."""
+        if self.has_cross:
+            assert heads is not None and key_mask is not None
+            h = self.cross(self._given(self.cross_norm, x), heads, key_mask, rng)
+            x = self._joined(self.cross_norm, x, h, **dropout)
+        if self.has_mlp:
+            h = self.mlp(self._given(self.mlp_norm, x), **dropout)
+            x = self._joined(self.mlp_norm, x, h, **dropout)
+        return x
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rng: jax.Array,
+        heads: tuple[jax.Array, jax.Array] | None = None,
+        key_mask: jax.Array | None = None,
+        **dropout: Any,
+    ) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D], with a memory's heads and mask if it reads one.
+
+        ``dropout`` is `deterministic` and `rngs`.
+        """
+        h = self.mix(self._given(self.norm, x), rng)
+        x = self._joined(self.norm, x, h, **dropout)
+        return self._finish(x, heads, key_mask, rng, **dropout)
 
     def step(
-        self, state: Any, position: jax.Array, x: jax.Array, rng: jax.Array
+        self,
+        state: Any,
+        position: jax.Array,
+        x: jax.Array,
+        rng: jax.Array,
+        heads: tuple[jax.Array, jax.Array] | None = None,
+        key_mask: jax.Array | None = None,
     ) -> tuple[Any, jax.Array]:
-        """Maps the token [B, D] at a position to (state, [B, D])."""
-        state, h = self.mix.step(state, position, self.norm(x), rng)
-        return state, self._finish(x + h)
+        """Maps the token [B · K, D] at a position to (state, [B · K, D]).
+
+        Each K tokens one after the other read one memory of the B.
+        """
+        state, h = self.mix.step(state, position, self._given(self.norm, x), rng)
+        x = self._joined(self.norm, x, h)
+        of_memories = x[None] if heads is None else _by_memory(x, heads[0].shape[0])
+        x = self._finish(of_memories, heads, key_mask, rng).reshape(x.shape)
+        return state, x
+
+
+def _by_memory(x: jax.Array, count: int) -> jax.Array:
+    """Tokens [B · K, D] as [B, K, D], K of them for each of B memories."""
+    if x.shape[0] % count:
+        raise ValueError(
+            f"`token` must be [B] or [B · K] with B={count}, the batch of the memory, "
+            f"but there are {x.shape[0]} tokens."
+        )
+    return x.reshape(count, -1, x.shape[-1])
 
 
 class DecoderState(NamedTuple):
@@ -324,13 +199,24 @@ class Decoder(nnx.Module):
       mlp_dim: hidden width of the feed-forward network beside attention; None = 4D.
       hidden_dim: hidden units of an LSTM; None = 5D/4, with which a block has about
         the parameters of an attention block.
-      positions: "sinusoidal", "learned", or a fixed table [max_length, D].
+      positions: "sinusoidal", "learned", "rope" (queries and keys are turned), "none",
+        or a fixed table [max_length, D].
       head_bias: first bias [O] of the output layer; None = zeros.
+      cross: how each block reads a memory beside its own tokens: an attention variant
+        that has `cross`, as `mixer`; "summary" = tokens get one vector of all of it
+        added, made of its first and its last real vector; None = there is no memory.
+      max_memory: the longest memory, for a variant whose parameters depend on it.
+      norm: "pre" or "post" layer normalisation.
+      tied: whether the output layer is the table of the input, as in the Transformer;
+        then O is `num_symbols`, vectors are scaled by √D, and there is no bias.
+      dropout_rate: while training, of the embedded tokens, of what each part of a block
+        adds, and of hidden units.
 
     Raises:
       ValueError: for a mixer without a step, or positions or shapes that do not fit.
 
-    Reference: Katharopoulos et al., 2020, arXiv:2006.16236.
+    References: Vaswani et al., 2017, arXiv:1706.03762; Katharopoulos et al., 2020,
+    arXiv:2006.16236; the summary as in Cho et al., 2014, arXiv:1406.1078.
 
     >>> decoder = Decoder(10, 10, mixer="linear", dim=8, depth=1, num_heads=2,
     ...                   max_length=5, rngs=nnx.Rngs(0))
@@ -354,28 +240,37 @@ class Decoder(nnx.Module):
         num_heads: int = 1,
         mlp_dim: int | None = None,
         hidden_dim: int | None = None,
-        positions: Literal["sinusoidal", "learned"] | np.ndarray = "sinusoidal",
+        positions: Literal["sinusoidal", "learned", "rope", "none"]
+        | np.ndarray = "sinusoidal",
         head_bias: np.ndarray | None = None,
+        cross: str | Callable[..., jax.Array] | Variant | None = None,
+        max_memory: int | None = None,
+        norm: Norm = "pre",
+        tied: bool = False,
+        dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
         self.max_length = max_length
+        self.scale = math.sqrt(dim) if tied else 1.0
         self.embed = nnx.Embed(
             num_symbols,
             dim,
-            embedding_init=nnx.initializers.normal(1.0),
+            embedding_init=nnx.initializers.normal(1.0 / self.scale),
             rngs=rngs,
         )
-        self.positions: nnx.Variable
+        self.positions: nnx.Variable | None
         if isinstance(positions, str):
             if positions == "learned":
                 table = learned_init(rngs.params(), max_length, dim)
                 self.positions = nnx.Param(table)
             elif positions == "sinusoidal":
                 self.positions = nnx.Variable(sinusoidal_1d(max_length, dim))
+            elif positions in ("rope", "none"):
+                self.positions = None
             else:
                 raise ValueError(
-                    "`positions` must be 'sinusoidal', 'learned' or a table "
-                    f"[max_length, D], but is {positions!r}."
+                    "`positions` must be 'sinusoidal', 'learned', 'rope', 'none' or a "
+                    f"table [max_length, D], but is {positions!r}."
                 )
         else:
             if positions.shape != (max_length, dim):
@@ -384,9 +279,16 @@ class Decoder(nnx.Module):
                     f"has shape {positions.shape}."
                 )
             self.positions = nnx.Variable(jnp.asarray(positions, jnp.float32))
+        check_norm(norm)
         hidden_dim = 5 * dim // 4 if hidden_dim is None else hidden_dim
 
         recurrent = isinstance(mixer, str) and mixer == "lstm"
+        rotated = isinstance(positions, str) and positions == "rope"
+        if recurrent and rotated:
+            raise ValueError(
+                "`positions` must be other than 'rope' with mixer='lstm', which has no "
+                "queries and keys to turn."
+            )
 
         def mix() -> CausalAttention | LstmLayer:
             if recurrent:
@@ -396,55 +298,156 @@ class Decoder(nnx.Module):
                 num_heads=num_heads,
                 variant=mixer,
                 max_length=max_length,
+                rotated=rotated,
+                rngs=rngs,
+            )
+
+        self.reads: Literal["heads", "summary"] | None = None
+        make_cross = None
+        if isinstance(cross, str) and cross == "summary":
+            self.reads = "summary"
+            self.summary = nnx.Linear(2 * dim, dim, rngs=rngs)
+        elif cross is not None:
+            self.reads = "heads"
+            make_cross = functools.partial(
+                CrossAttention,
+                dim,
+                num_heads=num_heads,
+                variant=cross,
+                max_length=max_memory,
                 rngs=rngs,
             )
 
         width: int | None = 4 * dim if mlp_dim is None else mlp_dim
         width = None if recurrent else width
         blocks = [
-            DecoderBlock(dim, mix, mlp_dim=width, rngs=rngs) for _ in range(depth)
+            DecoderBlock(
+                dim,
+                mix,
+                mlp_dim=width,
+                make_cross=make_cross,
+                norm=norm,
+                dropout_rate=dropout_rate,
+                rngs=rngs,
+            )
+            for _ in range(depth)
         ]
         self.blocks = nnx.List(blocks)
-        self.norm = nnx.LayerNorm(dim, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, rngs=rngs) if norm == "pre" else None
+        self.dropout = nnx.Dropout(dropout_rate)
         bias = np.zeros(num_outputs, np.float32) if head_bias is None else head_bias
         if bias.shape != (num_outputs,):
             raise ValueError(
                 f"`head_bias` must be [O] = {(num_outputs,)}, but has shape "
                 f"{bias.shape}."
             )
-        self.head = nnx.Linear(
-            dim,
-            num_outputs,
-            kernel_init=nnx.initializers.normal(0.1 / math.sqrt(dim)),
-            bias_init=lambda *_: jnp.asarray(bias, jnp.float32),
-            rngs=rngs,
+        if tied and (num_outputs != num_symbols or head_bias is not None):
+            raise ValueError(
+                "tied=True needs as many outputs as symbols and no `head_bias`, but "
+                f"there are {num_symbols} symbols and {num_outputs} outputs."
+            )
+        self.head = (
+            None
+            if tied
+            else nnx.Linear(
+                dim,
+                num_outputs,
+                kernel_init=nnx.initializers.normal(0.1 / math.sqrt(dim)),
+                bias_init=lambda *_: jnp.asarray(bias, jnp.float32),
+                rngs=rngs,
+            )
         )
 
-    def _embedded(self, tokens: jax.Array) -> jax.Array:
-        """Tokens [...] as vectors [..., D]; NaN for a traced one that is no symbol."""
+    def embedded(self, tokens: jax.Array, name: str = "tokens") -> jax.Array:
+        """Tokens [...] as vectors [..., D]; NaN for a traced one that is no symbol.
+
+        Args:
+          tokens: integers of any width.
+          name: of the argument, for messages.
+        """
         table = self.embed.embedding[...]
-        return _checks.rows_at(
-            table, _checks.check_ids("tokens", tokens, table.shape[0])
-        )
+        ids = _checks.check_ids(name, tokens, table.shape[0])
+        x = _checks.rows_at(table, ids)
+        return x if self.scale == 1.0 else x * jnp.asarray(self.scale, x.dtype)
+
+    def _outputs(self, x: jax.Array) -> jax.Array:
+        """Outputs [n, O] of [n, D]."""
+        x = x if self.norm is None else self.norm(x)
+        if self.head is not None:
+            return self.head(x)
+        return x @ self.embed.embedding[...].T.astype(x.dtype)
+
+    def _of_memory(self, memory: Memory | None) -> list[dict[str, Any]]:
+        """What each block is given of a memory."""
+        if (memory is not None) != (self.reads is not None):
+            needs = "needs" if memory is None else "was made without"
+            raise ValueError(
+                f"This decoder {needs} a `memory`: see `cross` and `remember`."
+            )
+        if memory is None or self.reads == "summary":
+            return [{} for _ in self.blocks]
+        return [dict(heads=heads, key_mask=memory.key_mask) for heads in memory.heads]
+
+    def remember(self, memory: jax.Array, key_mask: jax.Array | None = None) -> Memory:
+        """Makes a memory ready to be read, once for all tokens.
+
+        Args:
+          memory: [B, S, D].
+          key_mask: bool [B, S], True = real, or None; padding comes last.
+
+        Raises:
+          ValueError: if the decoder was made without `cross`, or for other shapes.
+        """
+        if self.reads is None:
+            self._of_memory(Memory(jnp.ones((1, 1), bool), (), None))
+        batch, length, _ = _checks_shape(memory, self.embed.features)
+        if key_mask is None:
+            key_mask = jnp.ones((batch, length), bool)
+        _checks.check_bool("key_mask", key_mask)
+        if key_mask.shape != (batch, length):
+            raise ValueError(
+                f"`key_mask` must be [B, S] = {(batch, length)}, but has shape "
+                f"{tuple(key_mask.shape)}."
+            )
+        memory = jnp.where(key_mask[:, :, None], memory, 0)
+        if self.reads == "heads":
+            heads = tuple(block.cross.remember(memory) for block in self.blocks)
+            return Memory(key_mask, heads, None)
+        last = jnp.maximum(key_mask.sum(axis=1) - 1, 0)
+        ends = [memory[:, 0], jnp.take_along_axis(memory, last[:, None, None], 1)[:, 0]]
+        summary = self.summary(jnp.concatenate(ends, axis=-1))
+        return Memory(key_mask, (), summary)
 
     def _rngs(self, rng: jax.Array | None) -> list[jax.Array]:
         """A key of random attention for every block."""
         rng = jax.random.key(0) if rng is None else rng
         return [jax.random.fold_in(rng, index) for index in range(len(self.blocks))]
 
-    def __call__(self, tokens: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        memory: Memory | None = None,
+        *,
+        rng: jax.Array | None = None,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
         """Outputs of all positions at once.
 
         Args:
           tokens: integers [B, T] of any width, T ≤ max_length.
+          memory: of `remember`, where the decoder reads one.
           rng: key of a random variant; None = the one that `step` uses.
+          deterministic: whether dropout is off.
+          rngs: stream `dropout`, where it is on.
 
         Returns:
-          [B, T, O]; output t depends on tokens 0 … t alone.
+          [B, T, O]; output t depends on tokens 0 … t alone, and on the memory.
 
         Raises:
-          ValueError: on another shape, a sequence that is too long, or a known token
-            that is no symbol. A traced one gives NaN.
+          ValueError: on another shape, a sequence that is too long, a memory that is
+            missing or not read, or a known token that is no symbol. A traced one gives
+            NaN.
           TypeError: if tokens are no integers.
         """
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_length:
@@ -452,12 +455,19 @@ class Decoder(nnx.Module):
                 f"`tokens` must be [B, T] with 1 ≤ T ≤ max_length={self.max_length}, "
                 f"but has shape {tuple(tokens.shape)}."
             )
-        x = self._embedded(tokens)
-        x = x + self.positions[...][None, : tokens.shape[1]].astype(x.dtype)
-        for block, key in zip(self.blocks, self._rngs(rng), strict=True):
-            x = block(x, key)
-        x = self.norm(x)
-        out = self.head(x.reshape(-1, x.shape[-1]))
+        of_memory = self._of_memory(memory)
+        dropout: dict[str, Any] = dict(deterministic=deterministic, rngs=rngs)
+        x = self.embedded(tokens)
+        if self.positions is not None:
+            x = x + self.positions[...][None, : tokens.shape[1]].astype(x.dtype)
+        if memory is not None and memory.summary is not None:
+            x = x + memory.summary[:, None]
+        x = self.dropout(x, **dropout)
+        for block, key, given in zip(
+            self.blocks, self._rngs(rng), of_memory, strict=True
+        ):
+            x = block(x, key, **given, **dropout)
+        out = self._outputs(x.reshape(-1, x.shape[-1]))
         return out.reshape(*x.shape[:-1], -1)
 
     def init_state(
@@ -484,7 +494,7 @@ class Decoder(nnx.Module):
         return DecoderState(jnp.zeros((), jnp.int32), layers)
 
     def step(
-        self, state: DecoderState, token: jax.Array
+        self, state: DecoderState, token: jax.Array, memory: Memory | None = None
     ) -> tuple[DecoderState, jax.Array]:
         """One token: the new state, and the output for what comes after.
 
@@ -493,30 +503,50 @@ class Decoder(nnx.Module):
         Args:
           state: of `init_state`, or of the step before.
           token: integers [B] of any width.
+          memory: of `remember`, where the decoder reads one, of B or, where each K
+            tokens read the same, as beams do, of B / K.
 
         Returns:
           The state, and the output [B, O].
 
         Raises:
-          ValueError: for a known token that is no symbol, or one more than there is
-            room for. Where that is traced, it gives NaN.
+          ValueError: for a known token that is no symbol, one more than there is room
+            for, or a memory that is missing, not read or of another batch. Where a
+            token or the room is traced, it gives NaN.
           TypeError: if tokens are no integers.
         """
         position = _checks.as_int32("state.position", state.position)
         why = ": the decoder was made for max_length tokens"
         place = _checks.check_ids("state.position", position, self.max_length, why=why)
-        code = jax.lax.dynamic_index_in_dim(
-            self.positions[...], jnp.maximum(place, 0), keepdims=True
-        )
-        x = self._embedded(token)
+        of_memory = self._of_memory(memory)
+        x = self.embedded(token)
+        code = jnp.zeros((), x.dtype)
+        if self.positions is not None:
+            code = jax.lax.dynamic_index_in_dim(
+                self.positions[...], jnp.maximum(place, 0), keepdims=True
+            )
         x = x + jnp.where(place >= 0, code, jnp.nan).astype(x.dtype)
+        if memory is not None and memory.summary is not None:
+            each = _by_memory(x, memory.summary.shape[0]) + memory.summary[:, None]
+            x = each.reshape(x.shape)
         layers = []
-        for block, layer, key in zip(
-            self.blocks, state.layers, self._rngs(None), strict=True
+        for block, layer, key, given in zip(
+            self.blocks, state.layers, self._rngs(None), of_memory, strict=True
         ):
-            layer, x = block.step(layer, position, x, key)
+            layer, x = block.step(layer, position, x, key, **given)
             layers.append(layer)
-        return DecoderState(position + 1, tuple(layers)), self.head(self.norm(x))
+        return DecoderState(position + 1, tuple(layers)), self._outputs(x)
+
+
+def _checks_shape(memory: jax.Array, dim: int) -> tuple[int, int, int]:
+    """The shape [B, S, D] of a memory of width D."""
+    if memory.ndim != 3 or memory.shape[1] < 1 or memory.shape[2] != dim:
+        raise ValueError(
+            f"`memory` must be [B, S, D] with S ≥ 1 and D={dim}, but has shape "
+            f"{tuple(memory.shape)}."
+        )
+    batch, length, _ = memory.shape
+    return batch, length, dim
 
 
 class DecoderFunctions(NamedTuple):

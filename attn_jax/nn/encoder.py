@@ -1,11 +1,11 @@
-"""The pre-norm Transformer encoder that every attention model here is built of."""
+"""The Transformer encoder that every attention model here is built of."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from attn_jax.variant import Variant
 __all__ = ["Encoder", "EncoderBlock", "MlpBlock"]
 
 DType = jax.typing.DTypeLike
+Norm = Literal["pre", "post"]
 
 
 class MlpBlock(nnx.Module):
@@ -67,6 +68,8 @@ class MlpBlock(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Pre-norm block, ``x ← x + attend(norm(x))``, then ``x ← x + mlp(norm(x))``.
 
+    Post-norm, as in the first Transformer: ``x ← norm(x + attend(x))``, and likewise.
+
     Args:
       dim: width D of the tokens.
       num_heads: number of heads N; D must be a multiple of it.
@@ -81,14 +84,15 @@ class EncoderBlock(nnx.Module):
         None leaves that to the tokens. What a kind adds to the input is added by
         `Encoder` alone.
       block_index: number of the block among those that share ``positions``.
+      norm: "pre" or "post".
 
     Raises:
       ValueError: if the heads do not divide the width, or ``positions`` were made for
         other sizes or cannot serve this attention.
       TypeError: if ``positions`` is no module of positions.
 
-    Reference: Xiong et al., On Layer Normalization in the Transformer
-    Architecture, arXiv:2002.04745.
+    References: Vaswani et al., Attention Is All You Need, arXiv:1706.03762; Xiong et
+    al., On Layer Normalization in the Transformer Architecture, arXiv:2002.04745.
 
     >>> block = EncoderBlock(8, num_heads=2, mlp_dim=16, rngs=nnx.Rngs(0))
     >>> block(jnp.ones((2, 5, 8))).shape
@@ -106,9 +110,11 @@ class EncoderBlock(nnx.Module):
         dropout_rate: float = 0.0,
         positions: Positions | None = None,
         block_index: int = 0,
+        norm: Norm = "pre",
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
+        self.pre = check_norm(norm) == "pre"
         if dim % num_heads:
             raise ValueError(
                 f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
@@ -167,23 +173,26 @@ class EncoderBlock(nnx.Module):
         _check_mask(mask, x)
         with training(not deterministic):
             h = self.attention(
-                self.attention_norm(x),
+                self.attention_norm(x) if self.pre else x,
                 mask=mask,
                 deterministic=deterministic,
                 rngs=rngs,
             )
         x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
-        h = self.mlp(self.mlp_norm(x), deterministic=deterministic, rngs=rngs)
-        return x + self.dropout(h, deterministic=deterministic, rngs=rngs)
+        x = x if self.pre else self.attention_norm(x)
+        h = self.mlp_norm(x) if self.pre else x
+        h = self.mlp(h, deterministic=deterministic, rngs=rngs)
+        x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
+        return x if self.pre else self.mlp_norm(x)
 
 
 class Encoder(nnx.Module):
-    """``depth`` pre-norm blocks and a final layer normalisation.
+    """``depth`` blocks and, behind pre-norm ones, a final layer normalisation.
 
     Args:
       depth: number of blocks L.
-      dim, num_heads, mlp_dim, attention, max_length, dropout_rate, dtype, rngs: as in
-        `EncoderBlock`.
+      dim, num_heads, mlp_dim, attention, max_length, dropout_rate, norm, dtype, rngs:
+        as in `EncoderBlock`.
       positions: how it learns the order of the tokens, by `make_positions`, at its
         input or in every block; None leaves that to the tokens.
 
@@ -207,6 +216,7 @@ class Encoder(nnx.Module):
         max_length: int | None = None,
         dropout_rate: float = 0.0,
         positions: Positions | None = None,
+        norm: Norm = "pre",
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
@@ -222,11 +232,13 @@ class Encoder(nnx.Module):
             max_length=max_length,
             dropout_rate=dropout_rate,
             positions=positions,
+            norm=norm,
             dtype=dtype,
             rngs=rngs,
         )
         self.blocks = nnx.List([make(block_index=index) for index in range(depth)])
-        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
+        pre = norm == "pre"
+        self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs) if pre else None
 
     def __call__(
         self,
@@ -277,7 +289,13 @@ class Encoder(nnx.Module):
         with shared_tables(tables):
             for block in self.blocks:
                 x = block(x, mask, deterministic=deterministic, rngs=rngs)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
+
+
+def check_norm(norm: Norm) -> Norm:
+    """The place of layer normalisation, if it is one."""
+    _checks.check_choice("norm", norm, get_args(Norm))
+    return norm
 
 
 def _check_mask(mask: Any, x: jax.Array) -> None:

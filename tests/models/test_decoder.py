@@ -12,12 +12,9 @@ import pytest
 from flax import nnx
 
 from attn_jax import resolve, sample_symbols, variants_with
-from attn_jax.nn.decoder import (
-    CausalAttention,
-    Decoder,
-    LstmLayer,
-    decoder_functions,
-)
+from attn_jax.nn.causal_attention import CausalAttention
+from attn_jax.nn.decoder import Decoder, decoder_functions
+from attn_jax.nn.recurrent import LstmLayer
 
 LENGTH = 24
 OPTIONS = {
@@ -173,7 +170,7 @@ def test_bad_arguments_are_named(tokens):
     with pytest.raises(ValueError, match="unknown attention variant 'gru'"):
         _make("gru")
     with pytest.raises(ValueError, match="`positions` must be"):
-        _make("linear", positions="rope")
+        _make("linear", positions="alibi")
     with pytest.raises(ValueError, match=r"`positions` must be \[max_length"):
         _make("linear", positions=np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match="`head_bias` must be"):

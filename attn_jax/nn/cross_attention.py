@@ -1,0 +1,134 @@
+"""Attention of tokens to a memory, such as what an encoder makes of a sentence.
+
+Letters: B batch, T tokens, S length of the memory, D width, N heads, H size of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attn_jax.multihead import multi_head, multi_head_init
+from attn_jax.nn.attention_fn import head_params
+from attn_jax.nn.causal_attention import size_of_head
+from attn_jax.variant import Variant, require, resolve
+
+__all__ = ["CrossAttention"]
+
+
+@functools.lru_cache(maxsize=64)
+def _check_rows_apart(variant: Variant) -> None:
+    """Raises unless a query gets the same whatever other queries there are.
+
+    They come one after the other in generation, and all at once in training.
+    """
+    with jax.ensure_compile_time_eval():
+        keys = jax.random.split(jax.random.key(0), 4)
+        query, key, value = (
+            jax.random.normal(k, (1, t, 1, 8))
+            for k, t in zip(keys, (4, 5, 5), strict=False)
+        )
+        given: dict[str, Any] = {"key_mask": jnp.arange(5)[None] < 4}
+        if variant.init is not None:
+            given["params"] = multi_head_init(variant, keys[3], 1, 8)
+        if variant.stochastic:
+            given["rng"] = keys[3]
+        attend = multi_head(variant)
+        whole = attend(query, key, value, **given)
+        alone = attend(query[:, :1], key, value, **given)
+        same = np.allclose(whole[:, :1], alone, atol=1e-4)
+    if not same:
+        raise ValueError(
+            f"`cross` must be attention of each query by itself, as queries come one "
+            f"after the other in generation, but what {variant.name!r} gives a query "
+            "depends on the queries beside it."
+        )
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention of tokens to a memory.
+
+    Args:
+      dim: width D of tokens and memory.
+      num_heads: N; D must be a multiple of it.
+      variant: name, `path/file.py:function`, function, or `Variant`, with `cross`,
+        whose parameters do not depend on the number of queries.
+      max_length: the longest memory, for a variant whose parameters depend on it.
+
+    Raises:
+      ValueError: if D is no multiple of N, or the variant has no `cross`, cannot leave
+        out padding, or does not treat each query by itself.
+
+    Reference: Vaswani et al., 2017, arXiv:1706.03762, section 3.2.3.
+
+    >>> layer = CrossAttention(8, num_heads=2, variant="additive", rngs=nnx.Rngs(0))
+    >>> heads, real = layer.remember(jnp.ones((2, 5, 8))), jnp.ones((2, 5), bool)
+    >>> layer(jnp.ones((2, 3, 8)), heads, real, jax.random.key(0)).shape
+    (2, 3, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        variant: str | Callable[..., jax.Array] | Variant,
+        max_length: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads, self.head_dim = num_heads, size_of_head(dim, num_heads)
+        self.variant = resolve(variant)
+        require(self.variant, "cross")
+        if not self.variant.mask:
+            require(self.variant, "key_mask")
+        if max_length is not None:
+            self.variant = self.variant.fit(max_length=max_length)
+        _check_rows_apart(self.variant)
+        self.query = nnx.Linear(dim, dim, rngs=rngs)
+        self.memory = nnx.Linear(dim, 2 * dim, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, rngs=rngs)
+        if self.variant.init is not None:
+            sizes = (num_heads, self.head_dim)
+            self.params, self.restore = head_params(self.variant, *sizes, rngs)
+
+    def remember(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [B, S, N, H], of a memory [B, S, D]."""
+        flat = self.memory(memory.reshape(-1, memory.shape[-1]))
+        key, value = (
+            part.reshape(*memory.shape[:-1], self.num_heads, self.head_dim)
+            for part in jnp.split(flat, 2, axis=-1)
+        )
+        return key, value
+
+    def __call__(
+        self,
+        x: jax.Array,
+        heads: tuple[jax.Array, jax.Array],
+        key_mask: jax.Array,
+        rng: jax.Array,
+    ) -> jax.Array:
+        """Maps tokens [B, T, D] to [B, T, D].
+
+        Args:
+          x: the tokens.
+          heads: of `remember`.
+          key_mask: bool [B, S], True = real.
+          rng: key of a random variant.
+        """
+        flat = self.query(x.reshape(-1, x.shape[-1]))
+        query = flat.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        has = self.variant.init is not None
+        out = multi_head(self.variant)(
+            query,
+            *heads,
+            key_mask=key_mask,
+            params=self.restore(self.params) if has else None,
+            rng=rng if self.variant.stochastic else None,
+        )
+        return self.out(out.reshape(-1, x.shape[-1])).reshape(x.shape)
