@@ -21,6 +21,7 @@ from flax import nnx
 from attn_jax import generation
 from attn_jax.attention import _checks
 from attn_jax.models.labeller import RecurrentBody
+from attn_jax.nn.attention_fn import AttentionState
 from attn_jax.nn.decoder import Decoder, DecoderState, Memory
 from attn_jax.nn.encoder import Encoder, Norm
 from attn_jax.nn.positional import make_positions
@@ -236,12 +237,16 @@ class EncoderDecoderFunctions(NamedTuple):
       encode: ``(params, source, key_mask=None) -> Memory``, compiled.
       step: ``((params, memory), state, token [B]) -> (state, logits [B, O])``.
       init: ``(B, L) -> state``, with room for L symbols.
+      weights: ``(params, source, target, key_mask=None) -> [B, N, T, S]`` of each
+        block: what each target symbol, which is known, looks at when the next is to be
+        told; compiled.
     """
 
     apply: Callable[..., jax.Array]
     encode: Callable[..., Memory]
     step: Callable[[Any, DecoderState, jax.Array], tuple[DecoderState, jax.Array]]
     init: Callable[..., DecoderState]
+    weights: Callable[..., list[jax.Array]]
 
     def generate(
         self,
@@ -306,7 +311,8 @@ def encoder_decoder_functions(
       model: a module; it is not changed.
 
     Returns:
-      The functions, and the parameters as nested dictionaries of arrays.
+      The functions, and the parameters as nested dictionaries of arrays; what learns
+      without a gradient, an `AttentionState`, is among them.
 
     >>> model = EncoderDecoder(9, 7, dim=8, depth=1, num_heads=2, max_source=6,
     ...                        max_target=5, rngs=nnx.Rngs(0))
@@ -316,7 +322,8 @@ def encoder_decoder_functions(
     >>> found.tokens.shape
     (2, 3, 4)
     """
-    graphdef, variables, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, (nnx.Param, AttentionState), ...)
+    variables, rest = states
     treedef = jax.tree.structure(variables)
 
     def merge(params: Any) -> EncoderDecoder:
@@ -354,8 +361,19 @@ def encoder_decoder_functions(
         own, memory = params
         return merge(own).decoder.step(state, token, memory)
 
+    @jax.jit
+    def weights(
+        params: Any,
+        source: jax.Array,
+        target: jax.Array,
+        key_mask: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        module = merge(params)
+        memory = module.encode(source, key_mask)
+        return module.decoder.cross_weights(target, memory)
+
     init = functools.partial(_init, model.decoder)
-    functions = EncoderDecoderFunctions(apply, encode, step, init)
+    functions = EncoderDecoderFunctions(apply, encode, step, init, weights)
     return functions, nnx.to_pure_dict(variables)
 
 

@@ -121,14 +121,48 @@ class CrossAttention(nnx.Module):
           key_mask: bool [B, S], True = real.
           rng: key of a random variant.
         """
+        out = self._attend(x, *heads, key_mask, rng)
+        return self.out(out.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+    def weights(
+        self,
+        x: jax.Array,
+        heads: tuple[jax.Array, jax.Array],
+        key_mask: jax.Array,
+        rng: jax.Array,
+    ) -> jax.Array:
+        """How much of each value tokens get, [B, N, T, S]; arguments as of a call.
+
+        What attention makes of one-hot values, which any variant says that takes values
+        of another size than keys.
+
+        Raises:
+          ValueError: if the variant does not.
+        """
+        require(self.variant, "value_dim")
+        key, value = heads
+        batch, length, count, _ = value.shape
+        one_hot = jnp.eye(length, dtype=value.dtype)[None, :, None]
+        one_hot = jnp.broadcast_to(one_hot, (batch, length, count, length))
+        found = self._attend(x, key, one_hot, key_mask, rng)
+        return jnp.moveaxis(found, 2, 1)
+
+    def _attend(
+        self,
+        x: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        key_mask: jax.Array,
+        rng: jax.Array,
+    ) -> jax.Array:
         flat = self.query(x.reshape(-1, x.shape[-1]))
         query = flat.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
         has = self.variant.init is not None
-        out = multi_head(self.variant)(
+        return multi_head(self.variant)(
             query,
-            *heads,
+            key,
+            value,
             key_mask=key_mask,
             params=self.restore(self.params) if has else None,
             rng=rng if self.variant.stochastic else None,
         )
-        return self.out(out.reshape(-1, x.shape[-1])).reshape(x.shape)

@@ -132,15 +132,28 @@ class DecoderBlock(nnx.Module):
         rng: jax.Array,
         heads: tuple[jax.Array, jax.Array] | None = None,
         key_mask: jax.Array | None = None,
-        **dropout: Any,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D], with a memory's heads and mask if it reads one.
-
-        ``dropout`` is `deterministic` and `rngs`.
-        """
+        """Maps [B, T, D] to [B, T, D], with a memory's heads and mask if it reads."""
+        dropout: dict[str, Any] = dict(deterministic=deterministic, rngs=rngs)
         h = self.mix(self._given(self.norm, x), rng)
         x = self._joined(self.norm, x, h, **dropout)
         return self._finish(x, heads, key_mask, rng, **dropout)
+
+    def cross_weights(
+        self,
+        x: jax.Array,
+        rng: jax.Array,
+        heads: tuple[jax.Array, jax.Array],
+        key_mask: jax.Array,
+    ) -> jax.Array:
+        """How tokens [B, T, D] weigh a memory, [B, N, T, S]."""
+        h = self.mix(self._given(self.norm, x), rng)
+        x = self._joined(self.norm, x, h, deterministic=True)
+        x = self._given(self.cross_norm, x)
+        return self.cross.weights(x, heads, key_mask, rng)
 
     def step(
         self,
@@ -156,10 +169,10 @@ class DecoderBlock(nnx.Module):
         Each K tokens one after the other read one memory of the B.
         """
         state, h = self.mix.step(state, position, self._given(self.norm, x), rng)
-        x = self._joined(self.norm, x, h)
-        of_memories = x[None] if heads is None else _by_memory(x, heads[0].shape[0])
-        x = self._finish(of_memories, heads, key_mask, rng).reshape(x.shape)
-        return state, x
+        x = self._joined(self.norm, x, h, deterministic=True)
+        each = x[None] if heads is None else _by_memory(x, heads[0].shape[0])
+        each = self._finish(each, heads, key_mask, rng, deterministic=True)
+        return state, each.reshape(x.shape)
 
 
 def _by_memory(x: jax.Array, count: int) -> jax.Array:
@@ -457,18 +470,37 @@ class Decoder(nnx.Module):
             )
         of_memory = self._of_memory(memory)
         dropout: dict[str, Any] = dict(deterministic=deterministic, rngs=rngs)
-        x = self.embedded(tokens)
-        if self.positions is not None:
-            x = x + self.positions[...][None, : tokens.shape[1]].astype(x.dtype)
-        if memory is not None and memory.summary is not None:
-            x = x + memory.summary[:, None]
-        x = self.dropout(x, **dropout)
+        x = self.dropout(self._placed(tokens, memory), **dropout)
         for block, key, given in zip(
             self.blocks, self._rngs(rng), of_memory, strict=True
         ):
             x = block(x, key, **given, **dropout)
         out = self._outputs(x.reshape(-1, x.shape[-1]))
         return out.reshape(*x.shape[:-1], -1)
+
+    def _placed(self, tokens: jax.Array, memory: Memory | None) -> jax.Array:
+        """Tokens [B, T] as the first block is given them, [B, T, D]."""
+        x = self.embedded(tokens)
+        if self.positions is not None:
+            x = x + self.positions[...][None, : tokens.shape[1]].astype(x.dtype)
+        if memory is not None and memory.summary is not None:
+            x = x + memory.summary[:, None]
+        return x
+
+    def cross_weights(self, tokens: jax.Array, memory: Memory) -> list[jax.Array]:
+        """How known tokens [B, T] weigh a memory, by block: [B, N, T, S].
+
+        Args:
+          tokens: integers.
+          memory: of `remember`, of a decoder that attends to it.
+        """
+        x, found = self._placed(tokens, memory), []
+        for block, key, given in zip(
+            self.blocks, self._rngs(None), self._of_memory(memory), strict=True
+        ):
+            found.append(block.cross_weights(x, key, **given))
+            x = block(x, key, **given)
+        return found
 
     def init_state(
         self, batch: int, length: int | None = None, dtype: DType | None = None

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attn_jax._program import program
-from experiments.data import byte_text, graphs, images, molecules, speech, text
+from experiments.data import (
+    byte_text,
+    graphs,
+    images,
+    molecules,
+    pronunciations,
+    speech,
+    text,
+)
 from experiments.data.fetch import DataError, DataSet, default_cache_dir
 
 #: What loads a set that is none of images, by name; and the module's `Files`.
@@ -22,6 +30,7 @@ LOADERS: dict[str, Callable[[pathlib.Path], DataSet]] = {
     "paragraphs": byte_text.load_paragraphs,
     "verses": byte_text.load_verses,
     "logp": functools.partial(molecules.load_molecules, "logp"),
+    "cmudict": pronunciations.load_cmudict,
 }
 NAMES = (*images.NAMES, *LOADERS)
 #: What stands in, where that is allowed, for a set that cannot be had.

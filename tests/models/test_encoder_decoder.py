@@ -20,7 +20,7 @@ greedy = functools.partial(sample_symbols, temperature=0.0)
 
 MODELS = {
     "transformer": dict(),
-    "post": dict(norm="post", tied=False, positions="learned"),
+    "post": dict(norm="post", tied=False, positions="learned", dropout_rate=0.3),
     "relative": dict(positions="shaw", target_positions="rope", shared=True),
     "linear": dict(attention="linear", mixer="linear", cross="linear"),
     "bahdanau": dict(attention="lstm", mixer="lstm", cross="additive"),
@@ -116,6 +116,17 @@ def test_one_beam_is_greedy_and_the_cache_is_the_whole_pass():
         new = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         written = jnp.concatenate([written, new[:, None]], axis=1)
     np.testing.assert_array_equal(written[:, 1:], drawn)
+
+
+@pytest.mark.parametrize("name", ["post", "bahdanau"])
+def test_weights_are_what_tokens_look_at(name):
+    functions, params = _made(name)
+    source, target, key_mask = _batch()
+    found = functions.weights(params, source, target, key_mask)
+    assert [w.shape for w in found] == 2 * [(3, 2, LONGEST, LONGEST)]
+    for weights in found:
+        np.testing.assert_allclose(weights.sum(axis=-1), 1.0, atol=1e-5)
+        assert (np.where(key_mask[:, None, None], 0.0, weights) == 0.0).all()
 
 
 def test_dropout_is_for_training_alone():

@@ -1,0 +1,1 @@
+"""Sequence to sequence: the model decides itself how many labels there are."""

@@ -1,0 +1,272 @@
+"""Spelling to phones: an encoder-decoder that decides how long its answer is.
+
+`python -m experiments.seq2seq --preset quick` trains a Transformer and LSTMs, with
+attention and without, on English words and how they are said; `--preset cpu` for as
+long as it takes. `--preset table3` varies the Transformer as the paper does, and
+`--attention my.py:fn` adds a row in which a variant of your own does all that it can.
+
+References: Vaswani et al., 2017, arXiv:1706.03762; Bahdanau et al., 2015,
+arXiv:1409.0473.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from experiments.core import identity
+from experiments.core.cell import (
+    Amount,
+    Count,
+    Limit,
+    Rates,
+    Rule,
+    Settings,
+    Share,
+    at_least,
+    attention_digest,
+    some_of,
+)
+from experiments.core.plan import Plan, Study, baselines_of
+from experiments.core.run import Experiment
+from experiments.data import pronunciations
+from experiments.data.pronunciations import Pronunciations
+from experiments.seq2seq import baselines
+from experiments.seq2seq.cells import MODELS, PairCell, PairTask
+from experiments.seq2seq.report import REPORT
+
+Changes = Mapping[str, Any]
+
+TABLE_3: Mapping[str, tuple[Changes, ...]] = {
+    "heads": (dict(num_heads=1), dict(num_heads=2), dict(num_heads=8)),
+    "depth": (dict(depth=1), dict(depth=2), dict(depth=4)),
+    "width": (dict(dim=64, mlp_dim=256), dict(dim=192, mlp_dim=768)),
+    "mlp": (dict(mlp_dim=128), dict(mlp_dim=1024)),
+    "dropout": (dict(dropout_rate=0.0), dict(dropout_rate=0.2)),
+    "smoothing": (dict(label_smoothing=0.1),),
+    "positions": (
+        dict(positions="learned"),
+        dict(positions="rope"),
+        dict(positions="none"),
+    ),
+    "norm": (dict(norm="post"),),
+}
+"""Rows of the paper's Table 3, ours beside them: what is changed of the base model."""
+
+NAMES = Limit(
+    lambda x: 1 <= len(x) == len(set(x)),
+    f"{', '.join(MODELS)}, names of variants or path/file.py:function; each once",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Settings):
+    """What is run."""
+
+    task: Literal["cmudict", "toy_words"] = "cmudict"
+    """Words: the CMU Pronouncing Dictionary, or made-up ones for tests."""
+    models: Annotated[tuple[str, ...], NAMES] = tuple(MODELS)
+    """Rows: transformer, lstm_attention, lstm (one vector of the whole word), or an
+    attention variant by name or path/file.py:function."""
+    attention: str | None = None
+    """One more row: a variant that takes every part of the Transformer that it can."""
+    varied: Annotated[tuple[str, ...], some_of(TABLE_3, least=0)] = ()
+    """What of the Transformer is varied besides, as in the paper's Table 3."""
+    dim: Count = 128
+    """Width."""
+    depth: Count = 3
+    """Blocks of the encoder, and of the decoder."""
+    mlp_dim: Count = 512
+    """Hidden width of the feed-forward networks."""
+    num_heads: Count = 4
+    """Heads."""
+    positions: Literal["sinusoidal", "learned", "rope", "none"] = "sinusoidal"
+    """Positions of attention, in the encoder and in the decoder."""
+    norm: Literal["pre", "post"] = "pre"
+    """Layer normalisation before each part, or behind it as in the paper."""
+    dropout_rate: Share = 0.1
+    """Of embedded symbols, of what each part adds, and of hidden units."""
+    label_smoothing: Share = 0.0
+    """Share of each label that is spread over all symbols; .1 in the paper."""
+    train_length: Count = 16
+    """Words with more letters, or as many phones, are not trained on."""
+    tokens: Count = 1_024
+    """Symbols of a batch, with padding."""
+    updates: Count = 12_000
+    """Optimiser steps of a final cell."""
+    tune_updates: Count = 1_000
+    """Optimiser steps of a tuning cell."""
+    learning_rates: Rates = (1e-3, 2e-3, 4e-3, 8e-3)
+    """Peaks of the schedule, ascending; for each model the validation part chooses.
+    Those in the middle are tried first, and further ones while the best lies at an
+    end."""
+    weight_decay: Amount = 0.05
+    """Decoupled weight decay of matrices."""
+    seeds: Count = 3
+    """Seeds of each row: initial parameters, order of the batches, dropout."""
+    beams: Count = 4
+    """Sequences that the search goes on with; greedy ones are told beside."""
+    length_penalty: Amount = 0.0
+    """How much the search favours long answers, see `attn_jax.beam_search`."""
+    words: Annotated[int | None, at_least(1)] = None
+    """Test words that are written; None = all."""
+    baselines: Annotated[tuple[str, ...], some_of(("letters", "context"), least=0)] = (
+        "letters",
+        "context",
+    )
+    """What needs no network: each letter by itself, and in the letters around it."""
+
+    def rules(self) -> Iterator[Rule]:
+        rates = self.learning_rates
+        yield "learning_rates", tuple(sorted(set(rates))) == rates, "ascending"
+        divides = self.dim % self.num_heads == 0
+        yield "num_heads", divides, f"a divisor of dim={self.dim}"
+        again = self.attention in self.models
+        yield "attention", not again, f"none of models={self.models}"
+        needed = not self.varied or "transformer" in self.models
+        yield "varied", needed, "left out without a model 'transformer'"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """All models."""
+        return self.models + ((self.attention,) if self.attention else ())
+
+
+PRESETS: Mapping[str, Config] = {
+    "smoke": Config(
+        task="toy_words",
+        dim=8,
+        depth=1,
+        mlp_dim=16,
+        num_heads=2,
+        train_length=6,
+        tokens=64,
+        updates=4,
+        tune_updates=2,
+        learning_rates=(3e-3,),
+        beams=2,
+        words=8,
+        seeds=1,
+        varied=("norm",),
+    ),
+    "quick": Config(
+        dim=64,
+        depth=2,
+        mlp_dim=256,
+        updates=1_500,
+        learning_rates=(4e-3,),
+        words=2_000,
+    ),
+    "cpu": Config(),
+    "table3": Config(models=("transformer",), varied=tuple(TABLE_3)),
+    "accelerator": Config(
+        dim=256,
+        depth=4,
+        mlp_dim=1_024,
+        tokens=8_192,
+        updates=20_000,
+        tune_updates=2_000,
+        learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
+        label_smoothing=0.1,
+    ),
+}
+
+
+def load(task: str) -> Pronunciations:
+    """The words of a task."""
+    if task == "cmudict":
+        return pronunciations.cmudict()
+    return pronunciations.toy_words()
+
+
+def study_of(
+    config: Config,
+    name: str,
+    model: str,
+    differs: identity.Differs,
+    changes: Changes,
+    base: Study | None = None,
+) -> Study:
+    """A row: a model, and what is changed of it; then ``base`` chooses the rate."""
+    rates = config.learning_rates
+    recurrent = model.startswith("lstm")
+    attention = None if model in MODELS else model
+    traits: dict[str, Any] = dict(
+        task=config.task,
+        model=model,
+        seed=0,
+        phase="tune",
+        updates=config.tune_updates,
+        weight_decay=config.weight_decay,
+        attention=attention,
+        attention_sha256=attention_digest(attention),
+        tokens=config.tokens,
+        train_length=config.train_length,
+        dim=config.dim,
+        depth=config.depth,
+        mlp_dim=config.mlp_dim,
+        num_heads=config.num_heads,
+        positions=None if recurrent else config.positions,
+        norm=config.norm,
+        dropout_rate=config.dropout_rate,
+        label_smoothing=config.label_smoothing,
+        beams=config.beams,
+        length_penalty=config.length_penalty,
+        words=config.words,
+        differs=differs,
+    ) | dict(changes)
+    grid = tuple(PairCell(learning_rate=rate, **traits) for rate in rates)
+    middle = (len(rates) - 1) // 2
+    first = max(0, middle - 1), min(middle + 1, len(rates) - 1)
+    return Study(
+        name, grid, config.updates, config.seeds, base, "val_loss", True, first
+    )
+
+
+def studies_of(config: Config, differs: identity.Differs = ()) -> list[Study]:
+    """All rows; what is varied takes the Transformer's learning rate over."""
+    found = [study_of(config, model, model, differs, {}) for model in config.rows]
+    by_name = {study.name: study for study in found}
+    for kind in config.varied:
+        for changes in TABLE_3[kind]:
+            name = ", ".join(f"{key}={value}" for key, value in changes.items())
+            base = by_name["transformer"]
+            found.append(study_of(config, name, "transformer", differs, changes, base))
+    return found
+
+
+def plans(config: Config) -> list[Plan]:
+    """Loads the words, and plans all cells."""
+    data = load(config.task)
+    differs = identity.differs(config.task, data_sha256=data.sha256)
+    floors = {
+        name: functools.partial(getattr(baselines, name), data, config.words)
+        for name in config.baselines
+    }
+    made_of = identity.differs(config.task, data_sha256=data.sha256, words=config.words)
+    return [
+        Plan(
+            PairTask(data),
+            data.describe(),
+            studies_of(config, differs),
+            baselines_of(config.task, floors, made_of),
+        )
+    ]
+
+
+EXPERIMENT = Experiment(
+    name="seq2seq",
+    about=__doc__,
+    presets=PRESETS,
+    minutes={
+        "smoke": "half a minute",
+        "quick": "twenty minutes, two cores",
+        "cpu": "hours, two cores",
+        "table3": "a day, two cores",
+        "accelerator": "hours, an accelerator",
+    },
+    plans=plans,
+    report=REPORT,
+)
