@@ -403,7 +403,7 @@ def _batch_axes(init: Init, batch: int, length: int) -> Any:
 class _Search(NamedTuple):
     """Between two tokens: sequences that go on [B, K, ...], and finished ones."""
 
-    index: jax.Array  # int32 [], tokens so far
+    written: jax.Array  # int32 [], tokens so far
     state: Any
     last: jax.Array  # int32 [B, K], the token to go on from
     tokens: jax.Array  # int32 [B, K, steps]
@@ -467,7 +467,7 @@ def _beam_search(
     none = jnp.full((batch, num_beams), -jnp.inf, dtype)
     unwritten = jnp.full((batch, num_beams, steps), end, jnp.int32)
     start = _Search(
-        index=jnp.zeros((), jnp.int32),
+        written=jnp.zeros((), jnp.int32),
         state=state,
         last=jnp.repeat(prompt[:, -1:], num_beams, axis=1),
         tokens=unwritten,
@@ -484,7 +484,7 @@ def _beam_search(
         return now.failed | (now.ended_log_probs > -jnp.inf).all(axis=1)
 
     def goes_on(now: _Search) -> jax.Array:
-        return (now.index < steps) & ~done(now).all()
+        return (now.written < steps) & ~done(now).all()
 
     def rows(array: jax.Array, chosen: jax.Array) -> jax.Array:
         """Rows [B, n, ...] of [B, m, ...] by numbers [B, n]."""
@@ -513,17 +513,17 @@ def _beam_search(
         best = _checks.largest(every, count)
         log_probs = jnp.take_along_axis(every, best, axis=1)
         beam, token = best // symbols, (best % symbols).astype(jnp.int32)
-        here = jnp.arange(steps) == now.index
+        here = jnp.arange(steps) == now.written
         tokens = jnp.where(here, token[:, :, None], rows(now.tokens, beam))
 
         ends = token == end
         top = slice(None, num_beams)
         new = jnp.where(ends & ~done(now)[:, None], log_probs, -jnp.inf)[:, top]
-        of_length = jnp.full_like(now.ended_lengths, now.index + 1)[:, : new.shape[1]]
+        of_length = jnp.full_like(now.ended_lengths, now.written + 1)[:, : new.shape[1]]
         pool = jax.tree.map(
             lambda *parts: jnp.concatenate(parts, axis=1),
             (now.ended, now.ended_log_probs, now.ended_scores, now.ended_lengths),
-            (tokens[:, top], new, new / penalty(now.index + 1), of_length),
+            (tokens[:, top], new, new / penalty(now.written + 1), of_length),
         )
         kept = _checks.largest(pool[2], num_beams)
         ended, ended_log_probs, ended_scores, ended_lengths = (
@@ -538,7 +538,7 @@ def _beam_search(
         beams = rows(beam, lead)
         flat = (jnp.arange(batch)[:, None] * num_beams + beams).reshape(-1)
         return _Search(
-            index=now.index + 1,
+            written=now.written + 1,
             state=jax.tree.map(lambda x, axis: of_beams(x, axis, flat), state, axes),
             last=rows(token, lead),
             tokens=rows(tokens, lead),

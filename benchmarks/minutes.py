@@ -22,7 +22,7 @@ from benchmarks.record import ROOT
 from benchmarks.timing import Effort, Record, target
 
 #: Preset that is run, where it is not "quick": that one takes half an hour.
-INSTEAD = {"long_range": "smoke"}
+INSTEAD = {"long_range": "smoke", "seq2seq": "smoke"}
 
 #: Part of a run -> what of `experiments.core.run` does it.
 PARTS = {"data": "make_plans", "cells": "work", "report": "reported"}

@@ -16,7 +16,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from attn_jax import dot_product_attention, generate, generate_uncached
+from attn_jax import (
+    beam_search,
+    dot_product_attention,
+    generate,
+    generate_uncached,
+)
 from attn_jax.attention import clusterformer_update, linear_recurrent, truncated
 from attn_jax.nn.decoder import Decoder, decoder_functions
 from attn_jax.nn.encoder import Encoder
@@ -82,11 +87,15 @@ def test_decoders_generate_on_local_prompts(mixer):
             params, prompt, 2, jax.random.key(0), apply=functions.apply
         )
         loss = jax.grad(lambda p: jnp.sum(functions.apply(p, prompt) ** 2))
-        return cached, plain, loss(params)
+        found = beam_search(
+            params, prompt, 2, step=functions.step, init=functions.init, end=0,
+            num_beams=3,
+        )  # fmt: skip
+        return cached, plain, loss(params), found.tokens
 
-    run = sharded(local, (WHOLE, SPLIT), (SPLIT, SPLIT, WHOLE))
-    cached, plain, _ = jax.eval_shape(run, params, prompt)
-    assert cached.shape == plain.shape == (4, 2)
+    run = sharded(local, (WHOLE, SPLIT), (SPLIT, SPLIT, WHOLE, SPLIT))
+    cached, plain, _, beams = jax.eval_shape(run, params, prompt)
+    assert cached.shape == plain.shape == (4, 2) and beams.shape == (4, 3, 2)
     # And the other way round: all that differs from device to device is the key.
     keys = jax.ShapeDtypeStruct((2,), jax.random.key(0).dtype)
 

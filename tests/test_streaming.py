@@ -215,6 +215,8 @@ def test_what_cannot_stream_is_named():
     own = make_positions("t5", dim=DIM, num_heads=2, depth=1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="positions 't5', which a stream"):
         stream_init(build(1, NEAR, positions=own))
+    with pytest.raises(ValueError, match="`encoder` must have norm='pre' to stream"):
+        stream_init(build(1, NEAR, norm="post"))
 
 
 def test_wrong_input_is_named():

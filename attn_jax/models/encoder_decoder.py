@@ -58,7 +58,7 @@ class EncoderDecoder(nnx.Module):
       tied: whether the output layer is the table of the target's symbols.
       shared: whether source and target share one table of symbols.
       dropout_rate: while training, of embedded symbols, of what each part of a block
-        adds, of hidden units, and of the encoder's attention weights.
+        adds, and of hidden units.
 
     Raises:
       ValueError: for variants that lack what they are to do, or sizes that do not fit.
@@ -134,6 +134,7 @@ class EncoderDecoder(nnx.Module):
                 dropout_rate=dropout_rate,
                 positions=kind,
                 norm=norm,
+                drops_weights=False,
                 rngs=rngs,
                 **sizes,
             )
@@ -339,14 +340,9 @@ def encoder_decoder_functions(
         rng: jax.Array | None = None,
         dropout_rng: jax.Array | None = None,
     ) -> jax.Array:
-        drops = dropout_rng is not None
+        rngs = None if dropout_rng is None else nnx.Rngs(dropout=dropout_rng)
         return merge(params)(
-            source,
-            target,
-            key_mask,
-            rng=rng,
-            deterministic=not drops,
-            rngs=nnx.Rngs(dropout=dropout_rng) if drops else None,
+            source, target, key_mask, rng=rng, deterministic=rngs is None, rngs=rngs
         )
 
     @jax.jit

@@ -23,7 +23,7 @@ __all__ = ["CrossAttention"]
 
 
 @functools.lru_cache(maxsize=64)
-def _check_rows_apart(variant: Variant) -> None:
+def _check_rows_apart(variant: Variant, length: int) -> None:
     """Raises unless a query gets the same whatever other queries there are.
 
     They come one after the other in generation, and all at once in training.
@@ -32,9 +32,11 @@ def _check_rows_apart(variant: Variant) -> None:
         keys = jax.random.split(jax.random.key(0), 4)
         query, key, value = (
             jax.random.normal(k, (1, t, 1, 8))
-            for k, t in zip(keys, (4, 5, 5), strict=False)
+            for k, t in zip(keys, (4, length, length), strict=False)
         )
-        given: dict[str, Any] = {"key_mask": jnp.arange(5)[None] < 4}
+        given: dict[str, Any] = {
+            "key_mask": jnp.arange(length)[None] < max(1, length - 1)
+        }
         if variant.init is not None:
             given["params"] = multi_head_init(variant, keys[3], 1, 8)
         if variant.stochastic:
@@ -89,7 +91,7 @@ class CrossAttention(nnx.Module):
             require(self.variant, "key_mask")
         if max_length is not None:
             self.variant = self.variant.fit(max_length=max_length)
-        _check_rows_apart(self.variant)
+        _check_rows_apart(self.variant, min(5, max_length or 5))
         self.query = nnx.Linear(dim, dim, rngs=rngs)
         self.memory = nnx.Linear(dim, 2 * dim, rngs=rngs)
         self.out = nnx.Linear(dim, dim, rngs=rngs)

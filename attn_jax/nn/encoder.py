@@ -78,8 +78,11 @@ class EncoderBlock(nnx.Module):
         ``"path/file.py:function"``, a `Variant`, or a function that keeps the
         contract.
       max_length: the longest sequence T, for variants whose parameters depend on it.
-      dropout_rate: applied to attention weights (where the variant can), to the
-        hidden layer of the feed-forward network and to both residual branches.
+      dropout_rate: applied to attention weights, which the variant must be able to
+        drop, to the hidden layer of the feed-forward network and to both residual
+        branches.
+      drops_weights: whether it is applied to attention weights; the first Transformer
+        did not say so.
       positions: how attention knows the order of the tokens, by `make_positions`;
         None leaves that to the tokens. What a kind adds to the input is added by
         `Encoder` alone.
@@ -111,6 +114,7 @@ class EncoderBlock(nnx.Module):
         positions: Positions | None = None,
         block_index: int = 0,
         norm: Norm = "pre",
+        drops_weights: bool = True,
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
@@ -136,7 +140,7 @@ class EncoderBlock(nnx.Module):
             num_heads,
             dim,
             dtype=dtype,
-            dropout_rate=dropout_rate,
+            dropout_rate=dropout_rate if drops_weights else 0.0,
             broadcast_dropout=False,
             attention_fn=attend,
             decode=False,
@@ -191,8 +195,8 @@ class Encoder(nnx.Module):
 
     Args:
       depth: number of blocks L.
-      dim, num_heads, mlp_dim, attention, max_length, dropout_rate, norm, dtype, rngs:
-        as in `EncoderBlock`.
+      dim, num_heads, mlp_dim, attention, max_length, dropout_rate, norm,
+        drops_weights, dtype, rngs: as in `EncoderBlock`.
       positions: how it learns the order of the tokens, by `make_positions`, at its
         input or in every block; None leaves that to the tokens.
 
@@ -217,6 +221,7 @@ class Encoder(nnx.Module):
         dropout_rate: float = 0.0,
         positions: Positions | None = None,
         norm: Norm = "pre",
+        drops_weights: bool = True,
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
@@ -233,6 +238,7 @@ class Encoder(nnx.Module):
             dropout_rate=dropout_rate,
             positions=positions,
             norm=norm,
+            drops_weights=drops_weights,
             dtype=dtype,
             rngs=rngs,
         )

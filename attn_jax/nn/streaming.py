@@ -142,6 +142,15 @@ def _window(index: int, attend: Any) -> tuple[int, int, AttentionFn]:
     )
 
 
+def _last_norm(encoder: Encoder) -> nnx.LayerNorm:
+    """The norm behind the last block, which blocks of another kind do not have."""
+    if encoder.norm is None:
+        raise ValueError(
+            "`encoder` must have norm='pre' to stream, but has norm='post'."
+        )
+    return encoder.norm
+
+
 def _windows(encoder: Encoder) -> list[tuple[int, int, AttentionFn]]:
     """The window of every layer, once it is sure that the encoder can stream."""
     if not isinstance(encoder, Encoder):
@@ -149,6 +158,7 @@ def _windows(encoder: Encoder) -> list[tuple[int, int, AttentionFn]]:
             "`encoder` must be an attn_jax.nn.Encoder, but is "
             f"{type(encoder).__name__}."
         )
+    _last_norm(encoder)
     _own_positions(encoder)
     turns = _turn(encoder) is not None  # around the attention, with its positions
     fns: list[Any] = [block.attention.attention_fn for block in encoder.blocks]
@@ -224,9 +234,9 @@ def _shapes(encoder: Encoder, dtype: DTypeLike) -> tuple[list[Any], Any]:
             query, key, value = _project(block, x)
             layers.append((x, query, key, value))
             x = _complete(block, x, query)
-        return layers, encoder.norm(x)
+        return layers, _last_norm(encoder)(x)
 
-    dim = encoder.norm.num_features
+    dim = _last_norm(encoder).num_features
     return jax.eval_shape(run, jax.ShapeDtypeStruct((1, dim), dtype))
 
 
@@ -314,7 +324,7 @@ def _check_chunk(
     encoder: Encoder, state: StreamState, frames: jax.Array, real: jax.Array | None
 ) -> None:
     """Checks one chunk of frames against the state and the encoder."""
-    sizes = {"c": state.chunk, "D": encoder.norm.num_features}
+    sizes = {"c": state.chunk, "D": _last_norm(encoder).num_features}
     _checks.check_shape("frames", frames, ("c", "D"), sizes)
     _checks.check_float("frames", frames)
     if len(state.layers) != len(encoder.blocks):
@@ -446,7 +456,7 @@ def stream_step(
     again = (state.frame < 0) & (frame >= 0)
     frame = jnp.where(again, frame - 2**30 - 2**30, frame)
     after = StreamState(tuple(layers), (slot + chunk) % size, frame, chunk)
-    return after, _checks.zero_masked(encoder.norm(x), real), real
+    return after, _checks.zero_masked(_last_norm(encoder)(x), real), real
 
 
 def stream(
@@ -487,7 +497,9 @@ def stream(
     (5, 8)
     """
     state = stream_init(encoder, chunk=chunk, dtype=frames.dtype)
-    _checks.check_shape("frames", frames, ("T", "D"), {"D": encoder.norm.num_features})
+    _checks.check_shape(
+        "frames", frames, ("T", "D"), {"D": _last_norm(encoder).num_features}
+    )
     length, dim = frames.shape
     if real is None:
         real = jnp.ones(length, bool)
@@ -574,7 +586,7 @@ class Streamer:
         self._positions = positions
         self._dtype = np.dtype(dtype)
         self._leaves, self._structure = jax.tree.flatten(encoder)
-        self._dim = encoder.norm.num_features
+        self._dim = _last_norm(encoder).num_features
         self._empty = np.zeros((0, self._dim), _shapes(encoder, dtype)[1].dtype)
         self._all = jnp.ones(self._chunk, bool)
         self._reset()

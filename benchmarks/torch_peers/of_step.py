@@ -67,6 +67,7 @@ def _decoder(step: Step, params: Any) -> nn.Module:
 def decoder_of(shape: Shape, params: Any) -> decoding.Decoder:
     """The peer of a decoder with parameters of ours."""
     ours = build(shape, 0)
+    assert ours.head is not None and ours.positions is not None
     peer = decoding.Decoder(
         shape.model,
         ours.embed.num_embeddings,

@@ -161,7 +161,7 @@ PRESETS: Mapping[str, Config] = {
     ),
     "cpu": Config(),
     "teacher": Config(parts=("teacher",)),
-    "long": Config(parts=("long",), ns=(60_000,), baselines=()),
+    "long": Config(parts=("long",), ns=(60_000,), baselines=(), long_updates=20_000),
     "accelerator": Config(
         task="cifar10",
         ns=(500, 5_000, 50_000),

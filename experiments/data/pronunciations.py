@@ -65,8 +65,11 @@ class Spelt:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Spelt:
         """Some of the words."""
-        of = (self.words, self.spellings, self.phones)
-        return Spelt(*(tuple(x[i] for i in indices) for x in of))
+        return Spelt(
+            tuple(self.words[i] for i in indices),
+            tuple(self.spellings[i] for i in indices),
+            tuple(self.phones[i] for i in indices),
+        )
 
     def pairs(self, longest: int | None = None) -> Part:
         """Every pronunciation of every word with its spelling, in the words' order.

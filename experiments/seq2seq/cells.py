@@ -159,8 +159,11 @@ def parts_of(model: str, digest: str | None = None) -> tuple[Any, Any, Any]:
 def _reads(variant: Variant) -> bool:
     """Whether a variant can be cross-attention."""
     try:
-        sizes = dict(num_heads=1, max_length=4, rngs=nnx.Rngs(0))
-        nnx.eval_shape(lambda: CrossAttention(4, variant=variant, **sizes))
+        nnx.eval_shape(
+            lambda: CrossAttention(
+                4, num_heads=1, variant=variant, max_length=4, rngs=nnx.Rngs(0)
+            )
+        )
     except ValueError:
         return False
     return True
@@ -172,7 +175,7 @@ def build_model(shape: Shape, seed: int) -> EncoderDecoder:
     encoder, mixer, cross = parts_of(
         traits["attention"] or traits["model"], traits["attention_sha256"]
     )
-    positions = traits["positions"] or "none"
+    positions: Any = traits["positions"] or "none"
     return EncoderDecoder(
         shape.num_source,
         shape.num_target,
@@ -347,7 +350,8 @@ class PairTask(Task):
         sizes = np.array([len(x) for x in words.spellings])
         lengths = lengths_of(self.data)
         lengths = tuple(sorted({min(12, lengths[-1]), lengths[-1]}))
-        buckets, found = sequences.bucket_of(sizes, lengths), [[]] * len(words)
+        buckets = sequences.bucket_of(sizes, lengths)
+        found: list[list[int]] = [[]] * len(words)
         for bucket, length in enumerate(lengths):
             members = np.flatnonzero(buckets == bucket)
             for begin in range(0, len(members), SEARCHED):
@@ -414,12 +418,8 @@ class PairTask(Task):
         )
         # Letters, phones that are right, phones written, how many words.
         triples = [
-            (
-                len(word),
-                min(map(len, several), key=lambda n, w=w: abs(n - len(w))),
-                len(w),
-            )
-            for word, several, w in zip(test.words, references, written, strict=True)
+            (len(word), len(w) - excess, len(w))
+            for word, w, excess in zip(test.words, written, off, strict=True)
         ]
         kinds, counts = np.unique(np.array(triples), axis=0, return_counts=True)
         result["lengths"] = np.column_stack([kinds, counts]).tolist()

@@ -175,10 +175,10 @@ def _answers(group: Group) -> list[str]:
     floors = group.floors(task=group.config["task"])
     best = min((found[PER] for found in floors.values()), default=math.inf)
     behind = [name_of(row) for row in rows if row.mean(PER, math.inf) >= best]
-    found = ["Differences are paired by seed:", "\n".join(lines)] if lines else []
+    told = ["Differences are paired by seed:", "\n".join(lines)] if lines else []
     if behind:
-        found.append(f"Behind what needs no network: {', '.join(behind)}.")
-    return [*found, REFERENCE]
+        told.append(f"Behind what needs no network: {', '.join(behind)}.")
+    return [*told, REFERENCE]
 
 
 # ------------------------------------------------------------------- figures

@@ -15,10 +15,16 @@ from experiments.graphs import experiment as graphs
 from experiments.long_range import experiment as arena
 from experiments.offsets import experiment as offsets
 from experiments.positions import experiment as positions
+from experiments.seq2seq import experiment as seq2seq
 from experiments.sequence_labelling import experiment as labelling
 
 # The hash of all hashes of a preset's cells, as far as they are known without the data.
 PINNED = {
+    "seq2seq smoke": "4a009bb14c50db6e",
+    "seq2seq quick": "e5dfdb93c6986fd7",
+    "seq2seq cpu": "9b67cd8589d5f3a5",
+    "seq2seq table3": "f443aa13bac200d2",
+    "seq2seq accelerator": "b3853e7244a38fc0",
     "long_range smoke": "098174bd2e052fe0",
     "long_range quick": "85242285567b1eb6",
     "long_range cpu": "c8013fa5851d5d17",
@@ -39,7 +45,7 @@ PINNED = {
     "attention_as_conv quick": "a455612a7fdc4ef9",
     "attention_as_conv cpu": "5bb1393f4c76a0aa",
     "attention_as_conv teacher": "7c8b76553c35e2d7",
-    "attention_as_conv long": "c38906a02ab48dd1",
+    "attention_as_conv long": "44c33ac5f5bb5a0e",
     "attention_as_conv accelerator": "9d15804b9afb98c3",
     "sequence_labelling smoke": "5b359b078bdab932",
     "sequence_labelling smoke_phones": "09593cf3ecd5dd8b",
@@ -91,6 +97,8 @@ def cells(name, config):
     if name == "long_range":
         tasks = [(task, 1024 if task == "pathfinder" else 96) for task in config.tasks]
         return of_studies(arena.studies_of(config, dict(tasks)))
+    if name == "seq2seq":
+        return of_studies(seq2seq.studies_of(config))
     if name == "attention_vs_rnn":
         sizes = dict(length=784, height=28)
         copies = rnn._studies(config, "copy", config.copy_models)
@@ -109,7 +117,17 @@ def cells(name, config):
     ]
 
 
-MODULES = (scaling, conv, labelling, offsets, rnn, graphs, positions, arena)
+MODULES = (
+    scaling,
+    conv,
+    labelling,
+    offsets,
+    rnn,
+    graphs,
+    positions,
+    arena,
+    seq2seq,
+)
 PRESETS = {
     f"{m.EXPERIMENT.name} {name}": (m.EXPERIMENT.name, config)
     for m in MODULES
