@@ -44,6 +44,7 @@ from attn_jax.attention.axial_attention import *
 from attn_jax.attention.blockwise_attention import *
 from attn_jax.attention.cache import *
 from attn_jax.attention.clustered_attention import *
+from attn_jax.attention.compressive_attention import *
 from attn_jax.attention.convolution import *
 from attn_jax.attention.gated import *
 from attn_jax.attention.graph import *
@@ -52,6 +53,7 @@ from attn_jax.attention.linear_attention import *
 from attn_jax.attention.local import *
 from attn_jax.attention.long_short_attention import *
 from attn_jax.attention.low_rank import *
+from attn_jax.attention.pooling_attention import *
 from attn_jax.attention.random_features import *
 from attn_jax.attention.reformer_attention import *
 from attn_jax.attention.relative import *

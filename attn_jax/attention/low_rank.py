@@ -196,6 +196,20 @@ def memory_compressed_init(
     return params
 
 
+def compress(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Rows [L, D] made c times fewer by a kernel [c, D, D]: [⌈L / c⌉, D].
+
+    Σ_i W_iᵀ x_{jc+i}; behind the end there are zeros.
+
+    >>> compress(jnp.arange(3.0).reshape(3, 1), jnp.ones((2, 1, 1))).tolist()
+    [[1.0], [2.0]]
+    """
+    width, size, _ = kernel.shape
+    windows = _tiles.cut(rows, width).reshape(-1, width * size)
+    short: jax.Array = _scores.matmul(windows, kernel.reshape(width * size, size))
+    return short.astype(rows.dtype)
+
+
 def memory_compressed(
     query: jax.Array,
     key: jax.Array,
@@ -251,19 +265,16 @@ def memory_compressed(
         if not reached.all():
             seen = jnp.asarray(reached) if seen is None else seen & reached
 
-    def compress(name: str, rows: jax.Array) -> jax.Array:
-        size = rows.shape[1]
-        rows = _tiles.cut(_checks.zero_masked(rows, seen), width)
-        kernel = params[name].astype(dtype).reshape(width * size, size)
-        return _scores.matmul(rows.reshape(windows, width * size), kernel).astype(dtype)
-
     live = None
     if key_mask is not None:
         live = _tiles.cut(key_mask, width).any(axis=1)
+    short = {
+        name: compress(_checks.zero_masked(rows, seen), params[name].astype(dtype))
+        for name, rows in (("key", key), ("value", value))
+    }
     return dot_product(
         query,
-        compress("key", key),
-        compress("value", value),
+        **short,
         mask=mask,
         key_mask=live,
         scale=scale,

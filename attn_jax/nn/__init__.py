@@ -12,6 +12,7 @@ from attn_jax.nn.causal_attention import *
 from attn_jax.nn.cross_attention import *
 from attn_jax.nn.decoder import *
 from attn_jax.nn.encoder import *
+from attn_jax.nn.funnel import *
 from attn_jax.nn.positional import *
 from attn_jax.nn.recurrent import *
 from attn_jax.nn.state_space import *

@@ -60,13 +60,7 @@ SURVEY: tuple[Row, ...] = (
     Row("Reformer", "LP", "O(N·log N)", ("reformer",)),
     Row("Routing Transformer", "LP", "O(N·√N)", ("routing",)),
     Row("Axial Transformer", "FP", "O(N·√N)", ("axial",)),
-    Row(
-        "Compressive Transformer",
-        "RC",
-        "O(N²)",
-        why="transformer_xl takes what is remembered as keys; that older memories are "
-        "compressed is a layer around it",
-    ),
+    Row("Compressive Transformer", "RC", "O(N²)", ("compressive",)),
     Row("Sinkhorn Transformer", "LP", "O(B²)", ("sinkhorn",)),
     Row("Longformer", "FP+M", "O(n·(k+m))", ("longformer",)),
     Row("ETC", "FP+M", "O(Ng²+N·Ng)", ("etc",)),
@@ -76,20 +70,15 @@ SURVEY: tuple[Row, ...] = (
         "Funnel Transformer",
         "FP+DS",
         "O(N²)",
-        why="fewer outputs than inputs: it pools between layers, and attends densely",
+        why="fewer outputs than inputs: it pools between layers, and attends densely: "
+        "attn_jax.nn.FunnelEncoder",
     ),
     Row("Linformer", "LR", "O(N)", ("linformer",)),
     Row("Linear Transformer", "KR", "O(N)", ("linear",)),
     Row("BigBird", "FP+M", "O(N)", ("bigbird",)),
     Row("Random Feature Attention", "KR", "O(N)", ("rfa", "rfa_gate")),
     Row("Long-Short Transformer", "FP+LR", "O(k·N)", ("long_short",)),
-    Row(
-        "Poolingformer",
-        "FP+M",
-        "O(N)",
-        why="two layers in one: a window, whose outputs are projected anew for a wider "
-        "window of pooled keys",
-    ),
+    Row("Poolingformer", "FP+M", "O(N)", ("poolingformer",)),
     Row("Nyströmformer", "M+DS", "O(k·N)", ("nystromformer",)),
     Row("Perceiver", "M", "O(k·N)", ("perceiver",)),
     Row("Clusterformer", "LP", "O(N·log N)", ("clusterformer",)),
