@@ -477,6 +477,11 @@ def _while_training(row: Row, measure: str) -> list[Series]:
     ]
 
 
+def _is_round(number: float) -> bool:
+    """Whether a number is one, two or five times a power of ten."""
+    return str(int(number)).rstrip("0") in ("1", "2", "5")
+
+
 def _longer(group: Group) -> list[str]:
     """Share of heads that look at one token, and distance to the grid, by layer."""
     row = group.rows[0]
@@ -499,7 +504,7 @@ def _longer(group: Group) -> list[str]:
     boards = [dataclasses.replace(board, markersize=0) for board in boards]
     styles = Styles([line.label for line in shares])
     panels(boards, group.folder / "long.png", styles)
-    moments = [m for m in range(0, row.config["updates"] + 1, 500) if m in shares[0].x]
+    moments = [m for m in shares[0].x if m == 0 or (m >= 500 and _is_round(m))]
     table = tell.table(
         ["heads on one token", *(f"{m:,}" for m in moments)],
         [
