@@ -17,7 +17,7 @@ from attn_jax.attention import _checks
 
 DType = jax.typing.DTypeLike
 
-__all__ = ["LstmLayer", "LstmState"]
+__all__ = ["BidirectionalLstm", "LstmLayer", "LstmState"]
 
 
 class LstmState(NamedTuple):
@@ -142,3 +142,76 @@ class LstmLayer(nnx.Module):
         """Maps the next token [B, D], wherever it stands, to (state, [B, D])."""
         state, hidden = _advance(self.recur.kernel[...], state, self.into(x))
         return state, self.out(hidden)
+
+
+def _turned(x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Sequences [B, T, D] from their last of so many tokens to their first.
+
+    >>> _turned(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([2])).ravel().tolist()
+    [1.0, 0.0, 2.0]
+    """
+    at = lengths[:, None] - 1 - jnp.arange(x.shape[1], dtype=lengths.dtype)[None]
+    return jnp.take_along_axis(x, (at % x.shape[1])[:, :, None], axis=1)
+
+
+class BidirectionalLstm(nnx.Module):
+    """Layers of long short-term memory that read from both ends.
+
+    Each layer is ``x ← x + forward(norm(x)) + backward(norm(x))``, and the last is
+    normalised.
+
+    Args:
+      dim: width D.
+      depth: number of layers.
+      hidden_dim: hidden units of each direction; None = D.
+      dropout_rate: of what each layer adds, while training.
+
+    Reference: Graves and Schmidhuber, 2005, framewise phoneme classification with
+    bidirectional LSTM.
+
+    >>> body = BidirectionalLstm(8, depth=2, rngs=nnx.Rngs(0))
+    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        hidden_dim: int | None = None,
+        dropout_rate: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        hidden_dim = dim if hidden_dim is None else hidden_dim
+
+        def layers() -> nnx.List:
+            return nnx.List(
+                [LstmLayer(dim, hidden_dim, rngs=rngs) for _ in range(depth)]
+            )
+
+        self.forward, self.backward = layers(), layers()
+        norms = [nnx.LayerNorm(dim, rngs=rngs) for _ in range(depth + 1)]
+        self.norms = nnx.List(norms)
+        self.dropout = nnx.Dropout(dropout_rate)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key_mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D].
+
+        Padding must come last: the backward direction begins at the last real token.
+        """
+        lengths = key_mask.sum(axis=1)
+        for norm, forward, backward in zip(
+            self.norms, self.forward, self.backward, strict=False
+        ):
+            h = jnp.where(key_mask[:, :, None], norm(x), jnp.zeros((), x.dtype))
+            h = forward(h) + _turned(backward(_turned(h, lengths)), lengths)
+            x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
+        return self.norms[-1](x)

@@ -271,7 +271,6 @@ class PairTask(Task):
     """
 
     uniform = False
-    unit = "symbols"
 
     def __init__(self, data: Pronunciations):
         self.data = data
