@@ -61,7 +61,9 @@ _ENCODER = {
 # `ti`, `s` and `b` of ViT are the published ones; `s` of the ResNet is ResNet-50, `b`
 # is ResNet-50 of double width. `mu_local` costs what `mu` of the ResNet does, but sees
 # 11 pixels where `mu` sees 47. `mu_item` and `mu_grid` have the FLOPs and parameters of
-# the ViT `mu` with patch 10 at 30 x 30 pixels; the one sees 11 pixels, the other all.
+# the ViT `mu` with patch 10 at 30 x 30 pixels; the convolutions of the one see 11
+# pixels, those of the other all. `mu_cell` is `mu_item` without the group norms,
+# through which an output depends on the whole image: it sees its 11 pixels, no more.
 # Only `mu` of the MLP is near: it uses each parameter once, so it would need as many as
 # it has multiplications.
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -72,6 +74,14 @@ SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "mu_local": dict(widths=(34,), depths=(1,), stem_stride=2),
         "mu_item": dict(
             widths=(128,), depths=(5,), kernel=1, stem_kernel=11, stem_stride=10
+        ),
+        "mu_cell": dict(
+            widths=(128,),
+            depths=(5,),
+            kernel=1,
+            norm="channel",
+            stem_kernel=11,
+            stem_stride=10,
         ),
         "mu_grid": dict(
             widths=(28, 56, 96), depths=(1, 1, 1), stem_kernel=5, stem_stride=5

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from attn_jax.attention import _checks
 from attn_jax.nn.encoder import check_images, zero_head
+
+Norm = Literal["group", "channel"]
 
 
 def standardize_kernel(kernel: jax.Array, *, epsilon: float = 1e-8) -> jax.Array:
@@ -149,6 +153,20 @@ def _groups(features: int) -> int:
     return features // size
 
 
+def _make_norm(
+    norm: Norm,
+    features: int,
+    *,
+    dtype: jax.typing.DTypeLike | None,
+    rngs: nnx.Rngs,
+) -> GroupNorm | nnx.LayerNorm:
+    """Normalisation of so many channels, over the image or at each position."""
+    _checks.check_choice("norm", norm, get_args(Norm))
+    if norm == "channel":
+        return nnx.LayerNorm(features, dtype=dtype, rngs=rngs)
+    return GroupNorm(features, num_groups=_groups(features), dtype=dtype)
+
+
 class ResidualBlock(nnx.Module):
     """Pre-activation block, ``x + conv(relu(norm(conv(relu(norm(x))))))``.
 
@@ -159,6 +177,8 @@ class ResidualBlock(nnx.Module):
       bottleneck: 1x1, 3x3, 1x1 with four times as many output channels, instead of
         two convolutions of ``kernel``.
       kernel: side of the two; 1 sees no neighbour.
+      norm: "group" shares two numbers a group over the whole image; "channel"
+        normalises the channels of each position by themselves.
       dtype, rngs: as in `StdConv`.
 
     Reference: He et al., Identity Mappings in Deep Residual Networks,
@@ -177,6 +197,7 @@ class ResidualBlock(nnx.Module):
         stride: int = 1,
         bottleneck: bool = False,
         kernel: int = 3,
+        norm: Norm = "group",
         dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -187,7 +208,7 @@ class ResidualBlock(nnx.Module):
         for i, (kernel_size, out_features) in enumerate(
             zip(kernels, widths, strict=True)
         ):
-            norms.append(GroupNorm(width, num_groups=_groups(width), dtype=dtype))
+            norms.append(_make_norm(norm, width, dtype=dtype, rngs=rngs))
             convs.append(
                 StdConv(
                     width,
@@ -226,7 +247,7 @@ class ResNet(nnx.Module):
       num_classes: number of labels.
       widths: channels of each stage; every stage but the first halves the image.
       depths: residual blocks of each stage.
-      bottleneck, kernel: see `ResidualBlock`.
+      bottleneck, kernel, norm: see `ResidualBlock`.
       stem_kernel, stem_stride: of the first convolution: 3 and 1 for small images,
         3 and 2 for the smallest models, 7 and 2 for large images.
       max_pool: 3x3 max-pooling of stride 2 after the stem, for large images.
@@ -252,6 +273,7 @@ class ResNet(nnx.Module):
         depths: Sequence[int],
         bottleneck: bool = False,
         kernel: int = 3,
+        norm: Norm = "group",
         stem_kernel: int = 3,
         stem_stride: int = 1,
         max_pool: bool = False,
@@ -283,20 +305,24 @@ class ResNet(nnx.Module):
                     stride=2 if stage > 0 and i == 0 else 1,
                     bottleneck=bottleneck,
                     kernel=kernel,
+                    norm=norm,
                     dtype=dtype,
                     rngs=rngs,
                 )
                 features = block.out_features
                 blocks.append(block)
         self.blocks = nnx.List(blocks)
-        self.norm = GroupNorm(features, num_groups=_groups(features), dtype=dtype)
+        self.norm = _make_norm(norm, features, dtype=dtype, rngs=rngs)
         self.head = zero_head(features, num_classes, dtype=dtype, rngs=rngs)
 
     def receptive_field(self) -> int:
         """Side, in pixels, of the square that one output position depends on.
 
-        Taken before the average pooling, along convolutions alone (group
-        normalisation shares two numbers a group over the whole image).
+        Taken before the average pooling, along convolutions alone. Group normalisation
+        shares two numbers a group over the whole image, so that with norm="group" an
+        output depends on all of it a little; with several such norms a network whose
+        convolutions see 11 pixels has learnt what lies 20 apart
+        (`experiments.data_scaling`, scenes).
         """
         field, jump = self.stem.kernel_size, self.stem.stride
         if self.max_pool:

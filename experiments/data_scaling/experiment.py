@@ -269,7 +269,7 @@ PRESETS: Mapping[str, Config] = {
         updates=12_000,
         tune_updates=1_500,
         max_epochs=None,
-        models=("vit", "resnet:mu_item", "resnet:mu_grid"),
+        models=("vit", "resnet:mu_cell", "resnet:mu_grid", "resnet:mu_item"),
         baselines=("majority",),
         flip=False,
         vit=Grid(learning_rates=(5e-4, 1e-3, 2e-3)),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from attn_jax.models import build
 from experiments.core import engine
 from experiments.core.cell import Runtime, attention_digest
 from experiments.core.loop import Trainer
@@ -168,7 +171,31 @@ def test_models_of_matched_scenes_cost_the_same_and_see_what_is_said():
         for name in ("params", "flops"):
             assert 0.87 < cost[name] / found["vit"][name] < 1.15, name
     fields = {name: cost.get("receptive_field") for name, cost in found.items()}
-    assert fields == {"vit": None, "resnet:mu_item": 11, "resnet:mu_grid": 115}
+    assert fields == {
+        "vit": None,
+        "resnet:mu_cell": 11,
+        "resnet:mu_grid": 115,
+        "resnet:mu_item": 11,
+    }
+
+
+@pytest.mark.parametrize(("size", "alone"), [("mu_cell", True), ("mu_item", False)])
+def test_what_a_position_depends_on_is_its_field_but_for_group_norms(size, alone):
+    model = build(
+        "resnet", size, image_shape=(30, 30, 1), num_classes=10, rngs=nnx.Rngs(0)
+    )
+    image = jax.random.normal(jax.random.key(0), (1, 30, 30, 1))
+
+    def first(image):
+        x = model.stem(image)
+        for block in model.blocks:
+            x = block(x)
+        return jnp.sum(jnp.square(model.norm(x)[0, 0, 0, :64]))
+
+    slopes = jnp.abs(jax.grad(first)(image))[0, :, :, 0]
+    assert slopes[:11, :11].max() > 1e-4
+    beyond = slopes.at[:11, :11].set(0.0).max()
+    assert (beyond == 0.0) == alone and (alone or beyond > 1e-6)
 
 
 @pytest.mark.parametrize("preset", ["phones", "pos"])
