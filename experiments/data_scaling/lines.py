@@ -113,7 +113,16 @@ class Line:
     @property
     def label(self) -> str:
         """Name in tables and legends."""
-        return self.name + f" (field {self.field} px)" * bool(self.field)
+        if not self.field:
+            return self.name
+        norms = " and group norms" * self.passes_on
+        return f"{self.name} (field {self.field} px{norms})"
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether group norms tell a CNN of what lies outside of its field."""
+        made = models.SIZES.get(self.model, {}).get(self.size or "", {})
+        return self.model == "resnet" and made.get("norm", "group") == "group"
 
     @functools.cached_property
     def means(self) -> dict[int, stats.Summary]:

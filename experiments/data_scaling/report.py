@@ -375,8 +375,13 @@ def _reach(section: Section, cnn: Line) -> list[str]:
     verdict = (
         "covers it."
         if min(fields) >= section.span
-        else "is narrower: no unit of it sees both items whole."
+        else "is narrower: no convolution of it sees both items whole."
     )
+    if cnn.passes_on and min(fields) < section.span:
+        verdict += (
+            " But group normalisation shares two numbers a group over the whole image, "
+            "layer by layer, so a position learns something of all others."
+        )
     return [
         f"A relation spans {section.span} pixels; the receptive field of {cnn.label} "
         f"is {tell.span(fields, str)} pixels, which {verdict}"

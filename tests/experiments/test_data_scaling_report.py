@@ -236,8 +236,8 @@ def test_two_cnns_are_told_apart_by_their_receptive_field(tmp_path):
     assert "(field" not in one
     records += curves("resnet", CNN, size="mu_local", m_receptive_field=15, **more)
     written = text(records, tmp_path)
-    assert "### Gap: ViT-mu − ResNet-mu (field 47 px)" in written
-    assert "### Gap: ViT-mu − ResNet-mu_local (field 15 px)" in written
+    assert "### Gap: ViT-mu − ResNet-mu (field 47 px and group norms)" in written
+    assert "### Gap: ViT-mu − ResNet-mu_local (field 15 px and group norms)" in written
     spans = [x for x in written.splitlines() if x.startswith("A relation spans 20")]
     assert "is 47 pixels, which covers it" in spans[0]
     assert "is 15 pixels, which is narrower" in spans[1]
