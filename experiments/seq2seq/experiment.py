@@ -149,7 +149,6 @@ PRESETS: Mapping[str, Config] = {
         beams=2,
         words=8,
         seeds=1,
-        varied=("norm",),
     ),
     "quick": Config(
         dim=64,
