@@ -1,6 +1,6 @@
 """Command line of attn_jax: `python -m attn_jax COMMAND`; `attn-jax ...` is the same.
 
-Commands: list, show, models, bench, check, theorems.
+Commands: new, list, show, models, bench, compare, check, theorems.
 """
 
 from __future__ import annotations
@@ -62,13 +62,20 @@ def _models(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _bench(arguments: argparse.Namespace) -> str:
-    from attn_jax.tools import bench as benchmarking
+def _new(arguments: argparse.Namespace) -> str:
+    from attn_jax.tools.new import create
 
-    directions: tuple[benchmarking.Direction, ...] = ("forward", "forward + backward")
+    return create(arguments.spec)
+
+
+def _setting(arguments: argparse.Namespace) -> Any:
+    """What `bench` and `compare` measure."""
+    from attn_jax.tools.bench import Direction, Setting
+
+    directions: tuple[Direction, ...] = ("forward", "forward + backward")
     if arguments.forward != arguments.backward:
         directions = directions[:1] if arguments.forward else directions[1:]
-    setting = benchmarking.Setting(
+    return Setting(
         lengths=arguments.lengths,
         heads=arguments.heads,
         head_dim=arguments.head_dim,
@@ -79,6 +86,29 @@ def _bench(arguments: argparse.Namespace) -> str:
         directions=directions,
         options=dict(arguments.option),
     )
+
+
+def _compare(arguments: argparse.Namespace) -> str:
+    from attn_jax.tools import compare as comparing
+
+    rows = comparing.compare(
+        arguments.variants,
+        _setting(arguments),
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        memory_share=arguments.memory_share,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if arguments.json:
+        told = {"attn_jax": __version__, "rows": rows}
+        return json.dumps(told, indent=2, ensure_ascii=False)
+    return comparing.table(rows)
+
+
+def _bench(arguments: argparse.Namespace) -> str:
+    from attn_jax.tools import bench as benchmarking
+
+    setting = _setting(arguments)
     if arguments.figure and not arguments.figure.parent.is_dir():
         raise ValueError(f"--figure: no such folder: {arguments.figure.parent}.")
     rows = benchmarking.bench(
@@ -204,6 +234,38 @@ def _option(told: str) -> tuple[str, Any]:
         return name, given
 
 
+def _add_setting(parser: argparse.ArgumentParser) -> None:
+    """What is measured, of `bench` and `compare` alike."""
+    add = parser.add_argument
+    add("--lengths", type=_lengths, default=(256, 1024, 4096), metavar="T,T,...")
+    add("--heads", type=int, default=8, metavar="N")
+    add("--head-dim", type=int, default=64, metavar="H")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--tokens", type=int, default=4096, help="batch times length")
+    size.add_argument("--batch", type=int, help="the same at every length")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--causal", action="store_true", help="query t attends only to keys s <= t")
+    add("--forward", action="store_true", help="the forward pass alone")
+    add("--backward", action="store_true", help="forward and backward alone")
+    add(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for those variants that take it, such as left=127; may be repeated",
+    )
+    add("--rounds", type=int, default=7, help="figures a program; the median counts")
+    add("--seconds", type=float, default=0.2, help="least time of one figure")
+    add(
+        "--memory-share",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the free memory, above which a program is not run (default: 0.5)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="attn-jax", description="Attention variants as pure JAX functions."
@@ -212,6 +274,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
+    making = commands.add_parser(
+        "new",
+        help="write a variant of your own to begin with, which passes `check`",
+        description="Write a file with a function that keeps the contract and honours "
+        "all there is, to be changed, and say what to do with it.",
+    )
+    making.add_argument("spec", metavar="FILE.py:NAME", help="a file that is not there")
+    making.set_defaults(run=_new)
     listing = commands.add_parser(
         "list",
         help="show the variants with capabilities, cost and paper",
@@ -260,36 +330,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VARIANT",
         help="a name or path/file.py:function; may be repeated; default: blockwise",
     )
-    add("--lengths", type=_lengths, default=(256, 1024, 4096), metavar="T,T,...")
-    add("--heads", type=int, default=8, metavar="N")
-    add("--head-dim", type=int, default=64, metavar="H")
-    size = timing.add_mutually_exclusive_group()
-    size.add_argument("--tokens", type=int, default=4096, help="batch times length")
-    size.add_argument("--batch", type=int, help="the same at every length")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--causal", action="store_true", help="query t attends only to keys s <= t")
-    add("--forward", action="store_true", help="the forward pass alone")
-    add("--backward", action="store_true", help="forward and backward alone")
-    add(
-        "--option",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="for those variants that take it, such as left=127; may be repeated",
-    )
-    add("--rounds", type=int, default=7, help="figures a program; the median counts")
-    add("--seconds", type=float, default=0.2, help="least time of one figure")
-    add(
-        "--memory-share",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="of the free memory, above which a program is not run (default: 0.5)",
-    )
+    _add_setting(timing)
     add("--json", metavar="FILE", help="store the figures; - prints them instead")
     add("--figure", type=pathlib.Path, metavar="FILE", help="draw them (matplotlib)")
     timing.set_defaults(run=_bench)
+    comparing = commands.add_parser(
+        "compare",
+        help="error, time and memory of variants beside the first of them",
+        description="Set attention functions beside the first: how far their outputs "
+        "are from its, how fast they are, what memory they take.",
+    )
+    comparing.add_argument(
+        "variants",
+        nargs="+",
+        metavar="VARIANT",
+        help="two or more names or path/file.py:function",
+    )
+    _add_setting(comparing)
+    comparing.add_argument("--json", action="store_true", help="print JSON")
+    comparing.set_defaults(run=_compare)
     checking = commands.add_parser(
         "check",
         help="try what an attention function claims, with evidence",

@@ -11,6 +11,7 @@ import pytest
 
 from attn_jax import CAPABILITIES, VARIANTS, __version__
 from attn_jax.__main__ import main
+from attn_jax.testing import assert_conforms
 from attn_jax.tools import survey
 from tests import helpers
 
@@ -142,3 +143,38 @@ def test_the_survey_beside_ours(monkeypatch, capsys):
     assert any("pools between layers" in line for line in lines)
     assert main(["list", "--survey", "linear"]) == 2
     assert "--survey is a table of its own" in capsys.readouterr().err
+
+
+def test_a_new_variant_keeps_the_contract_and_overwrites_nothing(tmp_path, capsys):
+    spec = f"{tmp_path}/mine.py:attend"
+    assert main(["new", spec]) == 0
+    assert f"attn-jax check {spec}" in capsys.readouterr().out
+    written = (tmp_path / "mine.py").read_text()
+    claims = ("shape", "mask", "key_mask", "causal", "empty_rows", "bias")
+    assert_conforms(spec, only=claims)
+    assert main(["new", spec]) == 2
+    assert "is there already and is left as it is" in capsys.readouterr().err
+    assert (tmp_path / "mine.py").read_text() == written
+    for wrong in ("mine.py", "mine:attend", "mine.py:2", "mine.py:def"):
+        assert main(["new", wrong]) == 2
+        assert "must be named path/file.py:function" in capsys.readouterr().err
+    assert main(["new", f"{tmp_path}/no/mine.py:attend"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_functions_are_compared_with_the_first(capsys):
+    sizes = ["--lengths", "8,16", "--heads", "2", "--head-dim", "4", "--tokens", "16"]
+    quick = ["--forward", "--rounds", "1", "--seconds", "0"]
+    names = ["dot_product", "blockwise", "linear"]
+    assert main(["compare", *names, *sizes, *quick, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["name"] for row in rows] == 2 * names
+    assert [row["length"] for row in rows] == 3 * [8] + 3 * [16]
+    for first, exact, other in (rows[:3], rows[3:]):
+        assert first["distance"] == 0.0 and first["ratio"] == 1.0
+        assert exact["distance"] < 1e-5 < 0.1 < other["distance"]
+        assert other["ratio"] == first["milliseconds"] / other["milliseconds"]
+    assert main(["compare", *names, *sizes, *quick]) == 0
+    assert "from those of dot_product" in capsys.readouterr().out
+    assert main(["compare", "linear", "linear"]) == 2
+    assert "two different functions or more" in capsys.readouterr().err
