@@ -181,6 +181,8 @@ class Section:
             name = "{}: {rule}, {grid} × {grid} cells of {item} pixels".format(
                 TASKS["scenes"], **self.scene
             )
+            pool = re.search(r"-pool(\d+)", self.task)
+            name += f", of {int(pool[1]):,} scenes" if pool else ""
         return f"{name} ({self.apart})" if self.apart else name
 
     @property
