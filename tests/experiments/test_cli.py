@@ -107,6 +107,7 @@ def begins(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     npz, whole, tmp_path, begins, capsys
 ):
@@ -138,6 +139,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     assert "4 of 4 cells were done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_rerun_goes_on(
     npz, whole, tmp_path, begins, capsys, signum

@@ -79,6 +79,7 @@ def same(found, expected):
                 assert found[name][1][score] == pytest.approx(metrics[score], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_curve_of_one(npz, one, tmp_path):
     finished(start(npz, tmp_path / "eight", devices=8))
     same(curves(tmp_path / "eight"), one)

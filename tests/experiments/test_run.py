@@ -263,6 +263,7 @@ def start(tmp_path, *more, **settings):
     )
 
 
+@pytest.mark.slow
 def test_workers_share_cells_and_one_that_is_killed_is_replaced(tmp_path):
     """Seed 0 kills its worker once, as a machine out of memory does."""
     more = ("--engine", "processes", "--workers", 2, "--log-every", 2)
