@@ -20,11 +20,11 @@ from flax import nnx
 
 from attn_jax import generation
 from attn_jax.attention import _checks
+from attn_jax.models.labeller import RecurrentBody
 from attn_jax.nn.attention_fn import AttentionState
 from attn_jax.nn.decoder import Decoder, DecoderState, Memory
 from attn_jax.nn.encoder import Encoder, Norm
 from attn_jax.nn.positional import make_positions
-from attn_jax.nn.recurrent import BidirectionalLstm
 from attn_jax.variant import Variant
 
 __all__ = [
@@ -114,10 +114,10 @@ class EncoderDecoder(nnx.Module):
             rngs=rngs,
         )
         self.embed = None if shared else table()
-        self.encoder: BidirectionalLstm | Encoder
+        self.encoder: RecurrentBody | Encoder
         if isinstance(attention, str) and attention == "lstm":
-            self.encoder = BidirectionalLstm(
-                dim, depth=depth, dropout_rate=dropout_rate, rngs=rngs
+            self.encoder = RecurrentBody(
+                dim, depth=depth, cell="lstm", dropout_rate=dropout_rate, rngs=rngs
             )
         else:
             sizes: dict[str, Any] = dict(num_heads=num_heads, max_length=max_source)

@@ -24,6 +24,7 @@ from flax import nnx
 from attn_jax.attention import _checks
 from attn_jax.nn.encoder import Encoder, MlpBlock, zero_head
 from attn_jax.nn.positional import make_positions
+from attn_jax.nn.recurrent import run_cell, turned
 from attn_jax.nn.state_space import StateSpace
 from attn_jax.variant import Variant
 
@@ -284,7 +285,7 @@ class ConvolutionBody(nnx.Module):
 
 
 class RecurrentBody(nnx.Module):
-    """Bidirectional recurrent layers, by Flax.
+    """Bidirectional recurrent layers of Flax's cells, run by `run_cell`.
 
     Each layer is ``x ← x + W [forward(norm(x)); backward(norm(x))]``.
 
@@ -315,7 +316,6 @@ class RecurrentBody(nnx.Module):
         cells = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
         if cell not in cells:
             raise ValueError(f"`cell` must be 'gru' or 'lstm', but is {cell!r}.")
-        self.cell = cell
 
         def direction() -> nnx.RNN:
             return nnx.RNN(cells[cell](dim, dim, dtype=dtype, rngs=rngs), rngs=rngs)
@@ -344,14 +344,11 @@ class RecurrentBody(nnx.Module):
         Padding must come last: the backward direction begins at the last real token.
         """
         lengths = key_mask.sum(axis=1)
-        zeros = jnp.zeros((x.shape[0], x.shape[-1]), x.dtype)
-        start = (zeros, zeros) if self.cell == "lstm" else zeros
         for norm, layer, out in zip(self.norms, self.layers, self.outs, strict=False):
-            h = layer(
-                _where_real(norm(x), key_mask),
-                initial_carry=(start, start),
-                seq_lengths=lengths,
-            )
+            h = _where_real(norm(x), key_mask)
+            forward = run_cell(layer.forward_rnn.cell, h)
+            backward = run_cell(layer.backward_rnn.cell, turned(h, lengths))
+            h = jnp.concatenate([forward, turned(backward, lengths)], axis=-1)
             h = self.dropout(h, deterministic=deterministic, rngs=rngs)
             x = x + out(h)
         return self.norms[-1](x)

@@ -1,11 +1,14 @@
-"""Long short-term memory: over a sequence at once, or token by token with a state.
+"""Recurrent layers whose backward pass is that of products, but for the recurrence.
+
+`LstmLayer` has two forms, over a sequence at once and token by token with a state;
+`run_cell` runs Flax's cells over whole sequences.
 
 Letters: B batch, T length, D width, N hidden units.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +20,7 @@ from attn_jax.attention import _checks
 
 DType = jax.typing.DTypeLike
 
-__all__ = ["BidirectionalLstm", "LstmLayer", "LstmState"]
+__all__ = ["GruState", "LstmLayer", "LstmState", "run_cell", "turned"]
 
 
 class LstmState(NamedTuple):
@@ -27,13 +30,17 @@ class LstmState(NamedTuple):
     cell: jax.Array
 
 
-def _advance(
-    kernel: jax.Array, state: LstmState, gates: jax.Array
+class GruState(NamedTuple):
+    """The carry of a gated recurrent unit: its output [B, hidden units]."""
+
+    hidden: jax.Array
+
+
+def _lstm(
+    state: LstmState, given: jax.Array, product: jax.Array
 ) -> tuple[LstmState, jax.Array]:
-    """A token of an LSTM layer: U [N, 4 N], the state, and W x + b, [B, 4 N]."""
-    wide = jnp.promote_types(state.hidden.dtype, kernel.dtype)
-    gates = gates + state.hidden.astype(wide) @ kernel.astype(wide)
-    write, keep, new, show = jnp.split(gates, 4, axis=-1)
+    """A token of an LSTM, of W x + b and of U h, each [B, 4 N]: i, f, g, o."""
+    write, keep, new, show = jnp.split(given + product, 4, axis=-1)
     cell = jax.nn.sigmoid(keep) * state.cell
     cell = cell + jax.nn.sigmoid(write) * jnp.tanh(new)
     hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
@@ -44,34 +51,120 @@ def _advance(
     return LstmState(*kept), hidden
 
 
-def _scan(gates: jax.Array, kernel: jax.Array, state: LstmState) -> jax.Array:
-    """Outputs [T, B, N] of all tokens: W x + b [T, B, 4 N], U [N, 4 N], the state."""
-    return jax.lax.scan(functools.partial(_advance, kernel), state, gates)[1]
+def _gru(
+    state: GruState, given: jax.Array, product: jax.Array
+) -> tuple[GruState, jax.Array]:
+    """A token of a GRU, of W x + b and of U h, each [B, 3 N]: r, z, n."""
+    reset, keep, new = jnp.split(given, 3, axis=-1)
+    of_reset, of_keep, of_new = jnp.split(product, 3, axis=-1)
+    kept = jax.nn.sigmoid(keep + of_keep)
+    new = jnp.tanh(new + jax.nn.sigmoid(reset + of_reset) * of_new)
+    hidden = (1.0 - kept) * new + kept * state.hidden
+    return GruState(hidden.astype(state.hidden.dtype)), hidden
 
 
-_recurrence = jax.custom_vjp(_scan)
+def _product(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(hidden.dtype, kernel.dtype)
+    return hidden.astype(wide) @ kernel.astype(wide)
 
 
-def _forward(
-    gates: jax.Array, kernel: jax.Array, state: LstmState
-) -> tuple[jax.Array, Any]:
-    hidden, pull = jax.vjp(lambda g, s: _scan(g, kernel, s), gates, state)
-    return hidden, (pull, hidden, kernel, state.hidden)
+def _recurrence(gates: Any, *, summed: bool) -> Callable[..., jax.Array]:
+    """A recurrent layer over time, whose U has its gradient after the loop.
 
+    Summed up in the loop, as `jax.grad` has it, the gradient of U would be read and
+    written at every token, and added up over the devices at every token.
 
-def _backward(kept: Any, cotangent: jax.Array) -> tuple[Any, ...]:
-    """U's gradient is one product after the loop, not a sum that grows in it.
+    Args:
+      gates: ``(state, W x + b, U h) -> (state, hidden)``, of one token.
+      summed: whether these enter as their sum alone, so that one cotangent is both's.
 
-    Summed in the loop, it would be added up over the devices at every token.
+    Returns:
+      ``(W x + b [T, B, ·], U [N, ·], state) -> hidden [T, B, N]`` of all tokens.
     """
-    pull, hidden, kernel, first = kept
-    gates, state = pull(cotangent)
-    before = jnp.concatenate([first[None].astype(hidden.dtype), hidden[:-1]])
-    grown = jnp.einsum("tbn,tbm->nm", before.astype(gates.dtype), gates)
-    return gates, grown.astype(kernel.dtype), state
+
+    def scan(given: Any, more: Any, kernel: jax.Array, state: Any) -> jax.Array:
+        def advance(state: Any, now: Any) -> Any:
+            given, more = now
+            product = _product(state.hidden, kernel)
+            return gates(state, given, product if more is None else product + more)
+
+        return jax.lax.scan(advance, state, (given, more))[1]
+
+    @jax.custom_vjp
+    def run(given: jax.Array, kernel: jax.Array, state: Any) -> jax.Array:
+        return scan(given, None, kernel, state)
+
+    def forward(
+        given: jax.Array, kernel: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any]:
+        # Zeros whose cotangent is that of U h.
+        wide = jnp.promote_types(state.hidden.dtype, kernel.dtype)
+        zeros = None if summed else jnp.zeros(given.shape, wide)
+        hidden, pull = jax.vjp(
+            lambda given, more, state: scan(given, more, kernel, state),
+            given,
+            _checks.varying(zeros, given, kernel, state),
+            state,
+        )
+        return hidden, (pull, hidden, kernel, state.hidden)
+
+    def backward(kept: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+        pull, hidden, kernel, first = kept
+        given, more, state = pull(cotangent)
+        of_product = given if summed else more
+        before = jnp.concatenate([first[None].astype(hidden.dtype), hidden[:-1]])
+        grown = jnp.einsum("tbn,tbm->nm", before.astype(of_product.dtype), of_product)
+        return given, grown.astype(kernel.dtype), state
+
+    run.defvjp(forward, backward)
+    return run
 
 
-_recurrence.defvjp(_forward, _backward)
+_run_lstm = _recurrence(_lstm, summed=True)
+_run_gru = _recurrence(_gru, summed=False)
+
+
+def run_cell(cell: nnx.GRUCell | nnx.OptimizedLSTMCell, x: jax.Array) -> jax.Array:
+    """One of Flax's recurrent cells over whole sequences, from a state of zeros.
+
+    The numbers are those of `flax.nnx.RNN`. W x is one product for all tokens, and the
+    gradient of U is one after them.
+
+    Args:
+      cell: with the standard gates.
+      x: [B, T, D].
+
+    Returns:
+      [B, T, hidden units].
+
+    >>> cell = nnx.GRUCell(3, 4, rngs=nnx.Rngs(0))
+    >>> run_cell(cell, jnp.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+    batch, length, dim = x.shape
+    # Flat with the batch first: so XLA keeps a batch split over devices as it is.
+    given = cell.dense_i(x.reshape(-1, dim)).reshape(batch, length, -1)
+    if cell.dense_h.bias is not None:
+        given = given + cell.dense_h.bias[...].astype(given.dtype)[None, None]
+    kernel = cell.dense_h.kernel[...].astype(given.dtype)
+    given = jnp.swapaxes(given, 0, 1)
+    zeros = jnp.zeros((batch, kernel.shape[0]), given.dtype)
+    gru = isinstance(cell, nnx.GRUCell)
+    state: Any = GruState(zeros) if gru else LstmState(zeros, zeros)
+    operands = _checks.varying((given, kernel, state), given, kernel)
+    hidden = (_run_gru if gru else _run_lstm)(*operands)
+    return jnp.swapaxes(hidden, 0, 1)
+
+
+def turned(x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Sequences [B, T, D] from their last of so many tokens to their first.
+
+    >>> turned(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([2])).ravel().tolist()
+    [1.0, 0.0, 2.0]
+    """
+    last = jnp.asarray(lengths, jnp.int32)[:, None] - 1
+    at = last - jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    return jnp.take_along_axis(x, (at % x.shape[1])[:, :, None], axis=1)
 
 
 class LstmLayer(nnx.Module):
@@ -119,7 +212,7 @@ class LstmLayer(nnx.Module):
         kernel = self.recur.kernel[...]
         gates = jnp.swapaxes(gates, 0, 1)
         given = _checks.varying((gates, kernel, state), gates, kernel)
-        hidden = _recurrence(*given)
+        hidden = _run_lstm(*given)
         hidden = jnp.swapaxes(hidden, 0, 1).reshape(batch * length, -1)
         return self.out(hidden).reshape(batch, length, dim)
 
@@ -140,78 +233,6 @@ class LstmLayer(nnx.Module):
         rng: jax.Array | None = None,
     ) -> tuple[LstmState, jax.Array]:
         """Maps the next token [B, D], wherever it stands, to (state, [B, D])."""
-        state, hidden = _advance(self.recur.kernel[...], state, self.into(x))
+        product = _product(state.hidden, self.recur.kernel[...])
+        state, hidden = _lstm(state, self.into(x), product)
         return state, self.out(hidden)
-
-
-def _turned(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Sequences [B, T, D] from their last of so many tokens to their first.
-
-    >>> _turned(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([2])).ravel().tolist()
-    [1.0, 0.0, 2.0]
-    """
-    at = lengths[:, None] - 1 - jnp.arange(x.shape[1], dtype=lengths.dtype)[None]
-    return jnp.take_along_axis(x, (at % x.shape[1])[:, :, None], axis=1)
-
-
-class BidirectionalLstm(nnx.Module):
-    """Layers of long short-term memory that read from both ends.
-
-    Each layer is ``x ← x + forward(norm(x)) + backward(norm(x))``, and the last is
-    normalised.
-
-    Args:
-      dim: width D.
-      depth: number of layers.
-      hidden_dim: hidden units of each direction; None = D.
-      dropout_rate: of what each layer adds, while training.
-
-    Reference: Graves and Schmidhuber, 2005, framewise phoneme classification with
-    bidirectional LSTM.
-
-    >>> body = BidirectionalLstm(8, depth=2, rngs=nnx.Rngs(0))
-    >>> body(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)).shape
-    (2, 5, 8)
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        depth: int,
-        hidden_dim: int | None = None,
-        dropout_rate: float = 0.0,
-        rngs: nnx.Rngs,
-    ):
-        hidden_dim = dim if hidden_dim is None else hidden_dim
-
-        def layers() -> nnx.List:
-            return nnx.List(
-                [LstmLayer(dim, hidden_dim, rngs=rngs) for _ in range(depth)]
-            )
-
-        self.forward, self.backward = layers(), layers()
-        norms = [nnx.LayerNorm(dim, rngs=rngs) for _ in range(depth + 1)]
-        self.norms = nnx.List(norms)
-        self.dropout = nnx.Dropout(dropout_rate)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        key_mask: jax.Array,
-        *,
-        deterministic: bool = True,
-        rngs: nnx.Rngs | None = None,
-    ) -> jax.Array:
-        """Maps [B, T, D] with real tokens ``key_mask`` bool [B, T] to [B, T, D].
-
-        Padding must come last: the backward direction begins at the last real token.
-        """
-        lengths = key_mask.sum(axis=1)
-        for norm, forward, backward in zip(
-            self.norms, self.forward, self.backward, strict=False
-        ):
-            h = jnp.where(key_mask[:, :, None], norm(x), jnp.zeros((), x.dtype))
-            h = forward(h) + _turned(backward(_turned(h, lengths)), lengths)
-            x = x + self.dropout(h, deterministic=deterministic, rngs=rngs)
-        return self.norms[-1](x)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from attn_jax.models import BODIES, Labeller
 from attn_jax.models.labeller import IdInput, side_by_side
+from attn_jax.nn.recurrent import run_cell, turned
 from attn_jax.tools.cost import labeller_cost
 
 SIZES, CLASSES, DIM, LONGEST = (11, 5), 4, 8, 9
@@ -191,3 +192,40 @@ def test_wrong_input_is_named():
         build("cnn", kernel=4)
     with pytest.raises(ValueError, match=r"`dilations` must be depth=2 .* is \(1,\)"):
         build("cnn", dilations=(1,))
+
+
+@pytest.mark.parametrize("kind", [nnx.GRUCell, nnx.OptimizedLSTMCell])
+def test_cells_of_flax_give_what_they_give_in_flax(kind):
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    size, hidden, lengths = 4, 6, jnp.array([7, 3, 5])
+
+    def layer():
+        return nnx.RNN(kind(size, hidden, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+    both = nnx.Bidirectional(layer(), layer(), rngs=nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(both, nnx.Param, ...)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params
+    )
+    x = jax.random.normal(next(keys), (3, 7, size))
+    real = (jnp.arange(7)[None] < lengths[:, None])[:, :, None]
+    weight = jnp.where(real, jax.random.normal(next(keys), (3, 7, 2 * hidden)), 0.0)
+
+    def theirs(params, x):
+        zeros = jnp.zeros((3, hidden))
+        start = zeros if kind is nnx.GRUCell else (zeros, zeros)
+        run = nnx.merge(graphdef, params, rest)
+        x = jnp.where(real, x, 0.0)
+        out = run(x, initial_carry=(start, start), seq_lengths=lengths)
+        return (out * weight).sum()
+
+    def ours(params, x):
+        run, x = nnx.merge(graphdef, params, rest), jnp.where(real, x, 0.0)
+        back = run_cell(run.backward_rnn.cell, turned(x, lengths))
+        parts = [run_cell(run.forward_rnn.cell, x), turned(back, lengths)]
+        return (jnp.concatenate(parts, axis=-1) * weight).sum()
+
+    want, got = (
+        jax.value_and_grad(f, argnums=(0, 1))(params, x) for f in (theirs, ours)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), want, got)
