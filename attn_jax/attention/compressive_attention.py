@@ -153,7 +153,7 @@ def compressive(
     if count <= 0:
         return near.out.astype(dtype)
     used = int(ends[-1, 0]) * width
-    short = {
+    short: dict[str, Any] = {
         name: compress(x[:used], params[name].astype(dtype))
         for name, x in (("key", key), ("value", value))
     }

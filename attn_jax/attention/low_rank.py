@@ -12,7 +12,7 @@ projection, c keys in a window, m landmarks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -268,7 +268,7 @@ def memory_compressed(
     live = None
     if key_mask is not None:
         live = _tiles.cut(key_mask, width).any(axis=1)
-    short = {
+    short: dict[str, Any] = {
         name: compress(_checks.zero_masked(rows, seen), params[name].astype(dtype))
         for name, rows in (("key", key), ("value", value))
     }

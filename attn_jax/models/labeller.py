@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -345,9 +345,9 @@ class RecurrentBody(nnx.Module):
         """
         lengths = key_mask.sum(axis=1)
         for norm, layer, out in zip(self.norms, self.layers, self.outs, strict=False):
-            h = _where_real(norm(x), key_mask)
-            forward = run_cell(layer.forward_rnn.cell, h)
-            backward = run_cell(layer.backward_rnn.cell, turned(h, lengths))
+            h, both = _where_real(norm(x), key_mask), cast(Any, layer)
+            forward = run_cell(both.forward_rnn.cell, h)
+            backward = run_cell(both.backward_rnn.cell, turned(h, lengths))
             h = jnp.concatenate([forward, turned(backward, lengths)], axis=-1)
             h = self.dropout(h, deterministic=deterministic, rngs=rngs)
             x = x + out(h)

@@ -95,7 +95,7 @@ def compare(
                 inputs = setting.inputs(length)
                 found = _distance(functions[first](*inputs), functions[name](*inputs))
             distances[name, length] = found
-        kept = {
+        kept: Row = {
             k: row[k]
             for k in ("name", "direction", "length", "temp_bytes", "milliseconds")
             if k in row

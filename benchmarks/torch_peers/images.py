@@ -215,17 +215,24 @@ def _resnet(model: models.ResNet) -> ResNet:
             "model: the PyTorch peer has no max-pooling; use max_pool=False."
         )
 
+    def groups(norm: Any) -> int:
+        if not isinstance(norm, models.GroupNorm):
+            raise ValueError(
+                "model: the PyTorch peer has group norms; use norm='group'."
+            )
+        return norm.num_groups
+
     blocks = [
         ResidualBlock(
             [
-                (*_size(conv), norm.num_groups)
+                (*_size(conv), groups(norm))
                 for norm, conv in zip(block.norms, block.convs, strict=True)
             ],
             _size(block.projection) if block.project else None,
         )
         for block in model.blocks
     ]
-    norm = nn.GroupNorm(model.norm.num_groups, model.head.in_features)
+    norm = nn.GroupNorm(groups(model.norm), model.head.in_features)
     return ResNet(StdConv(*_size(model.stem)), blocks, norm, model.head.out_features)
 
 
