@@ -273,7 +273,7 @@ PRESETS: Mapping[str, Config] = {
         baselines=("majority",),
         flip=False,
         vit=Grid(learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3)),
-        resnet=Grid(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2)),
+        resnet=Grid(learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
     ),
     "smoke_sequences": Config(
         task="toy_phones",
