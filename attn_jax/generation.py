@@ -287,9 +287,10 @@ class Beams(NamedTuple):
 
     Attributes:
       tokens: int32 [B, K, steps], the end symbol behind its first one as well; −1
-        where an output held NaN, or where there are fewer than K sequences.
+        where an output did not say what comes next (NaN, +∞, or nothing but −∞), or
+        where there are fewer than K sequences.
       log_probs: [B, K], sum of the tokens' log-probabilities, that of the end symbol
-        included; −∞ where there is no sequence, NaN where an output held NaN.
+        included; −∞ where there is no sequence, NaN where an output said nothing.
       scores: [B, K], what they are ordered by: log_probs / length penalty.
       lengths: int32 [B, K], tokens up to the end symbol, that one included.
       finished: bool [B, K], whether it came to the end symbol; what did not, in
@@ -356,12 +357,9 @@ def beam_search(
     >>> found.tokens[0].tolist(), [f"{p:.2f}" for p in jnp.exp(found.log_probs[0])]
     ([[2, 0, 0], [1, 0, 0]], ['0.40', '0.30'])
     """
-    prompt, steps = _check(prompt, steps)
-    if prompt.ndim != 2 or prompt.dtype != jnp.int32:
-        raise ValueError(
-            f"`prompt` must be integers [B, P], but is {prompt.dtype} "
-            f"{tuple(prompt.shape)}."
-        )
+    prompt, steps = _check(_checks.as_int32("prompt", prompt), steps)
+    if prompt.ndim != 2:
+        raise ValueError(f"`prompt` must be [B, P], but has shape {prompt.shape}.")
     num_beams = _checks.check_int("num_beams", num_beams, 1)
     end = _checks.check_int("end", end, 0)
     if not 0 <= length_penalty < math.inf:
@@ -390,10 +388,10 @@ def _batch_axes(init: Init, batch: int, length: int) -> Any:
         grown = [
             i for i, (m, n) in enumerate(zip(x.shape, y.shape, strict=True)) if m != n
         ]
-        if len(grown) > 1:
+        if len(grown) > 1 or any(x.shape[i] != batch for i in grown):
             raise ValueError(
-                "`init` must make states with one axis of the batch a leaf, but a leaf "
-                f"of shape {x.shape} has {len(grown)}."
+                "`init` must make states of which each leaf has one axis of the batch "
+                f"or none, but for a batch of {batch} made one of shape {x.shape}."
             )
         return grown[0] if grown else -1
 
@@ -412,7 +410,7 @@ class _Search(NamedTuple):
     ended_log_probs: jax.Array  # [B, K]
     ended_scores: jax.Array  # [B, K]
     ended_lengths: jax.Array  # int32 [B, K]
-    failed: jax.Array  # bool [B], an output held NaN
+    failed: jax.Array  # bool [B], an output did not say what comes next
 
 
 @functools.partial(
@@ -461,9 +459,10 @@ def _beam_search(
         state,
         jnp.moveaxis(prompt[:, :-1], 1, 0),
     )
+    logits_dtype = jax.eval_shape(step, params, state, prompt[:, -1])[1].dtype
     state = jax.tree.map(each_beam, state, axes)
 
-    dtype = score_dtype(jnp.float32)
+    dtype = score_dtype(logits_dtype)
     none = jnp.full((batch, num_beams), -jnp.inf, dtype)
     unwritten = jnp.full((batch, num_beams, steps), end, jnp.int32)
     start = _Search(
@@ -481,7 +480,8 @@ def _beam_search(
     start = _checks.varying(start, given_arrays)
 
     def done(now: _Search) -> jax.Array:
-        return now.failed | (now.ended_log_probs > -jnp.inf).all(axis=1)
+        nothing_left = (now.log_probs == -jnp.inf).all(axis=1)
+        return now.failed | nothing_left | (now.ended_log_probs > -jnp.inf).all(axis=1)
 
     def goes_on(now: _Search) -> jax.Array:
         return (now.written < steps) & ~done(now).all()
@@ -499,11 +499,9 @@ def _beam_search(
         logits = logits.astype(score_dtype(logits.dtype)).reshape(batch, num_beams, -1)
         symbols = logits.shape[-1]
         alive = now.log_probs > -jnp.inf
-        # A row of −∞ alone says as little as NaN what comes next.
-        unsaid = jnp.isnan(jax.nn.logsumexp(logits, axis=-1)) | jnp.all(
-            logits == -jnp.inf, axis=-1
-        )
-        failed = now.failed | (unsaid & alive).any(axis=1)
+        # NaN, +∞, and a row of −∞ alone do not say what comes next.
+        unsaid = ~jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
+        failed = now.failed | ((unsaid & alive).any(axis=1) & ~done(now))
         steps_log_p = jnp.where(
             (alive & ~unsaid)[:, :, None], jax.nn.log_softmax(logits), -jnp.inf
         )
@@ -513,7 +511,7 @@ def _beam_search(
         best = _checks.largest(every, count)
         log_probs = jnp.take_along_axis(every, best, axis=1)
         beam, token = best // symbols, (best % symbols).astype(jnp.int32)
-        here = jnp.arange(steps) == now.written
+        here = jnp.arange(steps, dtype=jnp.int32) == now.written
         tokens = jnp.where(here, token[:, :, None], rows(now.tokens, beam))
 
         ends = token == end
@@ -533,10 +531,12 @@ def _beam_search(
         others = jnp.where(ends, -jnp.inf, log_probs)
         lead = _checks.largest(others, min(num_beams, count))
         lead = jnp.pad(lead, ((0, 0), (0, num_beams - lead.shape[1])), mode="edge")
-        distinct = jnp.arange(num_beams) < count
+        distinct = jnp.arange(num_beams, dtype=jnp.int32) < count
         going = jnp.where(distinct, jnp.take_along_axis(others, lead, 1), -jnp.inf)
         beams = rows(beam, lead)
-        flat = (jnp.arange(batch)[:, None] * num_beams + beams).reshape(-1)
+        flat = (
+            jnp.arange(batch, dtype=jnp.int32)[:, None] * num_beams + beams
+        ).reshape(-1)
         return _Search(
             written=now.written + 1,
             state=jax.tree.map(lambda x, axis: of_beams(x, axis, flat), state, axes),
@@ -560,9 +560,9 @@ def _beam_search(
         (found.ended, found.ended_log_probs, found.ended_scores, found.ended_lengths),
         (found.tokens, left, left / penalty(jnp.int32(steps)), whole),
     )
-    behind = jnp.repeat(jnp.array([0, 1]), num_beams)[None]
+    behind = jnp.repeat(jnp.array([0, 1], jnp.int32), num_beams)[None]
     missing = log_probs == -jnp.inf
-    order = jnp.lexsort((-scores, jnp.where(missing, 2, behind)), axis=-1)
+    order = jnp.lexsort((-scores, jnp.where(missing, jnp.int32(2), behind)), axis=-1)
     order = order[:, :num_beams]
     tokens, log_probs, scores, lengths, missing = (
         rows(array, order) for array in (tokens, log_probs, scores, lengths, missing)

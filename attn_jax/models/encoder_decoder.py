@@ -16,13 +16,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attn_jax import generation
 from attn_jax.attention import _checks
 from attn_jax.models.labeller import RecurrentBody
 from attn_jax.nn.attention_fn import AttentionState
-from attn_jax.nn.decoder import Decoder, DecoderState, Memory
+from attn_jax.nn.decoder import Decoder, DecoderState, Memory, init_like
 from attn_jax.nn.encoder import Encoder, Norm
 from attn_jax.nn.positional import make_positions
 from attn_jax.variant import Variant
@@ -116,6 +117,11 @@ class EncoderDecoder(nnx.Module):
         self.embed = None if shared else table()
         self.encoder: RecurrentBody | Encoder
         if isinstance(attention, str) and attention == "lstm":
+            if norm != "pre":
+                raise ValueError(
+                    "`norm` must be 'pre' with attention='lstm', whose layers have it, "
+                    f"but is {norm!r}."
+                )
             self.encoder = RecurrentBody(
                 dim, depth=depth, cell="lstm", dropout_rate=dropout_rate, rngs=rngs
             )
@@ -190,6 +196,8 @@ class EncoderDecoder(nnx.Module):
         else:
             ids = _checks.check_ids("source", source, self.num_source)
             x = self.scale * _checks.rows_at(self.embed.embedding[...], ids)
+        # What padding holds, NaN too, has no gradient.
+        x = jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype))
         dropout: dict[str, Any] = dict(deterministic=deterministic, rngs=rngs)
         x = self.dropout(x, **dropout)
         if isinstance(self.encoder, Encoder):
@@ -237,10 +245,11 @@ class EncoderDecoderFunctions(NamedTuple):
         dropout_rng=None) -> logits [B, T, O]``; with ``dropout_rng``, for training.
       encode: ``(params, source, key_mask=None) -> Memory``, compiled.
       step: ``((params, memory), state, token [B]) -> (state, logits [B, O])``.
-      init: ``(B, L) -> state``, with room for L symbols.
+      init: ``(B, L, dtype=None) -> state``, with room for L symbols.
       weights: ``(params, source, target, key_mask=None) -> [B, N, T, S]`` of each
         block: what each target symbol, which is known, looks at when the next is to be
         told; compiled.
+      num_source, num_target: symbols that there are.
     """
 
     apply: Callable[..., jax.Array]
@@ -248,6 +257,17 @@ class EncoderDecoderFunctions(NamedTuple):
     step: Callable[[Any, DecoderState, jax.Array], tuple[DecoderState, jax.Array]]
     init: Callable[..., DecoderState]
     weights: Callable[..., list[jax.Array]]
+    num_source: int
+    num_target: int
+
+    def _started(
+        self, params: Any, source: jax.Array, key_mask: jax.Array | None, start: int
+    ) -> tuple[Any, jax.Array]:
+        """What `step` takes of a source, and the symbols to begin with."""
+        source = _checks.check_ids("source", source, self.num_source)
+        _checks.check_ids("start", np.asarray(start), self.num_target)
+        memory = self.encode(params, source, key_mask)
+        return (params, memory), jnp.full((source.shape[0], 1), start, jnp.int32)
 
     def generate(
         self,
@@ -260,16 +280,19 @@ class EncoderDecoderFunctions(NamedTuple):
         start: int,
         sample: generation.Sample = generation.sample_symbols,
     ) -> jax.Array:
-        """`attn_jax.generate` of targets: symbols [B, steps] after ``start``."""
-        memory = self.encode(params, source, key_mask)
-        prompt = jnp.full((source.shape[0], 1), start, jnp.int32)
+        """`attn_jax.generate` of targets: symbols [B, steps] after ``start``.
+
+        Raises:
+          ValueError: for a known symbol that there is not.
+        """
+        given, prompt = self._started(params, source, key_mask, start)
         return generation.generate(
-            (params, memory),
+            given,
             prompt,
             steps,
             rng,
             step=self.step,
-            init=self.init,
+            init=init_like(self.init, params),
             sample=sample,
         )
 
@@ -288,15 +311,18 @@ class EncoderDecoderFunctions(NamedTuple):
         """`attn_jax.beam_search` of targets, which ``start`` begins and ``end`` ends.
 
         The beams of a source read one memory.
+
+        Raises:
+          ValueError: for a known symbol that there is not.
         """
-        memory = self.encode(params, source, key_mask)
-        prompt = jnp.full((source.shape[0], 1), start, jnp.int32)
+        given, prompt = self._started(params, source, key_mask, start)
+        _checks.check_ids("end", np.asarray(end), self.num_target)
         return generation.beam_search(
-            (params, memory),
+            given,
             prompt,
             steps,
             step=self.step,
-            init=self.init,
+            init=init_like(self.init, params),
             end=end,
             num_beams=num_beams,
             length_penalty=length_penalty,
@@ -368,10 +394,13 @@ def encoder_decoder_functions(
         memory = module.encode(source, key_mask)
         return module.decoder.cross_weights(target, memory)
 
-    init = functools.partial(_init, model.decoder)
-    functions = EncoderDecoderFunctions(apply, encode, step, init, weights)
+    functions = EncoderDecoderFunctions(
+        apply,
+        encode,
+        step,
+        model.decoder.init_state,
+        weights,
+        model.num_source,
+        model.decoder.embed.num_embeddings,
+    )
     return functions, nnx.to_pure_dict(variables)
-
-
-def _init(decoder: Decoder, batch: int, length: int) -> DecoderState:
-    return decoder.init_state(batch, length)

@@ -354,11 +354,13 @@ class Decoder(nnx.Module):
                 f"`head_bias` must be [O] = {(num_outputs,)}, but has shape "
                 f"{bias.shape}."
             )
-        if tied and (num_outputs != num_symbols or head_bias is not None):
+        if tied and num_outputs != num_symbols:
             raise ValueError(
-                "tied=True needs as many outputs as symbols and no `head_bias`, but "
-                f"there are {num_symbols} symbols and {num_outputs} outputs."
+                "tied=True needs as many outputs as symbols, but there are "
+                f"{num_symbols} symbols and {num_outputs} outputs."
             )
+        if tied and head_bias is not None:
+            raise ValueError("tied=True has no bias: leave `head_bias` out.")
         self.head = (
             None
             if tied
@@ -413,7 +415,7 @@ class Decoder(nnx.Module):
         """
         if self.reads is None:
             self._of_memory(Memory(jnp.ones((1, 1), bool), (), None))
-        batch, length, _ = _checks_shape(memory, self.embed.features)
+        batch, length = _check_memory(memory, self.embed.features)
         if key_mask is None:
             key_mask = jnp.ones((batch, length), bool)
         _checks.check_bool("key_mask", key_mask)
@@ -494,6 +496,11 @@ class Decoder(nnx.Module):
           tokens: integers.
           memory: of `remember`, of a decoder that attends to it.
         """
+        if self.reads != "heads":
+            raise ValueError(
+                "Weights are of a decoder that attends to a memory, by a variant as "
+                "`cross`."
+            )
         x, found = self._placed(tokens, memory), []
         for block, key, given in zip(
             self.blocks, self._rngs(None), self._of_memory(memory), strict=True
@@ -570,15 +577,14 @@ class Decoder(nnx.Module):
         return DecoderState(position + 1, tuple(layers)), self._outputs(x)
 
 
-def _checks_shape(memory: jax.Array, dim: int) -> tuple[int, int, int]:
-    """The shape [B, S, D] of a memory of width D."""
+def _check_memory(memory: jax.Array, dim: int) -> tuple[int, int]:
+    """B and S of a memory [B, S, D]."""
     if memory.ndim != 3 or memory.shape[1] < 1 or memory.shape[2] != dim:
         raise ValueError(
             f"`memory` must be [B, S, D] with S ≥ 1 and D={dim}, but has shape "
             f"{tuple(memory.shape)}."
         )
-    batch, length, _ = memory.shape
-    return batch, length, dim
+    return memory.shape[0], memory.shape[1]
 
 
 class DecoderFunctions(NamedTuple):
@@ -611,9 +617,7 @@ class DecoderFunctions(NamedTuple):
             known token is no symbol. After a traced one the new tokens are −1.
         """
         prompt = _checks.check_ids("prompt", prompt, self.num_symbols)
-        dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
-        widest = max(dtypes, key=lambda dtype: dtype.itemsize)
-        init = _Init(self.init, widest)
+        init = init_like(self.init, params)
         return generation.generate(
             params, prompt, steps, rng, step=self.step, init=init, sample=sample
         )
@@ -642,6 +646,14 @@ class _Init:
 
     def __call__(self, batch: int, length: int) -> DecoderState:
         return self.init(batch, length, self.dtype)
+
+
+def init_like(
+    init: Callable[..., DecoderState], params: Any
+) -> Callable[[int, int], DecoderState]:
+    """`Decoder.init_state` in the widest dtype of parameters, for generation."""
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    return _Init(init, max(dtypes, key=lambda dtype: dtype.itemsize))
 
 
 def decoder_functions(decoder: Decoder) -> tuple[DecoderFunctions, Any]:

@@ -81,8 +81,8 @@ class EncoderBlock(nnx.Module):
       dropout_rate: applied to attention weights, which the variant must be able to
         drop, to the hidden layer of the feed-forward network and to both residual
         branches.
-      drops_weights: whether it is applied to attention weights; the first Transformer
-        did not say so.
+      drops_weights: whether attention weights are dropped too; the first Transformer
+        did not drop them.
       positions: how attention knows the order of the tokens, by `make_positions`;
         None leaves that to the tokens. What a kind adds to the input is added by
         `Encoder` alone.

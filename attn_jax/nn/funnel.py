@@ -173,6 +173,8 @@ class FunnelEncoder(nnx.Module):
                 f"`key_mask` must be [B, T] = {tuple(x.shape[:2])}, but has shape "
                 f"{tuple(key_mask.shape)}."
             )
+        # What padding holds, NaN too, has no gradient.
+        x = jnp.where(key_mask[:, :, None], x, jnp.zeros((), x.dtype))
         rng = jax.random.key(0) if rng is None else rng
         dropout: dict[str, Any] = dict(deterministic=deterministic, rngs=rngs)
         real, count, first = key_mask, 0, x

@@ -142,14 +142,16 @@ def run_cell(cell: nnx.GRUCell | nnx.OptimizedLSTMCell, x: jax.Array) -> jax.Arr
     (2, 5, 4)
     """
     batch, length, dim = x.shape
+    gru = isinstance(cell, nnx.GRUCell)
     # Flat with the batch first: so XLA keeps a batch split over devices as it is.
     given = cell.dense_i(x.reshape(-1, dim)).reshape(batch, length, -1)
+    if gru and cell.dense_h.bias is not None:
+        raise ValueError("`cell` must be a GRU without a bias beside U h, as Flax has.")
     if cell.dense_h.bias is not None:
         given = given + cell.dense_h.bias[...].astype(given.dtype)[None, None]
     kernel = cell.dense_h.kernel[...].astype(given.dtype)
     given = jnp.swapaxes(given, 0, 1)
     zeros = jnp.zeros((batch, kernel.shape[0]), given.dtype)
-    gru = isinstance(cell, nnx.GRUCell)
     state: Any = GruState(zeros) if gru else LstmState(zeros, zeros)
     operands = _checks.varying((given, kernel, state), given, kernel)
     hidden = (_run_gru if gru else _run_lstm)(*operands)

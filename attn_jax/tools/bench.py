@@ -271,6 +271,7 @@ def bench(
     rounds: int = 7,
     seconds: float = 0.2,
     memory_share: float = 0.5,
+    against: str = BASE,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """Times variants, alternating, beside `dot_product` and `jax.nn`.
@@ -284,13 +285,14 @@ def bench(
       rounds: figures a program, see `alternate`.
       seconds: least time of one figure.
       memory_share: of `available_memory()`, above which a program is not run.
+      against: name of the program that ratios are against.
       say: told what is going on, a line at a time.
 
     Returns:
       A row for each direction, length and program: name, direction, length, batch,
       flops, flops_exact, temp_bytes, peak_bytes; and if it ran milliseconds, ratio,
-      ratio_low, ratio_high (above 1: faster than `jax.nn`; None where that did not
-      run), else `skipped`, which says why.
+      ratio_low, ratio_high (above 1: faster than ``against``; None where that did
+      not run), else `skipped`, which says why.
 
     Raises:
       ValueError: if a variant is unknown, or cannot do what is asked.
@@ -313,7 +315,14 @@ def bench(
         for length in setting.lengths:
             say(f"{direction}, T = {length} ...")
             rows += _bench_one(
-                functions, setting, direction, length, rounds, seconds, memory_share
+                functions,
+                setting,
+                direction,
+                length,
+                rounds,
+                seconds,
+                memory_share,
+                against,
             )
     return rows
 
@@ -326,6 +335,7 @@ def _bench_one(
     rounds: int,
     seconds: float,
     memory_share: float,
+    against: str,
 ) -> list[Row]:
     inputs = setting.inputs(length)
     free = available_memory()
@@ -354,10 +364,10 @@ def _bench_one(
         else:
             calls[name] = made.call
     if calls:
-        base = BASE if BASE in calls else next(iter(calls))
+        base = against if against in calls else next(iter(calls))
         figures = alternate(calls, rounds=rounds, seconds=seconds)
         for row in summarize(figures, base):
-            if base != BASE:
+            if base != against:
                 row |= dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
             rows[row["name"]] |= row
     return list(rows.values())

@@ -72,6 +72,7 @@ def compare(
         rounds=rounds,
         seconds=seconds,
         memory_share=memory_share,
+        against=next(iter(records)),
         say=say,
     )
     first, *_ = records
@@ -97,13 +98,12 @@ def compare(
             distances[name, length] = found
         kept: Row = {
             k: row[k]
-            for k in ("name", "direction", "length", "temp_bytes", "milliseconds")
+            for k in (
+                *("name", "direction", "length", "temp_bytes"),
+                *("milliseconds", "ratio", "skipped"),
+            )
             if k in row
         }
-        if "skipped" in row:
-            kept["skipped"] = row["skipped"]
-        if ran:
-            kept["ratio"] = base["milliseconds"] / row["milliseconds"]
         rows.append(kept | {"distance": distances[name, length]})
     order = {name: place for place, name in enumerate(records)}
     directions = list(setting.directions)
@@ -129,8 +129,8 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row['length']:,}",
                 row["name"],
                 "-" if distance is None else f"{distance:.1e}",
-                f"{row['milliseconds']:,.2f}" if ran else row["skipped"],
-                f"{row['ratio']:.2f}" if "ratio" in row else "-",
+                f"{row['milliseconds']:,.2f}" if ran else "-",
+                f"{row['ratio']:.2f}" if row.get("ratio") else "-",
                 size_text(row["temp_bytes"]),
             )
         )
@@ -138,6 +138,12 @@ def table(rows: Sequence[Row]) -> str:
         [
             *aligned(cells),
             "",
+            *(
+                f"{row['name']}, T = {row['length']:,}, {row['direction']}: "
+                f"{row['skipped']}."
+                for row in rows
+                if "skipped" in row
+            ),
             f"distance: of the outputs from those of {first}, relative; times: how "
             f"often as fast as {first}; memory: temporary, of the compiled program.",
         ]

@@ -6,6 +6,7 @@ is honoured, and the one line that is to be changed, its scores, stands by itsel
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import pathlib
 
@@ -87,9 +88,14 @@ def create(spec: str) -> str:
     """
     place, _, name = spec.rpartition(":")
     proper = name.isidentifier() and not keyword.iskeyword(name)
-    if not place.endswith(".py") or not proper or name == "scores":
+    if not place.endswith(".py") or not proper:
         raise ValueError(
             f"a new variant must be named path/file.py:function, got {spec!r}."
+        )
+    if name in ("scores", "jax", "jnp") or hasattr(builtins, name):
+        raise ValueError(
+            f"a new variant must have a name of its own, but what is written uses "
+            f"{name!r} for something else."
         )
     path = pathlib.Path(place).expanduser()
     try:

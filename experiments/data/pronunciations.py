@@ -71,6 +71,12 @@ class Spelt:
             tuple(self.phones[i] for i in indices),
         )
 
+    def some(self, count: int | None) -> Spelt:
+        """So many of the words, evenly from all of them; None = all."""
+        if count is None or count >= len(self):
+            return self
+        return self.take(np.linspace(0, len(self) - 1, count).astype(int))
+
     def pairs(self, longest: int | None = None) -> Part:
         """Every pronunciation of every word with its spelling, in the words' order.
 
@@ -142,8 +148,9 @@ class Pronunciations(DataSet):
         )
 
     def said(self, phones: Sequence[int] | np.ndarray) -> str:
-        """Phones as they are written."""
-        return " ".join(self.phones[p - 2] for p in phones)
+        """Phones as they are written; "?" for what is none."""
+        known = range(2, self.num_target)
+        return " ".join(self.phones[p - 2] if p in known else "?" for p in phones)
 
     def contents(self) -> str:
         """How many words in each part, letters and phones."""

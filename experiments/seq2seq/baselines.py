@@ -17,8 +17,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from experiments.data.pronunciations import Pronunciations
 from experiments.seq2seq.errors import rates
 
@@ -144,7 +142,7 @@ class Rules:
 def measure(
     data: Pronunciations, contexts: Sequence[tuple[int, int]], words: int | None
 ) -> dict[str, Any]:
-    """Error rates of `Rules` on the test part, or on its first words."""
+    """Error rates of `Rules` on the test part, or on some of its words."""
     pairs = [
         (spelling.tolist(), phones.tolist())
         for spelling, several in zip(
@@ -153,7 +151,7 @@ def measure(
         for phones in several
     ]
     rules = Rules(pairs, contexts)
-    test = data.test.take(np.arange(len(data.test))[:words])
+    test = data.test.some(words)
     written = [rules.say(spelling.tolist()) for spelling in test.spellings]
     references = [[p.tolist() for p in several] for several in test.phones]
     found = rates(written, references)

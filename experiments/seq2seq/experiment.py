@@ -34,7 +34,7 @@ from experiments.core.run import Experiment
 from experiments.data import pronunciations
 from experiments.data.pronunciations import Pronunciations
 from experiments.seq2seq import baselines
-from experiments.seq2seq.cells import MODELS, PairCell, PairTask
+from experiments.seq2seq.cells import MODELS, PairCell, PairTask, is_recurrent
 from experiments.seq2seq.report import REPORT
 
 Changes = Mapping[str, Any]
@@ -190,7 +190,7 @@ def study_of(
 ) -> Study:
     """A row: a model, and what is changed of it; then ``base`` chooses the rate."""
     rates = config.learning_rates
-    recurrent = model.startswith("lstm")
+    recurrent = is_recurrent(model)
     attention = None if model in MODELS else model
     traits: dict[str, Any] = dict(
         task=config.task,
@@ -208,7 +208,7 @@ def study_of(
         mlp_dim=config.mlp_dim,
         num_heads=config.num_heads,
         positions=None if recurrent else config.positions,
-        norm=config.norm,
+        norm="pre" if recurrent else config.norm,
         dropout_rate=config.dropout_rate,
         label_smoothing=config.label_smoothing,
         beams=config.beams,
@@ -230,6 +230,8 @@ def studies_of(config: Config, differs: identity.Differs = ()) -> list[Study]:
     by_name = {study.name: study for study in found}
     for kind in config.varied:
         for changes in TABLE_3[kind]:
+            if all(getattr(config, key) == value for key, value in changes.items()):
+                continue  # the base itself
             name = ", ".join(f"{key}={value}" for key, value in changes.items())
             base = by_name["transformer"]
             found.append(study_of(config, name, "transformer", differs, changes, base))

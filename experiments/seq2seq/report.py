@@ -25,6 +25,7 @@ from experiments.core.plots import (
     subplots,
 )
 from experiments.core.report import Column, Group, Report, Row, Section
+from experiments.core.stats import Gap, gap
 
 PER, WER = "test_per", "test_wer"
 WORDS = {
@@ -111,7 +112,7 @@ def _columns(group: Group) -> list[Column]:
         _percent("PER of longer words, %", "test_per_longer"),
         tell.RATE,
         tell.PARAMETERS,
-        tell.same("FLOPs a word", "flops"),
+        tell.same("FLOPs of 8 letters and 8 phones", "flops"),
         tell.DIVERGED,
     ]
 
@@ -164,18 +165,32 @@ def _ends(group: Group) -> list[str]:
     ]
 
 
+def _points(one: Row, two: Row) -> tuple[Gap, str]:
+    """The difference of two phone error rates in points of a percent."""
+    scores = (
+        {seed: 100 * per for seed, per in row.scores(PER).items()} for row in (one, two)
+    )
+    found = gap(*scores)
+    text = f"{tell.decimal(found.mean, 2, sign=True)} {tell.interval(found, 2)}"
+    return found, text.strip()
+
+
 def _answers(group: Group) -> list[str]:
     """Against one another, paired by seed, and against what needs no network."""
     rows, lines = [row for row in _models(group) if row.records], []
     for i, one in enumerate(rows):
         for two in rows[i + 1 :]:
-            found, said = tell.difference(one, two, PER)
+            found, said = _points(one, two)
             clear = "" if found.clear else ", not clear"
             lines.append(f"* PER of {name_of(one)} − {name_of(two)}: {said}{clear}")
     floors = group.floors(task=group.config["task"])
     best = min((found[PER] for found in floors.values()), default=math.inf)
     behind = [name_of(row) for row in rows if row.mean(PER, math.inf) >= best]
-    told = ["Differences are paired by seed:", "\n".join(lines)] if lines else []
+    told = (
+        ["Differences, in points of a percent, are paired by seed:", "\n".join(lines)]
+        if lines
+        else []
+    )
     if behind:
         told.append(f"Behind what needs no network: {', '.join(behind)}.")
     return [*told, REFERENCE]
@@ -321,7 +336,7 @@ def _varied_columns(group: Group) -> list[Column]:
     def against(row: Row) -> str:
         if row is first or not row.records or not first.records:
             return tell.NONE
-        return tell.difference(row, first, PER)[1]
+        return _points(row, first)[1]
 
     return [
         ("changed", lambda row: changes_of(row, base) or "nothing"),
@@ -340,8 +355,8 @@ TABLE_3 = Section(
     least=2,
     text=(
         "As in Table 3 of the paper: one thing is changed at a time, the learning rate "
-        "is the first row's. Differences of PER are shares, paired by seed, with "
-        "Student's interval of 95 %.",
+        "is the first row's. Differences of PER are points of a percent, paired by "
+        "seed, with Student's interval of 95 %.",
     ),
     columns=_varied_columns,
 )

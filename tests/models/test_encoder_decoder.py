@@ -166,6 +166,8 @@ def test_bad_arguments_are_named():
         make(cross="truncated")
     with pytest.raises(ValueError, match="`norm` must be 'pre' or 'post'"):
         make(norm="middle")
+    with pytest.raises(ValueError, match="`norm` must be 'pre' with attention='lstm'"):
+        make(attention="lstm", norm="post")
     with pytest.raises(ValueError, match="'rope' with mixer='lstm'"):
         make(mixer="lstm", target_positions="rope")
     model = make()
@@ -175,6 +177,14 @@ def test_bad_arguments_are_named():
         model.encode(jnp.full((2, 3), 9))
     with pytest.raises(ValueError, match="This decoder needs a `memory`"):
         model.decoder(jnp.zeros((2, 3), jnp.int32))
+    functions, params = encoder_decoder_functions(model)
+    source = jnp.zeros((2, 3), jnp.int32)
+    with pytest.raises(ValueError, match="`start` must lie in 0 … 6"):
+        functions.search(params, source, 2, start=7, end=1)
+    with pytest.raises(ValueError, match="`end` must lie in 0 … 6"):
+        functions.search(params, source, 2, start=0, end=7)
+    with pytest.raises(ValueError, match="`source` must lie in 0 … 8"):
+        functions.generate(params, source + 9, 2, jax.random.key(0), start=0)
     memory = model.encode(jnp.zeros((2, 3), jnp.int32))
     state = model.decoder.init_state(3)
     with pytest.raises(ValueError, match="`token` must be .* B=2, .* there are 3"):
@@ -186,8 +196,27 @@ def test_queries_that_see_one_another_are_refused():
         weights = jax.nn.softmax(query @ key.T / jnp.abs(query).max())
         return weights @ value
 
-    with pytest.raises(ValueError, match="depends on the queries beside it"):
-        CrossAttention(8, num_heads=2, variant=together, rngs=nnx.Rngs(0))
+    for variant in (together, "shaw"):
+        with pytest.raises(ValueError, match="depends on the queries beside it"):
+            CrossAttention(8, num_heads=2, variant=variant, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["transformer", "bahdanau"])
+def test_what_padding_holds_has_no_gradient(name):
+    functions, params = _made(name)
+    source, target, key_mask = _batch()
+
+    @jax.jit
+    def slopes(params, source):
+        logits = functools.partial(functions.apply, params, source, target, key_mask)
+        return jax.grad(lambda p: functions.apply(p, source, target, key_mask).sum())(
+            params
+        ), logits()
+
+    # A traced symbol that there is not is NaN, here at padding alone.
+    found, out = slopes(params, jnp.where(key_mask, source, -1))
+    assert np.isfinite(out).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 # --------------------------------------------------------------------- the search
@@ -261,6 +290,42 @@ def test_as_many_beams_as_sequences_find_them_all_in_order(alpha):
         )
         assert (found.tokens[row, count:] == -1).all()
         assert (found.scores[row, count:] == -np.inf).all()
+
+
+def test_what_comes_after_its_end_is_nothing_to_an_example():
+    """A mate that goes on has its beams stepped on, into NaN."""
+
+    def step(table, state, token):
+        state, logits = _step(table, state, token)
+        return state, jnp.where((token == 3)[:, None], jnp.nan, logits)
+
+    table = jnp.full((5, SYMBOLS, SYMBOLS), -9.0).at[:, 1, 0].set(9.0)
+    table = table.at[:, 1, 3].set(8.0).at[:, 2, 1].set(9.0)
+    search = functools.partial(
+        beam_search, table, steps=STEPS, step=step, init=_init, end=0, num_beams=1
+    )
+    alone, both = search(jnp.array([[1]])), search(jnp.array([[1], [2]]))
+    assert alone.tokens[0, 0].tolist() == [0, 0, 0, 0]
+    np.testing.assert_array_equal(alone.tokens[0], both.tokens[0])
+    np.testing.assert_array_equal(alone.log_probs[0], both.log_probs[0])
+
+
+@pytest.mark.parametrize("wrong", [jnp.inf, jnp.nan])
+def test_logits_that_say_nothing_are_told(wrong):
+    table = _table().at[:, 2, 1].set(wrong)
+    found = beam_search(
+        table, jnp.array([[2]]), STEPS, step=_step, init=_init, end=0, num_beams=2
+    )
+    assert (found.tokens == -1).all() and np.isnan(found.log_probs).all()
+
+
+def test_float64_is_searched_in_float64():
+    with jax.enable_x64(True):
+        found = beam_search(
+            jnp.asarray(_table(), jnp.float64), jnp.array([[1]], jnp.int32), STEPS,
+            step=_step, init=_init, end=0, num_beams=2,
+        )  # fmt: skip
+        assert found.scores.dtype == jnp.float64
 
 
 def test_an_example_is_done_by_itself_and_nan_is_told():

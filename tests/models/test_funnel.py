@@ -34,6 +34,15 @@ def test_padding_changes_nothing(decoder_depth):
     assert out.shape == (2, kept, 8) and real.shape == (2, kept)
     other, _ = run(jnp.where(mask[:, :, None], x, 1e3), mask)
     np.testing.assert_allclose(out[real], other[real], atol=1e-5)
+    holes = jnp.where(mask[:, :, None], x, jnp.nan)
+    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+
+    def loss(params):
+        out, real = nnx.merge(graphdef, params, rest)(holes, mask)
+        return jnp.where(real[:, :, None], out, 0.0).sum()
+
+    slopes = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+    assert all(np.isfinite(leaf).all() for leaf in slopes)
     alone, whole = encoder(x[1:, :6])
     assert whole.all()
     np.testing.assert_allclose(out[1][real[1]], alone[0], atol=1e-5)
