@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import textwrap
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -227,6 +228,7 @@ def curve(
         line.bars()
     figure, ((axes,),) = subplots((7.6, 4.3), dpi=140)
     axes.set_xscale("log")
+    title = textwrap.fill(title, 62)
     axes.set_title(title, fontsize=11.5, loc="left", color="black", pad=9)
     axes.set_ylabel(ylabel, fontsize=10, color=_INK)
     axes.set_xlabel(xlabel, fontsize=10, color=_INK)
@@ -296,9 +298,11 @@ def _finish(axes: Axes, sizes: Sequence[float]) -> None:
     axes.set_autoscalex_on(False)  # which warns where there is a single size
     axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
     if 1 < len(sizes) <= 9:  # the measured sizes themselves make the best ticks
+        # Apart by 1.45 times, and by a twelfth of a long axis.
+        apart = max(1.45, (max(sizes) / min(sizes)) ** (1 / 12))
         ticks, last = [], 0.0
         for size in sizes:
-            if float(size).is_integer() and size > last * 1.45:
+            if float(size).is_integer() and size > last * apart:
                 ticks.append(size)
                 last = size
         axes.set_xticks(ticks)
