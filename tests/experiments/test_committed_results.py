@@ -95,8 +95,8 @@ def check_data_scaling(name, figure, records, folder):
     if name == "crossing":
         return check_crossing(figure, records)
     (axes,) = figure.axes
-    task = next(task for task in ("scenes", "fashion", "pos") if f"_{task}" in name)
-    some = [r for r in records if r["config"]["task"].startswith(task)]
+    task = name.partition("_")[2]
+    some = [r for r in records if r["config"]["task"] == task]
     model = lambda r: (r["config"]["model"], r["config"].get("size"), r["config"]["n"])  # noqa: E731
     accuracy = means(some, model, metric("test_accuracy"))
     if name.startswith("curve"):

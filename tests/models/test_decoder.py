@@ -21,6 +21,7 @@ OPTIONS = {
     "reformer": dict(num_buckets=4, num_rounds=2, chunk_size=16),
     "linear": dict(chunk_size=8),
     "blockwise": dict(block_size=8),
+    "compressive": dict(segment=8, memory=4, compressed=3),
 }
 # Somebody's own, with parameters and a step beside it.
 MINE = f"{pathlib.Path(__file__).parents[1]}/right_variants/decayed.py:attend"
@@ -195,7 +196,9 @@ def test_the_state_follows_the_parameters(made, dtype):
         after, output = jax.eval_shape(functions.step, params, state, token)
         assert output.dtype == dtype
         assert shape(state) == shape(after)
-        wide = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype.kind != "i"}
+        wide = {
+            leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype.kind not in "ib"
+        }
         assert wide <= {jnp.dtype(dtype), jnp.promote_types(dtype, jnp.float32)}
         # And that of `generate`, whose scan would not take another.
         new = jax.eval_shape(
