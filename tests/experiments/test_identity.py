@@ -16,6 +16,7 @@ from experiments.data import graphs, molecules, sequence_tasks
 from experiments.data import images as data
 from experiments.data.sequences import Part, SequenceData
 from experiments.data_scaling import experiment as scaling
+from experiments.data_scaling.tasks import task_name
 from experiments.graphs import experiment as graph
 from experiments.graphs import regression
 from experiments.positions import experiment as positions
@@ -152,6 +153,20 @@ def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     plans = scaling.plans(scaling.PRESETS["cpu"])
     monkeypatch.setattr(scaling, "load_task", lambda *_, **__: scenes)
     plans += scaling.plans(scaling.PRESETS["scenes"])
+    preset = scaling.PRESETS["scenes_matched"]
+    name = task_name("scenes", preset.scenes)
+    # Their records name their content.
+    (content,) = {
+        config["differs"]["data_sha256"]
+        for r in committed("data_scaling/results")
+        if (config := r["config"])["task"] == name
+    }
+    pool = images(name, preset.scenes.pool, side=30, sha256=content)
+    monkeypatch.setattr(scaling, "load_task", lambda *_, **__: pool)
+    leaking = dataclasses.replace(preset, models=("resnet:mu_item",))
+    first = dataclasses.replace(leaking, tune_updates=1_500)  # as it was tuned
+    for config in (preset, leaking, first):
+        plans += scaling.plans(config)
     assert not missing("data_scaling/results", planned(plans) | of_sequences())
 
 
