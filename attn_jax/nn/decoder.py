@@ -414,7 +414,9 @@ class Decoder(nnx.Module):
           ValueError: if the decoder was made without `cross`, or for other shapes.
         """
         if self.reads is None:
-            self._of_memory(Memory(jnp.ones((1, 1), bool), (), None))
+            raise ValueError(
+                "This decoder was made without a memory: give it `cross` to read one."
+            )
         batch, length = _check_memory(memory, self.embed.features)
         if key_mask is None:
             key_mask = jnp.ones((batch, length), bool)

@@ -138,7 +138,7 @@ class Pronunciations(DataSet):
         """Symbols of a pronunciation, its beginning and its end among them."""
         return len(self.phones) + 2
 
-    @property
+    @functools.cached_property
     def longest(self) -> int:
         """The longest spelling, or phones with their end, of all parts."""
         return max(

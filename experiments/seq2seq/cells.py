@@ -228,8 +228,9 @@ def program_of(shape: Shape) -> Program:
     "predict" gives of each pair its summed loss, hits and symbols, [B]; "functions" are
     those of the model.
     """
-    apply, _ = optim.split_model(build_model(shape, 0))
-    functions, _ = encoder_decoder_functions(build_model(shape, 0))
+    model = build_model(shape, 0)
+    apply, _ = optim.split_model(model)
+    functions, _ = encoder_decoder_functions(model)
     smoothing = shape.named["label_smoothing"]
 
     def loss(
@@ -284,6 +285,7 @@ class PairTask(Task):
 
     def __init__(self, data: Pronunciations):
         self.data = data
+        self._pairs = functools.cache(data.train.pairs)
 
     def shape(self, cell: PairCell) -> Shape:
         """What the program of a cell depends on."""
@@ -292,16 +294,9 @@ class PairTask(Task):
     def program(self, cell: PairCell) -> Program:
         return program_of(self.shape(cell))
 
-    @functools.cached_property
-    def _pairs(self) -> dict[int, sequences.Part]:
-        return {}
-
     def _training(self, cell: PairCell) -> sequences.Part:
         """The pairs that a cell learns from."""
-        longest = cell.train_length
-        if longest not in self._pairs:
-            self._pairs[longest] = self.data.train.pairs(longest)
-        return self._pairs[longest]
+        return self._pairs(cell.train_length)
 
     def batches(self, cell: PairCell) -> Batches:
         lengths = lengths_of(self.data, cell.train_length)

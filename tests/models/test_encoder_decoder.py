@@ -13,6 +13,7 @@ from flax import nnx
 from attn_jax import beam_search, sample_symbols
 from attn_jax.models import EncoderDecoder, encoder_decoder_functions
 from attn_jax.nn.cross_attention import CrossAttention
+from attn_jax.nn.decoder import Decoder
 from attn_jax.nn.encoder import EncoderBlock
 
 SOURCE, TARGET, LONGEST = 9, 7, 6
@@ -127,6 +128,30 @@ def test_weights_are_what_tokens_look_at(name):
     for weights in found:
         np.testing.assert_allclose(weights.sum(axis=-1), 1.0, atol=1e-5)
         assert (np.where(key_mask[:, None, None], 0.0, weights) == 0.0).all()
+
+
+def test_a_memory_may_hold_anything_at_padding():
+    decoder = Decoder(
+        TARGET, TARGET, mixer="linear", cross="dot_product", dim=8, depth=1,
+        num_heads=2, max_length=3, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    graphdef, params, rest = nnx.split(decoder, nnx.Param, ...)
+    key_mask = jnp.array([[True, True, False]])
+    memory = jax.random.normal(jax.random.key(0), (1, 3, 8))
+
+    @jax.jit
+    def slopes(params, memory):
+        def loss(params):
+            model = nnx.merge(graphdef, params, rest)
+            read = model.remember(memory, key_mask)
+            return jnp.square(model(jnp.zeros((1, 3), jnp.int32), read)).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    holes = jnp.where(key_mask[:, :, None], memory, jnp.nan)
+    jax.tree.map(np.testing.assert_array_equal, *(slopes(params, m) for m in (
+        jnp.where(key_mask[:, :, None], memory, 7.0), holes
+    )))  # fmt: skip
 
 
 def test_dropout_is_for_training_alone():
@@ -308,6 +333,19 @@ def test_what_comes_after_its_end_is_nothing_to_an_example():
     assert alone.tokens[0, 0].tolist() == [0, 0, 0, 0]
     np.testing.assert_array_equal(alone.tokens[0], both.tokens[0])
     np.testing.assert_array_equal(alone.log_probs[0], both.log_probs[0])
+
+
+def test_a_longer_answer_does_not_replace_what_was_done():
+    """Though by its score, with so large a penalty, it would."""
+    p = jnp.full((5, SYMBOLS, SYMBOLS), 1e-9).at[:, 1, 0].set(0.6).at[:, 1, 2].set(0.4)
+    p = p.at[:, 2, 0].set(1.0).at[:, 3, 3].set(1.0)
+    search = functools.partial(
+        beam_search, jnp.log(p), steps=STEPS, step=_step, init=_init, end=0,
+        num_beams=1, length_penalty=5.0,
+    )  # fmt: skip
+    both = search(jnp.array([[1], [3]]))
+    assert both.tokens[0, 0].tolist() == [0, 0, 0, 0] and both.lengths[0, 0] == 1
+    assert search(jnp.array([[2]])).scores[0, 0] > both.scores[0, 0]
 
 
 @pytest.mark.parametrize("wrong", [jnp.inf, jnp.nan])
