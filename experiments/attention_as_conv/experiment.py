@@ -1,10 +1,10 @@
 """Do heads of self-attention on images move to a pixel grid, as a convolution has?
 
 `python -m experiments.attention_as_conv --preset cpu` trains fully-attentional models
-with quadratic, generalised Gaussian and learned relative encodings, the last with and
-without content, beside a ResNet of as many parameters; and it starts heads as the
-convolution of the theorem, for several numbers of training images N. The report shows
-where heads look before, during and after training (Cordonnier et al.,
+with quadratic, generalised Gaussian and learned relative encodings beside a ResNet of
+as many parameters (with content: `--models relative_content`); and it starts heads as
+the convolution of the theorem, for one or more numbers of training images N (`--ns`).
+The report shows where heads look before, during and after training (Cordonnier et al.,
 arXiv:1911.03584).
 """
 
@@ -75,14 +75,13 @@ class Config(Settings):
     long as one without content."""
     tune_updates: Count = 200
     """Optimiser steps of a tuning cell."""
-    learning_rates: Rates = (1e-2, 3e-2)
+    learning_rates: Rates = (1e-2, 3e-2, 1e-1, 3e-1)
     """Peaks of the schedule for attention; the validation part chooses for each
     encoding and start, at the largest N."""
     long_updates: Count = 3_000
-    """Optimiser steps of the part "long"."""
-    long_rates: Rates = (1e-2, 3e-2, 1e-1, 3e-1)
-    """Learning rates tried for it, in runs of as many steps as other tuning cells."""
-    resnet_rates: Rates = (5e-3, 1.5e-2)
+    """Optimiser steps of the part "long", whose rate is chosen in runs of as many
+    steps as others'."""
+    resnet_rates: Rates = (5e-3, 1.5e-2, 5e-2)
     """The same for the ResNet."""
     weight_decay: Amount = 0.05
     """Decoupled weight decay of matrices."""
@@ -159,7 +158,7 @@ PRESETS: Mapping[str, Config] = {
         resnet_widths=(8, 16),
         baselines=("majority",),
     ),
-    "cpu": Config(),
+    "cpu": Config(models=("quadratic", "gaussian", "relative", "resnet"), ns=(60_000,)),
     "teacher": Config(parts=("teacher",)),
     "long": Config(parts=("long",), ns=(60_000,), baselines=(), long_updates=20_000),
     "accelerator": Config(
@@ -249,7 +248,7 @@ def make_studies(
         )
     if "long" in config.parts:
         cell = cell_of(config, task, "quadratic", "random", largest, differs)
-        rates = config.long_rates
+        rates = config.learning_rates
         grid = tuple(dataclasses.replace(cell, learning_rate=rate) for rate in rates)
         studies["long"] = Study("long", grid, config.long_updates, config.seeds)
     return studies
@@ -355,7 +354,7 @@ EXPERIMENT = Experiment(
     presets=PRESETS,
     minutes={
         "quick": "a minute and a half",
-        "cpu": "two hours, two cores",
+        "cpu": "half an hour, two cores",
         "teacher": "ten minutes",
         "long": "a quarter of an hour, one core",
         "accelerator": "CIFAR-10 on GPU or TPU",

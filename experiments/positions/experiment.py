@@ -121,15 +121,7 @@ PRESETS = {
         tokens=2_048,
         dim=48,
     ),
-    "cpu": Config(
-        encodings=tuple(n for n in POSITIONS if n not in ENCODINGS[4:6]),
-        updates=300,
-        order_updates=200,
-        tune_updates=120,
-        learning_rates=(3e-3,),
-        tokens=2_048,
-    ),
-    "long": Config(),
+    "cpu": Config(),
 }
 
 
@@ -216,7 +208,6 @@ EXPERIMENT = Experiment(
         "smoke": "seconds",
         "quick": "minutes",
         "cpu": "half an hour, two cores",
-        "long": "an hour, one core",
     },
     plans=plans,
     report=REPORT,

@@ -45,7 +45,6 @@ TINY = Config(
     resnet_widths=(4,),
     baselines=("majority",),
     long_updates=6,
-    long_rates=(1e-2,),
     kernels=(3,),
     heads_per_place=(1,),
     decays=(0.3,),

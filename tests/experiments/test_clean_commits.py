@@ -24,9 +24,6 @@ GRANDFATHERED: dict[str, dict[str | None, int]] = {
         "1764bdebd0b16ddea51ca7546e73319e79690682": 6,
         "e716bf6b587364d6f1522d109b8959a16f2121fa": 3,
     },
-    "experiments/positions/results/results.jsonl": {
-        "ed57f7d46757ff0fdc9bdfaad81f40f6344a7176": 56,
-    },
     "experiments/sequence_labelling/results/phones/maps.json": {
         "8262c2daa17dd26da91d71f1854b234c00eedbab": 1,
     },

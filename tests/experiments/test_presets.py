@@ -43,7 +43,7 @@ PINNED = {
     "data_scaling phones": "30ae2c8dc7acc668",
     "data_scaling pos": "ff7c9802f8922928",
     "attention_as_conv quick": "a455612a7fdc4ef9",
-    "attention_as_conv cpu": "5bb1393f4c76a0aa",
+    "attention_as_conv cpu": "d2922ea7d85402e3",
     "attention_as_conv teacher": "7c8b76553c35e2d7",
     "attention_as_conv long": "44c33ac5f5bb5a0e",
     "attention_as_conv accelerator": "9d15804b9afb98c3",
@@ -67,8 +67,7 @@ PINNED = {
     "graphs accelerator": "253a59e44fa20a44",
     "positions smoke": "e74c61189fc848e0",
     "positions quick": "94755ddf751f4d94",
-    "positions cpu": "e7572df0898b2563",
-    "positions long": "a26d585cb64bac82",
+    "positions cpu": "a26d585cb64bac82",
 }
 
 
