@@ -12,11 +12,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 # that it was changed from -> number of records. They may vanish, as results are made
 # anew; nothing may be added.
 GRANDFATHERED: dict[str, dict[str | None, int]] = {
-    "experiments/attention_as_conv/results/results.jsonl": {
-        "fbb0370009f8e98d24768429f311428db67e43f9": 48,
-        "3bfb92a77814509951fa800ec485bff7078171d4": 3,
-        "1764bdebd0b16ddea51ca7546e73319e79690682": 12,
-    },
     "experiments/attention_vs_rnn/results/results.jsonl": {
         "e1f62138643d882b053e9d659dda15f7421cc347": 13,
     },
