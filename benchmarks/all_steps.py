@@ -50,7 +50,7 @@ TIMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "phones": ("transformer", "transformer:32+32", "cnn", "gru", "window:5"),
         "pos": ("transformer", "window:2"),
     },
-    "positions": {"long": ("rope",)},
+    "positions": {"cpu": ("rope",)},
     "attention_vs_rnn": {"cpu": ("softmax", "linear", "lstm")},
     "attention_as_conv": {
         "cpu": (

@@ -19,7 +19,7 @@ PRESETS: Presets = {
     "attention_vs_rnn": ("cpu",),
     "graphs": ("cpu",),
     "offsets": ("relations",),
-    "positions": ("long",),
+    "positions": ("cpu",),
     "sequence_labelling": ("pos", "phones"),
 }
 """What each experiment trains at the size that its results are of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -244,7 +245,7 @@ class ResNet(nnx.Module):
 
     Args:
       image_shape: (height, width, channels) of the images.
-      num_classes: number of labels.
+      num_classes: number of labels; None = no classifier, but the last map.
       widths: channels of each stage; every stage but the first halves the image.
       depths: residual blocks of each stage.
       bottleneck, kernel, norm: see `ResidualBlock`.
@@ -267,7 +268,7 @@ class ResNet(nnx.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        num_classes: int,
+        num_classes: int | None,
         *,
         widths: Sequence[int],
         depths: Sequence[int],
@@ -313,7 +314,9 @@ class ResNet(nnx.Module):
                 blocks.append(block)
         self.blocks = nnx.List(blocks)
         self.norm = _make_norm(norm, features, dtype=dtype, rngs=rngs)
-        self.head = zero_head(features, num_classes, dtype=dtype, rngs=rngs)
+        self.out_features = features
+        head = functools.partial(zero_head, features, dtype=dtype, rngs=rngs)
+        self.head = None if num_classes is None else head(num_classes)
 
     def receptive_field(self) -> int:
         """Side, in pixels, of the square that one output position depends on.
@@ -342,6 +345,8 @@ class ResNet(nnx.Module):
     ) -> jax.Array:
         """Maps images [B, height, width, C] to logits [B, classes].
 
+        Without a classifier to the last map, [B, height/s, width/s, out_features].
+
         ``deterministic`` and ``rngs`` are taken so that all models are called
         alike; the network has no randomness.
         """
@@ -352,4 +357,4 @@ class ResNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = jax.nn.relu(self.norm(x))
-        return self.head(jnp.mean(x, axis=(1, 2)))
+        return x if self.head is None else self.head(jnp.mean(x, axis=(1, 2)))

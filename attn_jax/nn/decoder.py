@@ -76,7 +76,7 @@ class DecoderBlock(nnx.Module):
     def __init__(
         self,
         dim: int,
-        make_mix: Callable[[], CausalAttention | LstmLayer],
+        make_mix: Callable[[], Any],
         *,
         mlp_dim: int | None,
         make_cross: Callable[[], CrossAttention] | None = None,

@@ -232,6 +232,7 @@ def _resnet(model: models.ResNet) -> ResNet:
         )
         for block in model.blocks
     ]
+    assert model.head is not None
     norm = nn.GroupNorm(groups(model.norm), model.head.in_features)
     return ResNet(StdConv(*_size(model.stem)), blocks, norm, model.head.out_features)
 

@@ -38,8 +38,9 @@ def describe(label: str, record: Record) -> str:
     return f"{label}: {', '.join(scores) or 'done'} ({seconds:.0f} s)"
 
 
-# What a task is scored by, the first that a record has; "bits" of a pixel.
-_KINDS = ("accuracy", "rmse", "bits", "error", "loss")
+# What a task is scored by, the first that a record has; "ap" average precision, "bits"
+# of a pixel.
+_KINDS = ("accuracy", "ap", "rmse", "bits", "error", "loss")
 
 
 def _scores(metrics: Mapping[str, Any]) -> list[str]:

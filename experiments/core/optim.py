@@ -124,6 +124,21 @@ def training_call(
     return apply(params, *inputs, rng=rng), {}
 
 
+def with_params(model: nnx.Module, params: PyTree) -> Any:
+    """A module with trained parameters, as `split_model` gives them.
+
+    >>> old, new = (nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    >>> taken = with_params(old, split_model(new)[1])
+    >>> bool((taken.kernel[...] == new.kernel[...]).all())
+    True
+    """
+    graphdef, *states = nnx.split(model, (nnx.Param, AttentionState), ...)
+    variables, rest = states
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]  # kept as numpy
+    variables = jax.tree.unflatten(jax.tree.structure(variables), leaves)
+    return nnx.merge(graphdef, variables, rest)
+
+
 def move(params: PyTree, moved: PyTree) -> PyTree:
     """Parameters after an update, with the state that ``apply`` returned as moved.
 

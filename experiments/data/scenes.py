@@ -107,7 +107,7 @@ def make_scenes(
     shown = np.concatenate([centre[:, None], rim], axis=1)
     picked = _pick_images(random, shown, image_labels, split)
     used, inverse = np.unique(picked, return_inverse=True)
-    items = _resize(images[used], item)
+    items = resize(images[used], item)
     inverse = inverse.reshape(picked.shape)
     channels = images.shape[-1]
     scenes = np.zeros((n, grid, item, grid, item, channels), np.uint8)
@@ -267,8 +267,12 @@ def _pick_images(
     return order[first[shown] + place]
 
 
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 [n, H, W, C] to [n, size, size, C] by exact area averaging."""
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 [n, H, W, C] to [n, size, size, C] by exact area averaging.
+
+    >>> resize(np.array([[[[0], [2]], [[4], [6]]]], np.uint8), 1).tolist()
+    [[[[3]]]]
+    """
     height, width = images.shape[1:3]
     if (height, width) == (size, size):
         return images

@@ -22,14 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from attn_jax import inputs
 from attn_jax.models import Labeller
 from attn_jax.models.labeller import TransformerBody
 from attn_jax.nn.encoder import Encoder
 from attn_jax.nn.streaming import StreamState, look_ahead, stream_init, stream_step
-from experiments.core import loop
+from experiments.core import loop, optim
 from experiments.core.engine import available_cores
 from experiments.core.measure import Folder, measures, one_core, seconds_of
 from experiments.core.store import ResultsStore
@@ -55,12 +54,7 @@ def labeller_of(
     """The model of a cell with trained parameters, for sequences of any length."""
     key = labelling.program_key(cell, data)
     model = labelling.build_model(dataclasses.replace(key, max_length=max_length), 0)
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    variables, rest = states
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]  # kept as numpy
-    return nnx.merge(
-        graphdef, jax.tree.unflatten(jax.tree.structure(variables), leaves), rest
-    )
+    return optim.with_params(model, params)
 
 
 def kept_cells(

@@ -11,6 +11,7 @@ from experiments.attention_as_conv import experiment as conv
 from experiments.attention_vs_rnn import experiment as rnn
 from experiments.core.store import config_hash
 from experiments.data_scaling import experiment as scaling
+from experiments.detection import experiment as detection
 from experiments.graphs import experiment as graphs
 from experiments.long_range import experiment as arena
 from experiments.offsets import experiment as offsets
@@ -20,6 +21,10 @@ from experiments.sequence_labelling import experiment as labelling
 
 # The hash of all hashes of a preset's cells, as far as they are known without the data.
 PINNED = {
+    "detection smoke": "71608ec85dde7174",
+    "detection quick": "983f4ea623f0077e",
+    "detection cpu": "ed92c9044b728b9b",
+    "detection accelerator": "230479faf2125764",
     "seq2seq smoke": "8468edbc2bf5598e",
     "seq2seq quick": "e5dfdb93c6986fd7",
     "seq2seq cpu": "9b67cd8589d5f3a5",
@@ -96,6 +101,8 @@ def cells(name, config):
     if name == "long_range":
         tasks = [(task, 1024 if task == "pathfinder" else 96) for task in config.tasks]
         return of_studies(arena.studies_of(config, dict(tasks)))
+    if name == "detection":
+        return of_studies(detection.studies_of(config, "t"))
     if name == "seq2seq":
         return of_studies(seq2seq.studies_of(config))
     if name == "attention_vs_rnn":
@@ -126,6 +133,7 @@ MODULES = (
     positions,
     arena,
     seq2seq,
+    detection,
 )
 PRESETS = {
     f"{m.EXPERIMENT.name} {name}": (m.EXPERIMENT.name, config)

@@ -205,19 +205,19 @@ def test_chance_level_is_what_the_best_reader_of_the_rim_alone_gets():
 def test_resize_is_exact_area_averaging():
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (5, 28, 28, 3), np.uint8)
-    small = scenes._resize(images, 14)
+    small = scenes.resize(images, 14)
     blocks = images.reshape(5, 14, 2, 14, 2, 3).astype(int).sum((2, 4))
     np.testing.assert_array_equal(small, (blocks + 2) // 4)
     # Any ratio: enlarge to a common multiple, then average blocks.
     big = images.repeat(3, 1).repeat(3, 2).astype(int)  # 84 = 12 * 7
     sums = big.reshape(5, 12, 7, 12, 7, 3).sum((2, 4))
-    np.testing.assert_array_equal(scenes._resize(images, 12), (2 * sums + 49) // 98)
+    np.testing.assert_array_equal(scenes.resize(images, 12), (2 * sums + 49) // 98)
     np.testing.assert_array_equal(
-        scenes._resize(images, 56), images.repeat(2, 1).repeat(2, 2)
+        scenes.resize(images, 56), images.repeat(2, 1).repeat(2, 2)
     )
-    assert scenes._resize(images, 28) is images
+    assert scenes.resize(images, 28) is images
     wide = np.full((1, 3, 9, 1), 200, np.uint8)
-    assert (scenes._resize(wide, 4) == 200).all()
+    assert (scenes.resize(wide, 4) == 200).all()
 
 
 def test_colour_and_resizing_inside_scenes():

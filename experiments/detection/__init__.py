@@ -1,0 +1,1 @@
+"""Detection with self-attention: sets of boxes, matched to what is there."""
