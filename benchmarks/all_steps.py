@@ -53,10 +53,7 @@ TIMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "positions": {"cpu": ("rope",)},
     "attention_vs_rnn": {"cpu": ("softmax", "linear", "lstm")},
     "attention_as_conv": {
-        "cpu": (
-            "quadratic random n=60000",
-            "relative_content random n=60000",
-        )
+        "cpu": ("quadratic random n=60000", "gaussian random n=60000")
     },
     "graphs": {
         "cpu": (
@@ -65,6 +62,9 @@ TIMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "all pairs, bias of bonds and paths",
         )
     },
+    "long_range": {"quick": ("recall_32 softmax width=64",)},
+    "seq2seq": {"cpu": ("transformer",)},
+    "detection": {"quick": ("detr n=4000", "centers n=4000")},
 }
 """Studies by experiment and preset: each model once at the size of the results."""
 

@@ -17,9 +17,12 @@ PRESETS: Presets = {
     "data_scaling": ("accelerator", "images", "phones"),
     "attention_as_conv": ("quick",),
     "attention_vs_rnn": ("cpu",),
+    "detection": ("quick",),
     "graphs": ("cpu",),
+    "long_range": ("quick",),
     "offsets": ("relations",),
     "positions": ("cpu",),
+    "seq2seq": ("cpu",),
     "sequence_labelling": ("pos", "phones"),
 }
 """What each experiment trains at the size that its results are of."""

@@ -133,23 +133,46 @@ class Lstm(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block; an LSTM has no feed-forward network."""
+    """Pre-norm block; an LSTM has no feed-forward network.
 
-    def __init__(self, dim: int, mix: nn.Module, mlp_dim: int):
+    Args:
+      dim, mix, mlp_dim: width, what mixes tokens, hidden width.
+      cross: what reads a memory, or None.
+      dropout_rate: of what each part adds, and of hidden units.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mix: nn.Module,
+        mlp_dim: int,
+        cross: nn.Module | None = None,
+        dropout_rate: float = 0.0,
+    ):
         super().__init__()
         self.norm = layer_norm(dim)
         self.mix = mix
+        if cross is not None:
+            self.cross_norm = layer_norm(dim)
+            self.cross = cross
+        self.reads = cross is not None
         self.has_mlp = not isinstance(mix, Lstm)
         if self.has_mlp:
             self.mlp_norm = layer_norm(dim)
-            self.mlp = Mlp(dim, mlp_dim)
+            self.mlp = Mlp(dim, mlp_dim, dropout_rate)
+        self.dropout = nn.Dropout(dropout_rate)
 
     def _finish(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+        return x + self.dropout(self.mlp(self.mlp_norm(x))) if self.has_mlp else x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, T, D] to [B, T, D]."""
-        return self._finish(x + self.mix(self.norm(x)))
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Maps [B, T, D] to [B, T, D], with a memory [B, S, D] and its mask."""
+        x = x + self.dropout(self.mix(self.norm(x)))
+        if self.reads:
+            x = x + self.dropout(self.cross(self.cross_norm(x), memory, mask))
+        return self._finish(x)
 
     def step(self, state: Any, position: int, x: Tensor) -> tuple[Any, Tensor]:
         """The token [B, D] at a position."""

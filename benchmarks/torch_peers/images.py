@@ -209,32 +209,44 @@ def _size(conv: models.StdConv) -> tuple[int, int, int, int]:
     return width, features, kernel, conv.stride
 
 
-def _resnet(model: models.ResNet) -> ResNet:
+def _groups(norm: Any) -> int:
+    if not isinstance(norm, models.GroupNorm):
+        raise ValueError("model: the PyTorch peer has group norms; use norm='group'.")
+    return norm.num_groups
+
+
+def block_of(block: Any) -> ResidualBlock:
+    """The peer of a residual block."""
+    return ResidualBlock(
+        [
+            (*_size(conv), _groups(norm))
+            for norm, conv in zip(block.norms, block.convs, strict=True)
+        ],
+        _size(block.projection) if block.project else None,
+    )
+
+
+def resnet_parts(
+    model: models.ResNet,
+) -> tuple[StdConv, list[ResidualBlock], nn.GroupNorm]:
+    """The peers of the stem, the blocks and the last norm.
+
+    Raises:
+      ValueError: with max-pooling, or norms by position.
+    """
     if model.max_pool:
         raise ValueError(
             "model: the PyTorch peer has no max-pooling; use max_pool=False."
         )
 
-    def groups(norm: Any) -> int:
-        if not isinstance(norm, models.GroupNorm):
-            raise ValueError(
-                "model: the PyTorch peer has group norms; use norm='group'."
-            )
-        return norm.num_groups
+    blocks = [block_of(block) for block in model.blocks]
+    norm = nn.GroupNorm(_groups(model.norm), model.out_features)
+    return StdConv(*_size(model.stem)), blocks, norm
 
-    blocks = [
-        ResidualBlock(
-            [
-                (*_size(conv), groups(norm))
-                for norm, conv in zip(block.norms, block.convs, strict=True)
-            ],
-            _size(block.projection) if block.project else None,
-        )
-        for block in model.blocks
-    ]
+
+def _resnet(model: models.ResNet) -> ResNet:
     assert model.head is not None
-    norm = nn.GroupNorm(groups(model.norm), model.head.in_features)
-    return ResNet(StdConv(*_size(model.stem)), blocks, norm, model.head.out_features)
+    return ResNet(*resnet_parts(model), model.head.out_features)
 
 
 def _hybrid(model: models.Hybrid, flat: Flat) -> Hybrid:

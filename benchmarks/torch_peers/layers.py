@@ -60,30 +60,35 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Position-wise feed-forward network; `jax.nn.gelu` is the tanh form."""
 
-    def __init__(self, dim: int, hidden_dim: int):
+    def __init__(self, dim: int, hidden_dim: int, dropout_rate: float = 0.0):
         super().__init__()
         self.expand = nn.Linear(dim, hidden_dim)
         self.contract = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., D] to [..., D]."""
-        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+        hidden = F.gelu(self.expand(x), approximate="tanh")
+        return self.contract(self.dropout(hidden))
 
 
 class EncoderBlock(nn.Module):
     """Pre-norm block."""
 
-    def __init__(self, dim: int, attention: nn.Module, mlp_dim: int):
+    def __init__(
+        self, dim: int, attention: nn.Module, mlp_dim: int, dropout_rate: float = 0.0
+    ):
         super().__init__()
         self.attention_norm = layer_norm(dim)
         self.attention = attention
         self.mlp_norm = layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_dim)
+        self.mlp = Mlp(dim, mlp_dim, dropout_rate)
+        self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, x: Tensor, *more: Tensor | None) -> Tensor:
         """Maps [B, T, D] to [B, T, D]; attention reads the rest."""
-        x = x + self.attention(self.attention_norm(x), *more)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), *more))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class Encoder(nn.Module):
@@ -96,10 +101,13 @@ class Encoder(nn.Module):
         num_heads: int,
         mlp_dim: int,
         rotation: Rotation | None = None,
+        dropout_rate: float = 0.0,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            EncoderBlock(dim, Attention(dim, num_heads, rotation), mlp_dim)
+            EncoderBlock(
+                dim, Attention(dim, num_heads, rotation), mlp_dim, dropout_rate
+            )
             for _ in range(depth)
         )
         self.norm = layer_norm(dim)

@@ -11,7 +11,15 @@ import numpy as np
 from torch import nn
 
 from benchmarks.steps import Step
-from benchmarks.torch_peers import decoding, graphs, images, labelling
+from benchmarks.torch_peers import (
+    decoding,
+    detection,
+    graphs,
+    images,
+    labelling,
+    pairs,
+    reading,
+)
 from benchmarks.torch_peers.attention_image import AttentionImage
 from benchmarks.torch_peers.params import fill, flat_params
 from experiments.attention_as_conv.cells import ConvCell
@@ -19,9 +27,16 @@ from experiments.attention_as_conv.cells import build_model as build_conv
 from experiments.attention_vs_rnn.cells import LINEAR_CHUNK, DecoderCell, Shape, build
 from experiments.attention_vs_rnn.data import START
 from experiments.data import molecules
+from experiments.data.pronunciations import PAD
 from experiments.data_scaling.experiment import ScalingCell, build_model, shape_of
+from experiments.detection.cells import DetectCell, DetrCell
+from experiments.detection.cells import Shape as DetectShape
+from experiments.detection.cells import build as build_detector
+from experiments.detection.model import map_size
 from experiments.graphs.cells import MoleculeCell, NodeCell
 from experiments.graphs.regression import _COLUMNS
+from experiments.long_range.cells import LongCell
+from experiments.seq2seq.cells import PairCell
 from experiments.tasks.labelling import LabelCell
 
 
@@ -107,6 +122,59 @@ def _molecules(step: Step, params: Any) -> nn.Module:
     return graphs.MoleculeLoss(fill(model, flat_params(params)), columns)
 
 
+def _pairs(step: Step, params: Any) -> nn.Module:
+    cell, data = step.cell, step.task.data
+    usual = cell.model == "transformer" and cell.norm == "pre"
+    if not usual or cell.positions != "sinusoidal":
+        raise ValueError(
+            "step: the PyTorch peer is of the pre-norm Transformer with a sinusoid."
+        )
+    names = "dim depth num_heads mlp_dim dropout_rate".split()
+    model = pairs.EncoderDecoder(
+        data.num_source,
+        data.num_target,
+        length=step.task.shape(cell).longest,
+        **{name: getattr(cell, name) for name in names},
+    )
+    filled = fill(model, flat_params(params))
+    return pairs.PairLoss(filled, PAD, cell.label_smoothing)
+
+
+def _reader(step: Step, params: Any) -> nn.Module:
+    shape = step.task.shape(step.cell)
+    if shape.attention != "dot_product" or shape.pairs or shape.pretrains:
+        raise ValueError(
+            "step: the PyTorch peer is of exact attention on single sequences."
+        )
+    names = "model dim depth mlp_dim num_heads attention positions dtype".split()
+    traits = {name: getattr(shape, name) for name in names} | dict(dropout_rate=0.0)
+    sizes = (shape.symbols, *[shape.symbols + 1] * shape.bigram)
+    model = labelling.peer(traits, sizes, shape.classes, shape.length)
+    loss = reading.ReadLoss(
+        model, each=shape.each, bigram=shape.bigram, none=shape.symbols
+    )
+    return fill(loss, flat_params(params))
+
+
+def _detector(step: Step, params: Any) -> nn.Module:
+    shape = DetectShape.of(step.cell, step.task.data)
+    ours, cell = build_detector(shape, 0), step.cell
+    model: nn.Module
+    if not isinstance(cell, DetrCell):
+        model = detection.Map(ours, shape.num_classes)
+        return detection.CenterLoss(fill(model, flat_params(params)))
+    if cell.attention != "dot_product":
+        raise ValueError("step: the PyTorch peer is of exact attention.")
+    names = "dim depth decoder_depth mlp_dim num_heads dropout_rate".split()
+    model = detection.Set(
+        ours,
+        map_size(shape.image_shape, cell.widths),
+        classes=shape.num_classes,
+        **{name: getattr(cell, name) for name in names},
+    )
+    return detection.SetLoss(fill(model, flat_params(params)), cell.auxiliary)
+
+
 _OF_CELL: Mapping[type, Callable[..., nn.Module]] = {
     LabelCell: _labels,
     ScalingCell: _images,
@@ -114,6 +182,9 @@ _OF_CELL: Mapping[type, Callable[..., nn.Module]] = {
     DecoderCell: _decoder,
     NodeCell: _nodes,
     MoleculeCell: _molecules,
+    PairCell: _pairs,
+    LongCell: _reader,
+    DetectCell: _detector,
 }
 
 
@@ -141,6 +212,6 @@ def arrays_of(step: Step) -> tuple[np.ndarray, ...]:
 
 def still(step: Step) -> Step:
     """The step without what it draws: flips, hidden words, labels that are read."""
-    names = dict(flip=False, crop=0, id_dropout=0.0, shown=0.0)
+    names = dict(flip=False, crop=0, id_dropout=0.0, shown=0.0, dropout_rate=0.0)
     fixed = {name: x for name, x in names.items() if hasattr(step.cell, name)}
     return step.of(dataclasses.replace(step.cell, **fixed))
