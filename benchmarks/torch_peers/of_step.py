@@ -158,7 +158,8 @@ def _reader(step: Step, params: Any) -> nn.Module:
 
 def _detector(step: Step, params: Any) -> nn.Module:
     shape = DetectShape.of(step.cell, step.task.data)
-    ours, cell = build_detector(shape, 0), step.cell
+    ours: Any = build_detector(shape, 0)
+    cell = step.cell
     model: nn.Module
     if not isinstance(cell, DetrCell):
         model = detection.Map(ours, shape.num_classes)
