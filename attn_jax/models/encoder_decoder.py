@@ -47,6 +47,8 @@ class EncoderDecoder(nnx.Module):
       depth: blocks of the encoder, and of the decoder.
       num_heads: heads N.
       mlp_dim: hidden width of the feed-forward networks; None = 4D.
+      key_dim: size of a head's queries and keys, of all attention; None = D / N, that
+        of its values.
       max_source, max_target: the longest source and target.
       attention: of the encoder: any attention variant; "lstm" = bidirectional LSTM
         layers.
@@ -86,6 +88,7 @@ class EncoderDecoder(nnx.Module):
         max_source: int,
         max_target: int,
         mlp_dim: int | None = None,
+        key_dim: int | None = None,
         attention: Mixer = "dot_product",
         mixer: Mixer = "dot_product",
         cross: Mixer = "dot_product",
@@ -141,6 +144,7 @@ class EncoderDecoder(nnx.Module):
                 positions=kind,
                 norm=norm,
                 drops_weights=False,
+                key_dim=key_dim,
                 rngs=rngs,
                 **sizes,
             )
@@ -153,6 +157,7 @@ class EncoderDecoder(nnx.Module):
             max_length=max_target,
             num_heads=num_heads,
             mlp_dim=mlp_dim,
+            key_dim=key_dim,
             positions=target_positions,
             cross=cross,
             max_memory=max_source,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attn_jax.attention import _checks
 from attn_jax.multihead import multi_head, multi_head_state, multi_head_step
 from attn_jax.nn.attention_fn import head_params
 from attn_jax.positions import rotary
@@ -32,10 +33,11 @@ class CausalAttention(nnx.Module):
       variant: name, `path/file.py:function`, function, or `Variant`, with a step.
       max_length: the longest sequence, for a variant whose parameters depend on it.
       rotated: whether queries and keys are turned by their position, by `rotary`.
+      key_dim: size of a head's queries and keys; None = D / N, that of its values.
 
     Raises:
-      ValueError: if D is no multiple of N, the variant has no step, or a head that is
-        rotated has an odd size.
+      ValueError: if D is no multiple of N, the variant has no step or takes no values
+        of another size than keys, or a head that is rotated has an odd size.
 
     >>> layer = CausalAttention(8, num_heads=2, variant="linear", rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 5, 8)), jax.random.key(0)).shape
@@ -50,21 +52,25 @@ class CausalAttention(nnx.Module):
         variant: str | Callable[..., jax.Array] | Variant,
         max_length: int | None = None,
         rotated: bool = False,
+        key_dim: int | None = None,
         rngs: nnx.Rngs,
     ):
-        self.num_heads, self.head_dim = num_heads, size_of_head(dim, num_heads)
+        self.num_heads, self.rotated = num_heads, rotated
+        self.variant, self.head_dim, self.value_dim = sized(
+            variant, dim, num_heads, key_dim
+        )
         if rotated and self.head_dim % 2:
             raise ValueError(
-                "positions 'rope' need an even head size dim / num_heads, but it is "
-                f"{dim} / {num_heads} = {self.head_dim}."
+                "positions 'rope' need an even head size, by default dim / num_heads, "
+                f"but with dim / num_heads = {dim} / {num_heads} = {self.value_dim} "
+                f"and key_dim={key_dim} it is {self.head_dim}."
             )
-        self.rotated = rotated
-        self.variant = resolve(variant)
         require(self.variant, "step")
         if max_length is not None:
             self.variant = self.variant.fit(max_length=max_length)
         # One product for all three, over two axes, is what XLA:CPU is fast at.
-        self.project = nnx.Linear(dim, 3 * dim, rngs=rngs)
+        width = 2 * num_heads * self.head_dim + dim
+        self.project = nnx.Linear(dim, width, rngs=rngs)
         self.out = nnx.Linear(dim, dim, rngs=rngs)
         if self.variant.init is not None:
             sizes = (num_heads, self.head_dim)
@@ -73,11 +79,14 @@ class CausalAttention(nnx.Module):
     def _heads(
         self, x: jax.Array, positions: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key and value [B, T, N, H] of [B, T, D] at positions int32 [T]."""
-        flat = self.project(x.reshape(-1, x.shape[-1]))
+        """Query, key, value [B, T, N, H or V] of [B, T, D] at positions int32 [T]."""
+        flat, width = self.project(x.reshape(-1, x.shape[-1])), self.head_dim
+        width *= self.num_heads
         query, key, value = (
-            part.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-            for part in jnp.split(flat, 3, axis=-1)
+            part.reshape(
+                *x.shape[:-1], self.num_heads, part.shape[-1] // self.num_heads
+            )
+            for part in jnp.split(flat, (width, 2 * width), axis=-1)
         )
         if self.rotated:
             turn = functools.partial(rotary, positions=positions)
@@ -86,7 +95,7 @@ class CausalAttention(nnx.Module):
         return query, key, value
 
     def _merge(self, out: jax.Array) -> jax.Array:
-        flat = out.reshape(-1, self.num_heads * self.head_dim)
+        flat = out.reshape(-1, self.num_heads * self.value_dim)
         return self.out(flat).reshape(*out.shape[:-2], flat.shape[-1])
 
     def _carried(self, rng: jax.Array) -> dict[str, Any]:
@@ -113,6 +122,7 @@ class CausalAttention(nnx.Module):
             self.num_heads,
             length=length,
             head_dim=self.head_dim,
+            value_dim=self.value_dim,
             dtype=self.project.kernel.dtype if dtype is None else dtype,
         )
 
@@ -134,3 +144,31 @@ def size_of_head(dim: int, num_heads: int) -> int:
             f"{num_heads}."
         )
     return dim // num_heads
+
+
+def sized(
+    variant: str | Callable[..., jax.Array] | Variant,
+    dim: int,
+    num_heads: int,
+    key_dim: int | None,
+) -> tuple[Variant, int, int]:
+    """A variant for heads of these sizes, H of queries and keys, and V of values.
+
+    Args:
+      variant: name, `path/file.py:function`, function, or `Variant`.
+      dim: width D; the values of all heads have it together.
+      num_heads: N.
+      key_dim: H; None = V.
+
+    Raises:
+      ValueError: if D is no multiple of N, or H is not V and the variant cannot.
+
+    >>> sized("dot_product", 8, 2, 3)[1:], sized("dot_product", 8, 2, None)[1:]
+    ((3, 4), (4, 4))
+    """
+    found, value_dim = resolve(variant), size_of_head(dim, num_heads)
+    if key_dim in (None, value_dim):
+        return found, value_dim, value_dim
+    _checks.check_int("key_dim", key_dim, 1)
+    require(found, "value_dim")
+    return found.fit(value_dim=value_dim), key_dim, value_dim

@@ -16,8 +16,8 @@ from flax import nnx
 
 from attn_jax.multihead import multi_head, multi_head_init
 from attn_jax.nn.attention_fn import head_params
-from attn_jax.nn.causal_attention import size_of_head
-from attn_jax.variant import Variant, require, resolve
+from attn_jax.nn.causal_attention import sized
+from attn_jax.variant import Variant, require
 
 __all__ = ["CrossAttention"]
 
@@ -62,6 +62,7 @@ class CrossAttention(nnx.Module):
       variant: name, `path/file.py:function`, function, or `Variant`, with `cross`,
         whose parameters do not depend on the number of queries.
       max_length: the longest memory, for a variant whose parameters depend on it.
+      key_dim: size of a head's queries and keys; None = D / N, that of its values.
 
     Raises:
       ValueError: if D is no multiple of N, or the variant has no `cross`, cannot leave
@@ -82,29 +83,33 @@ class CrossAttention(nnx.Module):
         num_heads: int,
         variant: str | Callable[..., jax.Array] | Variant,
         max_length: int | None = None,
+        key_dim: int | None = None,
         rngs: nnx.Rngs,
     ):
-        self.num_heads, self.head_dim = num_heads, size_of_head(dim, num_heads)
-        self.variant = resolve(variant)
+        self.num_heads = num_heads
+        self.variant, self.head_dim, _ = sized(variant, dim, num_heads, key_dim)
         require(self.variant, "cross")
         if not self.variant.mask:
             require(self.variant, "key_mask")
         if max_length is not None:
             self.variant = self.variant.fit(max_length=max_length)
         _check_rows_apart(self.variant, min(5, max_length or 5))
-        self.query = nnx.Linear(dim, dim, rngs=rngs)
-        self.memory = nnx.Linear(dim, 2 * dim, rngs=rngs)
+        width = num_heads * self.head_dim
+        self.query = nnx.Linear(dim, width, rngs=rngs)
+        self.memory = nnx.Linear(dim, width + dim, rngs=rngs)
         self.out = nnx.Linear(dim, dim, rngs=rngs)
         if self.variant.init is not None:
             sizes = (num_heads, self.head_dim)
             self.params, self.restore = head_params(self.variant, *sizes, rngs)
 
     def remember(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values, each [B, S, N, H], of a memory [B, S, D]."""
+        """Keys [B, S, N, H] and values [B, S, N, V] of a memory [B, S, D]."""
         flat = self.memory(memory.reshape(-1, memory.shape[-1]))
         key, value = (
-            part.reshape(*memory.shape[:-1], self.num_heads, self.head_dim)
-            for part in jnp.split(flat, 2, axis=-1)
+            part.reshape(
+                *memory.shape[:-1], self.num_heads, part.shape[-1] // self.num_heads
+            )
+            for part in jnp.split(flat, (self.num_heads * self.head_dim,), axis=-1)
         )
         return key, value
 

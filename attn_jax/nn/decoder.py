@@ -49,7 +49,8 @@ class Memory(NamedTuple):
 
     Attributes:
       key_mask: bool [B, S], True = real.
-      heads: keys and values [B, S, N, H] of each block; empty with a summary.
+      heads: keys [B, S, N, H] and values [B, S, N, V] of each block; empty with a
+        summary.
       summary: [B, D], all of it in one vector; None where tokens attend to it.
     """
 
@@ -210,6 +211,7 @@ class Decoder(nnx.Module):
       max_length: the longest sequence.
       num_heads: heads N of attention.
       mlp_dim: hidden width of the feed-forward network beside attention; None = 4D.
+      key_dim: size of a head's queries and keys; None = D / N, that of its values.
       hidden_dim: hidden units of an LSTM; None = 5D/4, with which a block has about
         the parameters of an attention block.
       positions: "sinusoidal", "learned", "rope" (queries and keys are turned), "none",
@@ -252,6 +254,7 @@ class Decoder(nnx.Module):
         max_length: int,
         num_heads: int = 1,
         mlp_dim: int | None = None,
+        key_dim: int | None = None,
         hidden_dim: int | None = None,
         positions: Literal["sinusoidal", "learned", "rope", "none"]
         | np.ndarray = "sinusoidal",
@@ -303,16 +306,13 @@ class Decoder(nnx.Module):
                 "queries and keys to turn."
             )
 
+        heads: dict[str, Any] = dict(num_heads=num_heads, key_dim=key_dim, rngs=rngs)
+
         def mix() -> CausalAttention | LstmLayer:
             if recurrent:
                 return LstmLayer(dim, hidden_dim, rngs=rngs)
             return CausalAttention(
-                dim,
-                num_heads=num_heads,
-                variant=mixer,
-                max_length=max_length,
-                rotated=rotated,
-                rngs=rngs,
+                dim, variant=mixer, max_length=max_length, rotated=rotated, **heads
             )
 
         self.reads: Literal["heads", "summary"] | None = None
@@ -323,12 +323,7 @@ class Decoder(nnx.Module):
         elif cross is not None:
             self.reads = "heads"
             make_cross = functools.partial(
-                CrossAttention,
-                dim,
-                num_heads=num_heads,
-                variant=cross,
-                max_length=max_memory,
-                rngs=rngs,
+                CrossAttention, dim, variant=cross, max_length=max_memory, **heads
             )
 
         width: int | None = 4 * dim if mlp_dim is None else mlp_dim

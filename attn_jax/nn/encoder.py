@@ -13,6 +13,7 @@ from flax import nnx
 
 from attn_jax.attention import _checks
 from attn_jax.nn.attention_fn import as_attention_fn, training
+from attn_jax.nn.causal_attention import sized
 from attn_jax.nn.positional import Positions, shared_tables
 from attn_jax.variant import Variant
 
@@ -88,10 +89,11 @@ class EncoderBlock(nnx.Module):
         `Encoder` alone.
       block_index: number of the block among those that share ``positions``.
       norm: "pre" or "post".
+      key_dim: size of a head's queries and keys; None = D / N, that of its values.
 
     Raises:
-      ValueError: if the heads do not divide the width, or ``positions`` were made for
-        other sizes or cannot serve this attention.
+      ValueError: if the heads do not divide the width, ``positions`` were made for
+        other sizes or cannot serve this attention, or are in it beside a ``key_dim``.
       TypeError: if ``positions`` is no module of positions.
 
     References: Vaswani et al., Attention Is All You Need, arXiv:1706.03762; Xiong et
@@ -115,26 +117,28 @@ class EncoderBlock(nnx.Module):
         block_index: int = 0,
         norm: Norm = "pre",
         drops_weights: bool = True,
+        key_dim: int | None = None,
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
         self.pre = check_norm(norm) == "pre"
-        if dim % num_heads:
-            raise ValueError(
-                f"`dim` must be a multiple of `num_heads`, but they are {dim} and "
-                f"{num_heads}."
-            )
+        attention, head_dim, value_dim = sized(attention, dim, num_heads, key_dim)
         self.attention_norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
         attend: Callable[..., jax.Array]
         attend = inner = as_attention_fn(
             attention,
             num_heads=num_heads,
-            head_dim=dim // num_heads,
+            head_dim=head_dim,
             rngs=rngs,
             max_length=max_length,
         )
         if positions is not None:
             _check_positions(positions, dim, num_heads)
+            if positions.in_blocks and head_dim != value_dim:
+                raise ValueError(
+                    f"`key_dim` must be left out, or {value_dim}, with positions "
+                    f"{positions.name!r}, which are in attention, but is {head_dim}."
+                )
             attend = positions.attention_fn(block_index, inner)
         self.attention = nnx.MultiHeadAttention(
             num_heads,
@@ -146,6 +150,11 @@ class EncoderBlock(nnx.Module):
             decode=False,
             rngs=rngs,
         )
+        if head_dim != value_dim:  # Flax has one size for all three
+            make = functools.partial(
+                nnx.LinearGeneral, dim, (num_heads, head_dim), dtype=dtype, rngs=rngs
+            )
+            self.attention.query, self.attention.key = make(), make()
         self.mlp_norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
         self.mlp = MlpBlock(
             dim, mlp_dim, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs
@@ -196,7 +205,7 @@ class Encoder(nnx.Module):
     Args:
       depth: number of blocks L.
       dim, num_heads, mlp_dim, attention, max_length, dropout_rate, norm,
-        drops_weights, dtype, rngs: as in `EncoderBlock`.
+        drops_weights, key_dim, dtype, rngs: as in `EncoderBlock`.
       positions: how it learns the order of the tokens, by `make_positions`, at its
         input or in every block; None leaves that to the tokens.
 
@@ -222,6 +231,7 @@ class Encoder(nnx.Module):
         positions: Positions | None = None,
         norm: Norm = "pre",
         drops_weights: bool = True,
+        key_dim: int | None = None,
         dtype: DType | None = None,
         rngs: nnx.Rngs,
     ):
@@ -239,6 +249,7 @@ class Encoder(nnx.Module):
             positions=positions,
             norm=norm,
             drops_weights=drops_weights,
+            key_dim=key_dim,
             dtype=dtype,
             rngs=rngs,
         )

@@ -413,11 +413,10 @@ class _Run:
         parts = [np.asarray(m[name]).reshape(count, -1) for m in self.window]
         return np.concatenate(parts, axis=1)
 
-    def _params(self, row: int) -> PyTree:
-        """The parameters of one cell."""
-        if not self.vmapped:
-            return self.state.params
-        return jax.tree.map(lambda x: x[row], self.state.params)
+    def _params(self, row: int, *, final: bool = False) -> PyTree:
+        """The parameters of one cell, or what its training came to."""
+        params = optim.final_params(self.state) if final else self.state.params
+        return jax.tree.map(lambda x: x[row], params) if self.vmapped else params
 
     def _observe(self) -> None:
         for row, (cell, seen) in enumerate(zip(self.cells, self.seen, strict=True)):
@@ -547,7 +546,7 @@ class _Run:
 
     def _score(self, row: int) -> dict[str, Any]:
         """Metrics of a cell; none where it diverged."""
-        params = self._params(row)
+        params = self._params(row, final=True)
         if self._broken(row) is not None or not devices.all_finite(params):
             return {}
         found = self.task.score(self.cells[row], params)
@@ -578,7 +577,7 @@ class _Run:
         if jax.process_index() != 0:
             return
         if found and cell.phase == "final" and self.task.keeps_params(cell):
-            _keep(params_file(self.store, cell), self._params(row))
+            _keep(params_file(self.store, cell), self._params(row, final=True))
         curves = {
             name: values if name == "step" else [value[row] for value in values]
             for name, values in self.curves.items()

@@ -20,12 +20,17 @@ Array = jax.Array | np.ndarray
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and the hyper-parameters that it reads."""
+    """All that a step changes, and the hyper-parameters that it reads.
+
+    ``mean`` is what `final_params` are made of where ``averaged`` is among
+    ``hyper.more``; else it is empty.
+    """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
     hyper: Any
+    mean: PyTree = ()
 
 
 class Hyper(NamedTuple):
@@ -175,6 +180,10 @@ def learning_rate(step: jax.Array, hyper: Any) -> jax.Array:
 
     With ``first_updates`` among ``hyper.more`` that happens twice: up to that update,
     and once more from there; each warms up for the same share of its updates.
+
+    With ``noam`` among ``hyper.more`` it falls as 1 / √step behind the warm-up, and
+    never to zero: with a peak of 1 / √(width · warm-up) that is the schedule of
+    Vaswani et al., 2017, arXiv:1706.03762, equation 3.
     """
     step, updates, warmup = step.astype(jnp.float32), hyper.updates, hyper.warmup
     if "first_updates" in hyper.more:
@@ -184,6 +193,8 @@ def learning_rate(step: jax.Array, hyper: Any) -> jax.Array:
         part = jnp.where(later, updates - first, first)
         updates, warmup = part, warmup * part / updates
     warm = (step + 1.0) / jnp.maximum(warmup, 1.0)
+    if "noam" in hyper.more:
+        return jnp.asarray(hyper.learning_rate) * jnp.minimum(warm, warm**-0.5)
     span = jnp.maximum(updates - warmup, 1.0)
     progress = jnp.clip((step - warmup) / span, 0.0, 1.0)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
@@ -208,9 +219,45 @@ def optimizer(hyper: Any) -> optax.GradientTransformation:
 
 def init_state(params: PyTree, hyper: Any) -> TrainState:
     """The state before the first update."""
+    mean: PyTree = ()
+    if "averaged" in hyper.more:
+        mean = [jnp.zeros_like(x) for x in jax.tree.leaves(params) if _is_inexact(x)]
     return TrainState(
-        jnp.zeros((), jnp.int32), params, optimizer(hyper).init(params), hyper
+        jnp.zeros((), jnp.int32), params, optimizer(hyper).init(params), hyper, mean
     )
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _averaged(state: TrainState) -> PyTree:
+    """The mean of parameters, with those of this update if it is one of them."""
+    hyper, params = state.hyper, jax.tree.leaves(state.params)
+    if "averaged" not in hyper.more:
+        return ()
+    count = hyper.more["averaged"]
+    apart = jnp.maximum(jnp.floor(hyper.updates / 100), 1.0)
+    left = hyper.updates - state.step.astype(jnp.float32)
+    among = (left < count * apart) & (left % apart == 0)
+    return [
+        mean + jnp.where(among, x / jnp.asarray(count, x.dtype), jnp.zeros_like(x))
+        for mean, x in zip(state.mean, filter(_is_inexact, params), strict=True)
+    ]
+
+
+def final_params(state: TrainState) -> PyTree:
+    """What training came to: the parameters, or a mean of the last ones.
+
+    With ``averaged`` = k among ``hyper.more`` it is the mean of those after the last
+    update and at k − 1 points before, a hundredth of all updates apart, as Vaswani et
+    al., 2017, arXiv:1706.03762, average the last checkpoints. What is no real number,
+    such as a random key, is the last.
+    """
+    if "averaged" not in state.hyper.more:
+        return state.params
+    mean = iter(state.mean)
+    return jax.tree.map(lambda x: next(mean) if _is_inexact(x) else x, state.params)
 
 
 # loss_fn(params, batch, rng, hyper) -> (loss, metrics)
@@ -248,7 +295,8 @@ def make_step(loss_fn: LossFn) -> Step:
             )
         moved = metrics.pop(MOVED, {})
         params = move(optax.apply_updates(state.params, updates), moved)
-        state = TrainState(state.step + 1, params, opt_state, state.hyper)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        state = state._replace(mean=_averaged(state))
         return state, {"loss": loss, **metrics}
 
     return train_step

@@ -312,6 +312,26 @@ def test_parameters_are_kept_and_are_those_that_were_scored(run, tmp_path):
         loop.load_params(store, seeds(CELL, 2)[1], {"w": jnp.zeros(())})
 
 
+class Averaging(LineTask):
+    """Scores the mean of the last three parameters."""
+
+    def hyper(self, cell):
+        found = super().hyper(cell)
+        return found._replace(more=found.more | {"averaged": np.float32(3)})
+
+
+def test_what_is_averaged_is_scored_kept_and_resumed(run, tmp_path):
+    (record,), _ = run(CELL, task=Averaging(), log_every=1)
+    kept = loop.load_params(ResultsStore(tmp_path / "out"), CELL, {"w": jnp.zeros(())})
+    mean = np.mean(record["curves"]["w"][-3:])
+    assert float(kept["w"]) == pytest.approx(mean, rel=1e-6)
+    assert run(CELL, "again", task=Averaging(), log_every=1, stop=10)[0] is None
+    (again,), told = run(CELL, "again", task=Averaging(), log_every=1)
+    assert told.begins == [11] and numbers(again) == numbers(record)
+    both, _ = run(seeds(CELL, 2), "both", task=Averaging(), log_every=1)
+    near(both[0], record)
+
+
 # ---------------------------------------------------------- failures and records
 
 

@@ -112,6 +112,41 @@ def test_a_schedule_may_begin_anew():
             assert float(got) == pytest.approx(float(want), rel=1e-5)
 
 
+def test_noam_is_the_schedule_of_the_paper():
+    width, warmup = 64, 10
+    numbers = optim.recipe(
+        learning_rate=(width * warmup) ** -0.5, weight_decay=0, warmup=warmup,
+        updates=40, clip_norm=1, noam=1,
+    )  # fmt: skip
+    steps = np.arange(1, 61)
+    paper = width**-0.5 * np.minimum(steps**-0.5, steps * warmup**-1.5)
+    found = [optim.learning_rate(jnp.int32(step - 1), numbers) for step in steps]
+    np.testing.assert_allclose(found, paper, rtol=1e-5)
+
+
+def test_the_last_parameters_are_averaged_where_that_is_asked_for(problem):
+    params, batch = problem
+
+    def loss(params, batch, rng, hyper):
+        logits = linear(params, jnp.asarray(batch.image, jnp.float32))
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch.label
+        ).mean(), {}
+
+    step, passed = jax.jit(optim.make_step(loss)), []
+    numbers = hyper(updates=250, averaged=3)
+    state = optim.init_state(params, numbers)
+    for _ in range(250):
+        state, _ = step(state, batch, jax.random.key(0))
+        passed.append(state.params)
+    # A hundredth of 250 updates is two.
+    kernels = [passed[at - 1]["kernel"] for at in (246, 248, 250)]
+    found = optim.final_params(state)
+    np.testing.assert_allclose(found["kernel"], np.mean(kernels, axis=0), atol=1e-6)
+    plain = optim.init_state(params, hyper())
+    assert plain.mean == () and optim.final_params(plain) is plain.params
+
+
 def test_pixels_are_scaled_by_the_statistics_of_the_subset():
     images = jnp.array([0, 255], jnp.uint8).reshape(1, 2, 1, 1)
     np.testing.assert_allclose(tasks.normalize(images, hyper()).ravel(), [-2.0, 2.0])

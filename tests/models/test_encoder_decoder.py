@@ -26,6 +26,7 @@ MODELS = {
     "linear": dict(attention="linear", mixer="linear", cross="linear"),
     "bahdanau": dict(attention="lstm", mixer="lstm", cross="additive"),
     "no attention": dict(attention="lstm", mixer="lstm", cross="summary"),
+    "small keys": dict(key_dim=3, attention="additive"),
     "random": dict(cross="performer", positions="none", target_positions="none"),
 }
 
@@ -166,6 +167,25 @@ def test_dropout_is_for_training_alone():
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.01 < np.abs(one - apply()).max()
     np.testing.assert_array_equal(apply(), apply())
+
+
+def test_keys_may_be_of_another_size_than_values():
+    _, params = _made("small keys")
+    block = params["decoder"]["blocks"][0]
+    assert block["mix"]["project"]["kernel"].shape == (8, 2 * 2 * 3 + 8)
+    assert block["cross"]["query"]["kernel"].shape == (8, 2 * 3)
+    assert block["cross"]["memory"]["kernel"].shape == (8, 2 * 3 + 8)
+    attention = params["encoder"]["blocks"][0]["attention"]
+    shapes = [attention[x]["kernel"].shape for x in ("query", "key", "value", "out")]
+    assert shapes == [(8, 2, 3), (8, 2, 3), (8, 2, 4), (2, 4, 8)]
+    make = functools.partial(EncoderDecoder, 9, 7, dim=8, depth=1, num_heads=2)
+    make = functools.partial(make, max_source=6, max_target=5, rngs=nnx.Rngs(0))
+    same, plain = (encoder_decoder_functions(make(key_dim=k))[1] for k in (4, None))
+    jax.tree.map(lambda x, y: np.testing.assert_equal(x.shape, y.shape), same, plain)
+    with pytest.raises(ValueError, match="`key_dim` must be left out, or 4, with pos"):
+        make(key_dim=2, positions="rope")
+    with pytest.raises(ValueError, match="even head size.*key_dim=3 it is 3"):
+        make(key_dim=3, target_positions="rope")
 
 
 def test_post_norm_ends_with_a_norm_and_tied_outputs_are_the_table():
