@@ -27,7 +27,7 @@ from experiments.attention_as_conv.cells import build_model as build_conv
 from experiments.attention_vs_rnn.cells import LINEAR_CHUNK, DecoderCell, Shape, build
 from experiments.attention_vs_rnn.data import START
 from experiments.data import molecules
-from experiments.data.pronunciations import PAD
+from experiments.data.pairs import PAD
 from experiments.data_scaling.experiment import ScalingCell, build_model, shape_of
 from experiments.detection.cells import DetectCell, DetrCell
 from experiments.detection.cells import Shape as DetectShape
@@ -125,9 +125,11 @@ def _molecules(step: Step, params: Any) -> nn.Module:
 def _pairs(step: Step, params: Any) -> nn.Module:
     cell, data = step.cell, step.task.data
     usual = cell.model == "transformer" and cell.norm == "pre"
+    usual = usual and cell.key_dim is None and not data.shared
     if not usual or cell.positions != "sinusoidal":
         raise ValueError(
-            "step: the PyTorch peer is of the pre-norm Transformer with a sinusoid."
+            "step: the PyTorch peer is of the pre-norm Transformer with a sinusoid, "
+            "keys as large as values, and a table for each side."
         )
     names = "dim depth num_heads mlp_dim dropout_rate".split()
     model = pairs.EncoderDecoder(

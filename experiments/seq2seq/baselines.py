@@ -146,14 +146,14 @@ def measure(
     pairs = [
         (spelling.tolist(), phones.tolist())
         for spelling, several in zip(
-            data.train.spellings, data.train.phones, strict=True
+            data.train.sources, data.train.targets, strict=True
         )
         for phones in several
     ]
     rules = Rules(pairs, contexts)
     test = data.test.some(words)
-    written = [rules.say(spelling.tolist()) for spelling in test.spellings]
-    references = [[p.tolist() for p in several] for several in test.phones]
+    written = [rules.say(spelling.tolist()) for spelling in test.sources]
+    references = [[p.tolist() for p in several] for several in test.targets]
     found = rates(written, references)
     return dict(test_per=found["per"], test_wer=found["wer"], rules=len(rules.said))
 

@@ -21,9 +21,10 @@ from experiments.core import devices, optim
 from experiments.core.cell import Cell, Count, Rule, Share, at_least, variant_of
 from experiments.core.loop import Program, Task, trace_step
 from experiments.data import sequences
-from experiments.data.pronunciations import END, PAD, START, Pronunciations, Spelt
+from experiments.data.pairs import END, PAD, START, PairData, Pairs
 from experiments.data.sequences import Batch, Batches
-from experiments.seq2seq.errors import rates
+from experiments.data.splits import random_bits
+from experiments.seq2seq.tasks import TASKS
 
 MODELS: Mapping[str, tuple[str, str, str]] = {
     "transformer": ("dot_product", "dot_product", "dot_product"),
@@ -33,13 +34,12 @@ MODELS: Mapping[str, tuple[str, str, str]] = {
 """Model -> what mixes symbols in the encoder and in the decoder, and how the decoder
 reads the encoder; see `attn_jax.models.EncoderDecoder`."""
 
-PADDED = (8, 12, 16, 24, 32)
+PADDED = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Padded lengths of batches, as far as they are needed."""
 
-SEARCHED = 128  # words that are written at once
+SEARCHED = 4_096  # symbols of the sources that are written at once
 TRAIN_EVAL = 2_000  # training pairs whose loss is told
-# Words whose alignment is drawn, where they are in the test part; else others.
-DRAWN = 10
+EXAMPLES = 20  # sources whose targets are told
 
 
 def is_recurrent(model: str) -> bool:
@@ -62,32 +62,41 @@ class PairCell(Cell):
       attention_sha256: of its file: an edited one is another cell.
       tokens: target symbols a batch, with padding.
       train_length: pairs with a longer source or target are not trained on.
-      dim, depth, mlp_dim, num_heads: as of `EncoderDecoder`; the decoder has as many
-        blocks as the encoder.
+      pairs: as many of those that are left, another choice for every seed; None = all.
+      dim, depth, mlp_dim, num_heads, key_dim: as of `EncoderDecoder`; the decoder has
+        as many blocks as the encoder.
       positions: of attention, in the encoder and in the decoder; None with LSTMs.
       norm: "pre" or "post", of attention's blocks.
       dropout_rate: of the model.
       label_smoothing: share of each label that is spread over all symbols.
+      schedule: of the learning rate behind its warm-up: "cosine" to zero, or "noam",
+        see `experiments.core.optim.learning_rate`.
+      averaged: points of training whose parameters are averaged, the last one and
+        those before, see `experiments.core.optim.final_params`.
       beams: of the search on the test part.
       length_penalty: of that search.
-      words: test words that are written; None = all.
+      written: test sources that targets are written for; None = all.
     """
 
     attention: str | None = None
     attention_sha256: str | None = None
     tokens: Count = 1_024
     train_length: Count = 16
+    pairs: Annotated[int | None, at_least(1)] = None
     dim: Count = 128
     depth: Count = 3
     mlp_dim: Count = 512
     num_heads: Count = 4
+    key_dim: Annotated[int | None, at_least(1)] = None
     positions: Literal["sinusoidal", "learned", "rope", "none"] | None = "sinusoidal"
     norm: Literal["pre", "post"] = "pre"
     dropout_rate: Share = 0.1
     label_smoothing: Share = 0.0
+    schedule: Literal["cosine", "noam"] = "cosine"
+    averaged: Count = 1
     beams: Count = 4
     length_penalty: float = 0.0
-    words: Annotated[int | None, at_least(1)] = None
+    written: Annotated[int | None, at_least(1)] = None
 
     def rules(self) -> Iterator[Rule]:
         yield (
@@ -100,8 +109,14 @@ class PairCell(Cell):
         yield "positions", given != recurrent, words
         words = f"'pre' for model {self.model!r}"
         yield "norm", not recurrent or self.norm == "pre", words
+        words = f"left out for model {self.model!r}"
+        yield "key_dim", not recurrent or self.key_dim is None, words
+        words = f"at most updates={self.updates}"
+        yield "averaged", self.averaged <= self.updates, words
 
     def traits(self) -> Iterator[str]:
+        if self.pairs is not None:
+            yield f"N={self.pairs}"
         yield f"dim={self.dim} depth={self.depth} heads={self.num_heads}"
         if self.positions is not None:
             yield f"positions={self.positions} norm={self.norm}"
@@ -110,8 +125,8 @@ class PairCell(Cell):
 
 # What shapes a program: cells that agree in it share the compiled one.
 _SHAPE = (
-    "model attention attention_sha256 dim depth mlp_dim num_heads positions norm "
-    "dropout_rate label_smoothing"
+    "model attention attention_sha256 dim depth mlp_dim num_heads key_dim positions "
+    "norm dropout_rate label_smoothing"
 ).split()
 
 
@@ -122,13 +137,15 @@ class Shape:
     traits: tuple[Any, ...]
     num_source: int
     num_target: int
+    shared: bool
     longest: int
 
     @classmethod
-    def of(cls, cell: PairCell, data: Pronunciations) -> Shape:
+    def of(cls, cell: PairCell, data: PairData) -> Shape:
         """Of a cell on its data."""
         traits = tuple(getattr(cell, name) for name in _SHAPE)
-        return cls(traits, data.num_source, data.num_target, lengths_of(data)[-1])
+        sizes = data.num_source, data.num_target, data.shared, lengths_of(data)[-1]
+        return cls(traits, *sizes)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -136,7 +153,7 @@ class Shape:
         return dict(zip(_SHAPE, self.traits, strict=True))
 
 
-def lengths_of(data: Pronunciations, longest: int | None = None) -> tuple[int, ...]:
+def lengths_of(data: PairData, longest: int | None = None) -> tuple[int, ...]:
     """Padded lengths that hold all pairs, or those up to a length."""
     most = data.longest if longest is None else min(longest, data.longest)
     enough = next((n for n in PADDED if n >= most), None)
@@ -193,6 +210,7 @@ def build_model(shape: Shape, seed: int) -> EncoderDecoder:
         depth=traits["depth"],
         num_heads=traits["num_heads"],
         mlp_dim=traits["mlp_dim"],
+        key_dim=traits["key_dim"],
         max_source=shape.longest,
         max_target=shape.longest,
         attention=encoder,
@@ -201,6 +219,7 @@ def build_model(shape: Shape, seed: int) -> EncoderDecoder:
         positions=positions,
         target_positions=positions,
         norm=traits["norm"],
+        shared=shape.shared,
         dropout_rate=traits["dropout_rate"],
         rngs=nnx.Rngs(seed),
     )
@@ -274,18 +293,46 @@ def cost_of(shape: Shape) -> dict[str, Any]:
     return dict(params=cost.params, flops=cost.flops)
 
 
+@functools.lru_cache(maxsize=8)
+def training_part(
+    data: PairData, longest: int, count: int | None, seed: int
+) -> sequences.Part:
+    """The pairs that a cell learns from, the more the more of the same.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    if count is not None:
+        whole = training_part(data, longest, None, 0)
+        if count > len(whole):
+            raise ValueError(
+                f"pairs must be at most the {len(whole):,} of {data.name} that are no "
+                f"longer than train_length={longest}, got {count:,}."
+            )
+        order = random_bits(seed, 34).random_raw(len(whole)).argsort(kind="stable")
+        return whole.take(np.sort(order[:count]))
+    return data.train.labelled(longest)
+
+
 class PairTask(Task):
-    """Says how words are said.
+    """Writes targets for sources.
 
     Args:
-      data: the words.
+      data: both.
     """
 
     uniform = False
 
-    def __init__(self, data: Pronunciations):
+    def __init__(self, data: PairData):
         self.data = data
-        self._pairs = functools.cache(data.train.pairs)
+
+    def hyper(self, cell: PairCell) -> optim.Hyper:
+        more: dict[str, float] = {}
+        if cell.schedule == "noam":
+            more["noam"] = 1.0
+        if cell.averaged > 1:
+            more["averaged"] = cell.averaged
+        return optim.hyper_of(cell, **more)
 
     def shape(self, cell: PairCell) -> Shape:
         """What the program of a cell depends on."""
@@ -296,7 +343,8 @@ class PairTask(Task):
 
     def _training(self, cell: PairCell) -> sequences.Part:
         """The pairs that a cell learns from."""
-        return self._pairs(cell.train_length)
+        seed = 0 if cell.pairs is None else cell.seed
+        return training_part(self.data, cell.train_length, cell.pairs, seed)
 
     def batches(self, cell: PairCell) -> Batches:
         lengths = lengths_of(self.data, cell.train_length)
@@ -321,6 +369,7 @@ class PairTask(Task):
         return dict(
             cost_of(self.shape(cell)),
             n=len(part),
+            symbols=self.data.num_target,
             train_labels=int((np.concatenate(part.labels) != sequences.IGNORED).sum()),
             data_sha256=self.data.sha256,
         )
@@ -348,21 +397,22 @@ class PairTask(Task):
         )
 
     def write(
-        self, cell: PairCell, params: Any, words: Spelt, beams: int
+        self, cell: PairCell, params: Any, sources: Pairs, beams: int
     ) -> list[list[int]]:
-        """Phones of every word, without their end; what has no end is cut."""
-        sizes = np.array([len(x) for x in words.spellings])
+        """The target of every source, without its end; what has no end is cut."""
+        sizes = np.array([len(x) for x in sources.sources])
         lengths = lengths_of(self.data)
-        lengths = tuple(sorted({min(12, lengths[-1]), lengths[-1]}))
+        lengths = tuple(dict.fromkeys((*lengths[1::2], lengths[-1])))
         buckets = sequences.bucket_of(sizes, lengths)
-        found: list[list[int]] = [[]] * len(words)
+        found: list[list[int]] = [[]] * len(sources)
         for bucket, length in enumerate(lengths):
             members = np.flatnonzero(buckets == bucket)
-            for begin in range(0, len(members), SEARCHED):
-                rows = members[begin : begin + SEARCHED]
-                source = np.full((SEARCHED, length), PAD, np.int32)
+            count = sequences.rows_of(length, SEARCHED)
+            for begin in range(0, len(members), count):
+                rows = members[begin : begin + count]
+                source = np.full((count, length), PAD, np.int32)
                 for row, index in enumerate(rows):
-                    source[row, : sizes[index]] = words.spellings[index]
+                    source[row, : sizes[index]] = sources.sources[index]
                 best = self._search(cell, params, source, beams)
                 tokens = np.asarray(best.tokens[:, 0]).tolist()
                 for row, index in enumerate(rows):
@@ -371,76 +421,71 @@ class PairTask(Task):
         return found
 
     def score(self, cell: PairCell, params: Any) -> dict[str, Any]:
-        """Loss of known pairs; of the test part, what is written for its words."""
+        """Loss of known pairs; of the test part, what is written for its sources."""
         train = self._training(cell)
         rows = np.linspace(0, len(train) - 1, min(TRAIN_EVAL, len(train))).astype(int)
         known = self._losses(cell, params, train.take(rows))
         result: dict[str, Any] = {f"train_{k}": value for k, value in known.items()}
         if cell.phase == "tune":
-            held = self._losses(cell, params, self.data.validation.pairs())
+            held = self._losses(cell, params, self.data.validation.labelled())
             return result | {f"val_{name}": value for name, value in held.items()}
-        held = self._losses(cell, params, self.data.test.pairs())
+        held = self._losses(cell, params, self.data.test.labelled())
         result |= {f"test_{name}": value for name, value in held.items()}
-        test = self.data.test.some(cell.words)
+        test = self.data.test.some(cell.written)
         return result | self._written(cell, params, test)
 
-    def _written(self, cell: PairCell, params: Any, test: Spelt) -> dict[str, Any]:
-        """Error rates, greedy and by beams, by length; lengths; examples."""
-        references = [[p.tolist() for p in several] for several in test.phones]
-        greedy = rates(self.write(cell, params, test, 1), references)
+    def _written(self, cell: PairCell, params: Any, test: Pairs) -> dict[str, Any]:
+        """Scores, by beams and greedy, and of longer ones; lengths; examples."""
+        measure = functools.partial(TASKS[cell.task].measure, self.data)
+
+        def scored(suffix: str, some: Pairs, written: Any) -> dict[str, Any]:
+            found = measure(some, written)
+            if suffix:  # how it was computed is said once
+                found = {k: x for k, x in found.items() if isinstance(x, float)}
+            return {f"test_{name}{suffix}": x for name, x in found.items()}
+
         written = self.write(cell, params, test, cell.beams)
-        beams = rates(written, references)
-        result: dict[str, Any] = dict(
-            test_per_greedy=greedy["per"],
-            test_wer_greedy=greedy["wer"],
-            test_per=beams["per"],
-            test_wer=beams["wer"],
-            words=len(test),
-        )
-        longer = [
-            i
-            for i, (word, several) in enumerate(
-                zip(test.words, references, strict=True)
-            )
-            if max(len(word), *(len(p) + 1 for p in several)) > cell.train_length
-        ]
-        if longer:
-            found = rates([written[i] for i in longer], [references[i] for i in longer])
-            result |= dict(
-                test_per_longer=found["per"],
-                test_wer_longer=found["wer"],
-                words_longer=len(longer),
-            )
-        # Predicted length minus that of the pronunciation nearest to it in length.
-        off = [
-            min((len(w) - len(p) for p in several), key=abs)
-            for w, several in zip(written, references, strict=True)
-        ]
-        # Letters, phones that are right, phones written, how many words.
+        result = scored("", test, written)
+        result |= scored("_greedy", test, self.write(cell, params, test, 1))
+        result["written"] = len(test)
+        longer = np.flatnonzero(test.lengths > cell.train_length)
+        if len(longer):
+            some = test.take(longer)
+            result |= scored("_longer", some, [written[i] for i in longer])
+            result["written_longer"] = len(longer)
+        # Of each: symbols of the source, of the target nearest in length to what is
+        # written, and of that; and how many such there are.
         triples = [
-            (len(word), len(w) - excess, len(w))
-            for word, w, excess in zip(test.words, written, off, strict=True)
+            (
+                len(x),
+                min((len(y) for y in several), key=lambda n: abs(len(w) - n)),
+                len(w),
+            )
+            for x, several, w in zip(test.sources, test.targets, written, strict=True)
         ]
         kinds, counts = np.unique(np.array(triples), axis=0, return_counts=True)
         result["lengths"] = np.column_stack([kinds, counts]).tolist()
         if cell.seed == 0:
             result["examples"] = [
-                [test.words[i], self.data.said(written[i]), self.data.said(right[0])]
-                for i, right in list(enumerate(references))[:: max(1, len(test) // 20)]
+                [test.texts[i], self.data.said(written[i]), test.answers[i]]
+                for i in range(0, len(test), max(1, len(test) // EXAMPLES))
             ]
             result |= self._alignments(cell, params, test, written)
         return result
 
     def _alignments(
-        self, cell: PairCell, params: Any, test: Spelt, written: list[list[int]]
+        self, cell: PairCell, params: Any, test: Pairs, written: list[list[int]]
     ) -> dict[str, Any]:
-        """What each phone of some words looks at: weights over letters, by block."""
+        """What each symbol of some targets looks at: weights by block, [T, S]."""
         model = cell.attention or cell.model
-        cross = parts_of(model, cell.attention_sha256)[2]
-        if cross == "summary":
+        if parts_of(model, cell.attention_sha256)[2] == "summary":
             return {}
-        usual = [i for i, w in enumerate(test.words) if 5 <= len(w) <= 9 and written[i]]
-        rows = usual[:: max(1, len(usual) // DRAWN)][:DRAWN]
+        count, least, most = TASKS[cell.task].drawn
+        usual = [
+            i
+            for i, source in enumerate(test.sources)
+            if least <= len(source) <= most and written[i]
+        ]
         weights_of = self.program(cell).more["functions"].weights
         longest, found = lengths_of(self.data)[-1], []
         one = jax.ShapeDtypeStruct((1, longest), np.int32)
@@ -448,20 +493,21 @@ class PairTask(Task):
             jax.eval_shape(weights_of, params, one, one)
         except ValueError:
             return {}
-        for i in rows:
+        for i in usual[:: max(1, len(usual) // count)][:count]:
+            given, said = test.sources[i], written[i][: longest - 1]
             source = np.full((1, longest), PAD, np.int32)
-            source[0, : len(test.spellings[i])] = test.spellings[i]
+            source[0, : len(given)] = given
             before = np.zeros((1, longest), np.int32)
-            before[0, 1 : len(written[i]) + 1] = written[i][: longest - 1]
+            before[0, 1 : len(said) + 1] = said
             blocks = weights_of(params, source, before, source != PAD)
             shown = [
-                np.asarray(w[0, :, : len(written[i]) + 1, : len(test.words[i])])
+                np.asarray(w[0, :, : len(said) + 1, : len(given)])
                 .mean(axis=0)
                 .round(3)
                 .astype(float)
                 .tolist()
                 for w in blocks
             ]
-            phones = [*self.data.said(written[i]).split(), "end"]
-            found.append(dict(word=test.words[i], phones=phones, weights=shown))
+            one_side, other = self.data.symbols(given, said)
+            found.append(dict(source=one_side, target=[*other, "end"], weights=shown))
         return dict(alignments=found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import pickle
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from experiments.core import optim
 from experiments.core.report import rows_of
 from experiments.core.store import config_hash
 from experiments.data import pronunciations
-from experiments.data.pronunciations import END, START, in_parts, read_dictionary
+from experiments.data.pairs import END, START
+from experiments.data.pronunciations import in_parts, read_dictionary
 from experiments.seq2seq import baselines, cells, experiment
 from experiments.seq2seq.errors import nearest, rates
-from experiments.seq2seq.report import REPORT, base_of, changes_of
+from experiments.seq2seq.report import REPORT
+from experiments.seq2seq.rows import base_of, changes_of
 
 # ------------------------------------------------------------------------ data
 
@@ -41,14 +44,14 @@ def test_a_word_has_its_pronunciations_without_stress_each_once():
 def test_parts_share_no_word_and_every_pronunciation_is_of_one():
     words = {f"w{i}": [(f"P{i % 3}",), ("Q", "P0")] for i in range(30)}
     data = in_parts(words, "here", validation=4, test=6)
-    parts = [set(part.words) for part in (data.train, data.validation, data.test)]
+    parts = [set(part.texts) for part in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [20, 4, 6]
     assert set.union(*parts) == set(words)
     for one, two in itertools.combinations(parts, 2):
         assert not one & two
-    assert len(data.train.pairs()) == 40
+    assert len(data.train.labelled()) == 40
     again = in_parts(dict(reversed(words.items())), "there", validation=4, test=6)
-    assert again.sha256 == data.sha256 and again.test.words == data.test.words
+    assert again.sha256 == data.sha256 and again.test.texts == data.test.texts
     assert in_parts(words, "", validation=4, test=6, seed=1).sha256 != data.sha256
     with pytest.raises(ValueError, match="validation and test must leave some of 30"):
         in_parts(words, "", validation=10, test=20)
@@ -56,17 +59,17 @@ def test_parts_share_no_word_and_every_pronunciation_is_of_one():
 
 def test_pairs_say_what_stands_before_and_what_comes():
     data = pronunciations.toy_words()
-    part = data.train.pairs()
+    part = data.train.labelled()
     flat = [
         (word, phones)
-        for word, several in zip(data.train.spellings, data.train.phones, strict=True)
+        for word, several in zip(data.train.sources, data.train.targets, strict=True)
         for phones in several
     ]
     for (spelling, phones), x, y in zip(flat, part.inputs, part.labels, strict=True):
         assert x[x[:, 0] > 0, 0].tolist() == spelling.tolist()
         assert y[y >= 0].tolist() == [*phones, END]
         assert x[: len(phones) + 1, 1].tolist() == [START, *phones]
-    short = data.train.pairs(4)
+    short = data.train.labelled(4)
     assert 0 < len(short) < len(part) and short.lengths.max() == 4
 
 
@@ -107,7 +110,7 @@ def test_letters_are_aligned_to_all_phones_in_order():
     data = pronunciations.toy_words()
     pairs = [
         (x.tolist(), y[0].tolist())
-        for x, y in zip(data.train.spellings, data.train.phones, strict=True)
+        for x, y in zip(data.train.sources, data.train.targets, strict=True)
     ]
     table = baselines.learn_table(pairs)
     for letters, phones in pairs:
@@ -130,7 +133,7 @@ def _config(**changes):
 
 def _cell(model="transformer", **changes):
     study = experiment.study_of(_config(), model, model, (), changes)
-    return dataclasses.replace(study.final(0)[0], words=None)
+    return dataclasses.replace(study.final(0)[0], written=None)
 
 
 def test_a_transformer_learns_to_say_words_it_has_not_seen():
@@ -146,11 +149,11 @@ def test_a_transformer_learns_to_say_words_it_has_not_seen():
     params = state.params
     found = task.score(cell, params)
     assert found["test_wer"] <= 0.2 and found["test_per"] <= 0.1
-    assert found["words"] == len(data.test)
+    assert found["written"] == len(data.test)
     assert sum(count for *_, count in found["lengths"]) == len(data.test)
     one = found["alignments"][0]
     shape = np.shape(one["weights"])
-    assert shape == (1, len(one["phones"]), len(one["word"]))
+    assert shape == (1, len(one["target"]), len(one["source"]))
     np.testing.assert_allclose(np.sum(one["weights"], axis=-1), 1.0, atol=0.01)
     tuned = task.score(dataclasses.replace(cell, phase="tune"), params)
     assert "val_loss" in tuned and "test_per" not in tuned
@@ -159,8 +162,28 @@ def test_a_transformer_learns_to_say_words_it_has_not_seen():
 def test_words_that_are_scored_are_from_all_of_them():
     part = pronunciations.toy_words().test
     some = part.some(4)
-    assert some.words == tuple(part.words[i] for i in (0, 6, 12, 19))
+    assert some.texts == tuple(part.texts[i] for i in (0, 6, 12, 19))
     assert part.some(None) is part and part.some(99) is part
+
+
+def test_fewer_pairs_are_some_of_more_and_others_for_another_seed():
+    task = pickle.loads(pickle.dumps(cells.PairTask(pronunciations.toy_words())))
+    cell = _cell()
+    few, more, other, whole = (
+        {x.tobytes() for x in task._training(dataclasses.replace(cell, **k)).inputs}
+        for k in (dict(pairs=9), dict(pairs=30), dict(pairs=9, seed=1), {})
+    )
+    assert len(few) == 9 and few < more < whole and few != other
+    assert task.costs(dataclasses.replace(cell, pairs=9))["n"] == 9
+    with pytest.raises(ValueError, match="pairs must be at most the .* got 1,000"):
+        task._training(dataclasses.replace(cell, pairs=1_000))
+
+
+def test_a_recipe_is_what_a_cell_says():
+    task = cells.PairTask(pronunciations.toy_words())
+    assert task.hyper(_cell()).more == {}
+    found = task.hyper(_cell(schedule="noam", averaged=2)).more
+    assert {name: float(x) for name, x in found.items()} == dict(noam=1, averaged=2)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +208,13 @@ def test_settings_that_do_not_fit_are_named():
         _config(num_heads=3)
     with pytest.raises(ValueError, match="positions must be left out for model 'lstm'"):
         _cell("lstm", positions="rope")
-    with pytest.raises(ValueError, match="varied must be left out without"):
-        experiment.Config(models=("lstm",), varied=("heads",))
+    with pytest.raises(ValueError, match="key_dim must be left out for model 'lstm'"):
+        _cell("lstm", key_dim=4)
+    with pytest.raises(ValueError, match="averaged must be at most updates=2"):
+        _cell(averaged=5, updates=2)
+    for name, value in (("varied", ("heads",)), ("ns", (9,))):
+        with pytest.raises(ValueError, match=f"{name} must be left out without"):
+            experiment.Config(models=("lstm",), **{name: value})
 
 
 # ---------------------------------------------------------------------- report
@@ -205,7 +233,7 @@ def _record(cell, **metrics):
 
 
 def test_the_report_says_who_is_ahead_and_who_is_behind_the_floor(tmp_path):
-    config = experiment.Config(varied=("heads", "norm"))
+    config = experiment.Config(varied=("heads", "keys", "norm"), ns=(6_000,))
     means = dict(transformer=0.06, lstm_attention=0.065, lstm=0.12)
     records = [
         _record(dict(task="cmudict", model=name, phase="baseline", seed=0),
@@ -219,28 +247,33 @@ def test_the_report_says_who_is_ahead_and_who_is_behind_the_floor(tmp_path):
         for final in study.final(0):
             per = means[cell.model] + worse + 0.0001 * final.seed
             metrics = dict(
-                test_per=per, test_wer=4 * per, test_wer_greedy=4 * per, params=9,
-                flops=8, words=3, test_per_longer=2 * per,
-                lengths=[[4, 3, 3, 2], [6, 5, 4, 1]],
+                test_per=per, test_wer=4 * per, test_per_greedy=4 * per, params=9,
+                flops=8, written=3, test_per_longer=2 * per, train_loss=0.1,
+                test_loss=0.2, n=final.pairs or 99_999,
+                lengths=[[4, 3, 3, 2], [18, 5, 4, 1]],
             )  # fmt: skip
             if final.seed == 0:
+                picture = dict(
+                    source=["a", "b"], target=["A", "end"], weights=[[[1, 0], [0, 1]]]
+                )
                 metrics |= dict(
-                    examples=[["word", "W ER D", "W ER D"]],
-                    alignments=[
-                        dict(word="ab", phones=["A", "end"], weights=[[[1, 0], [0, 1]]])
-                    ],
+                    examples=[["word", "W ER D", "W ER D"]], alignments=[picture]
                 )
             records.append(_record(final, **metrics))
     REPORT.write(records, tmp_path)
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "PER of Transformer − LSTM, one vector of the word: −6.00" in text
-    assert "Behind what needs no network: LSTM, one vector of the word." in text
+    assert text.startswith("# Spelling to phones")
+    assert "PER of Transformer − LSTM, one vector of the source: −6.00" in text
+    assert "Behind what needs no network: LSTM, one vector of the source." in text
     assert "| each letter in the widest context seen | 9.00 | 36.00 |" in text
     assert "| Transformer | 6.01 ± .01 |" in text
     assert "| nothing | 6.01 ± .01 | – |" in text
     assert "| heads 8 | 7.01 ± .01 | +1.00" in text and "| norm post |" in text
-    assert "| Transformer | .667 | 1.000 |" in text
-    for name in ("errors", "lengths", "alignments_transformer"):
+    assert "| key size 8 | 7.01 ± .01 |" in text
+    # Two of three answers are as long; the longer one has four of its five phones.
+    assert "| Transformer | .667 | 1.000 | 1.000 | .800 |" in text
+    assert "| 6,000 | 6,000 | 7.01 ± .01 |" in text and "| 99,999 | 12,000 |" in text
+    for name in "scores lengths length_histograms alignments_transformer pairs".split():
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
     rows = rows_of(records)
     group = type("Group", (), dict(rows=rows))
