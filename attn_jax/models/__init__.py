@@ -16,6 +16,7 @@ from flax import nnx
 from attn_jax.models.encoder_decoder import EncoderDecoder, encoder_decoder_functions
 from attn_jax.models.hybrid import Hybrid
 from attn_jax.models.labeller import BODIES, Labeller
+from attn_jax.models.masked_lm import MaskedLM, choose_hidden, hide
 from attn_jax.models.mlp import Mlp
 from attn_jax.models.resnet import GroupNorm, ResidualBlock, ResNet, StdConv
 from attn_jax.models.vit import ViT, default_patch, patchify
@@ -29,14 +30,17 @@ __all__ = [
     "GroupNorm",
     "Hybrid",
     "Labeller",
+    "MaskedLM",
     "Mlp",
     "ResNet",
     "ResidualBlock",
     "StdConv",
     "ViT",
     "build",
+    "choose_hidden",
     "default_patch",
     "encoder_decoder_functions",
+    "hide",
     "patchify",
 ]
 

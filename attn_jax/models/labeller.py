@@ -601,7 +601,9 @@ class Labeller(nnx.Module):
         x = self.input(_where_real(inputs, key_mask))
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         x = self.body(x, key_mask, deterministic=deterministic, rngs=rngs)
-        if pool and self.pool == "mean":
-            count = jnp.maximum(key_mask.sum(axis=1, keepdims=True), 1)
-            x = _where_real(x, key_mask).sum(axis=1) / count.astype(x.dtype)
-        return x
+        return self.pooled(x, key_mask) if pool and self.pool == "mean" else x
+
+    def pooled(self, x: jax.Array, key_mask: jax.Array) -> jax.Array:
+        """The mean [B, D] of features [B, T, D] over the real vectors."""
+        count = jnp.maximum(key_mask.sum(axis=1, keepdims=True), 1)
+        return _where_real(x, key_mask).sum(axis=1) / count.astype(x.dtype)
