@@ -113,6 +113,13 @@ class Task(abc.ABC):
         """The parameters that training begins with."""
         return self.program(cell).initial_params(cell.seed)
 
+    def first_params(self, cell: Any, store: ResultsStore) -> PyTree:
+        """The same, of what a cell before it has left in the store; see `Study.after`.
+
+        By default none has, and they are `initial_params`.
+        """
+        return self.initial_params(cell)
+
     def hyper(self, cell: Any) -> optim.Hyper:
         """The numbers that a step reads as data."""
         return optim.hyper_of(cell)
@@ -338,7 +345,9 @@ class _Run:
         self.program = self.task.program(self.first)
         self.batches = [self.task.batches(cell) for cell in cells]
         states = [
-            optim.init_state(self.task.initial_params(cell), self.task.hyper(cell))
+            optim.init_state(
+                self.task.first_params(cell, self.store), self.task.hyper(cell)
+            )
             for cell in cells
         ]
         rngs = [jax.random.key(cell.seed) for cell in cells]

@@ -32,6 +32,8 @@ class Study:
       first: (first, last) index of the grid, which is ordered, that is tried at once;
         where the best lies at an end of what was tried and the grid goes on there, the
         next is tried too. None: all of it.
+      after: another study, of this plan or another, that must be done before: cells of
+        this one begin with what its cells have learnt, see `Task.first_params`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Study:
     metric: str = "val_accuracy"
     minimise: bool = False
     first: tuple[int, int] | None = None
+    after: Study | None = None
 
     def _value(self, cell: Any, get: Get) -> float | None:
         """What is compared, more is better; None without a record."""
@@ -111,6 +114,10 @@ class Study:
             cells = self.final(self.best(get))
             count += sum(get(c.config()) is not None for c in cells)
         return count
+
+    def waits(self, get: Get) -> bool:
+        """Whether what it comes after is not done yet."""
+        return self.after is not None and self.after.done(get) < self.after.total(get)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +225,8 @@ class Plan:
     def ready(self, get: Get, index: int = 0, *, group: bool = False) -> Iterator[Job]:
         """What has no record and can be run now, in the order of need.
 
-        A study's finals are ready once its tuning is done.
+        A study's finals are ready once its tuning is done; none of it is before what
+        it comes after is.
 
         Args:
           get: looks a record up.
@@ -230,6 +238,8 @@ class Plan:
                 yield Job(index, baseline=i)
         seen: set[str] = set()
         for study in self.studies:
+            if study.waits(get):
+                continue
             tuning = [c for c in study.tuning(get) if get(c.config()) is None]
             if tuning:
                 groups = [(cell,) for cell in tuning]
@@ -250,3 +260,18 @@ class Plan:
         if job.baseline is not None:
             configs = [dict(self.baselines[job.baseline].config)]
         return " ".join(map(config_hash, configs))
+
+
+def share_of(plans: Sequence[Plan], which: str) -> list[Plan]:
+    """The share of one machine of all plans, "i/n", and what that comes after."""
+    found = [plan.part(which) for plan in plans]
+    names = {
+        id(study)
+        for plan in found
+        for mine in plan.studies
+        for study in (mine, mine.after)
+    }
+    return [
+        dataclasses.replace(part, studies=[s for s in plan.studies if id(s) in names])
+        for plan, part in zip(plans, found, strict=True)
+    ]

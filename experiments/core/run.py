@@ -33,7 +33,7 @@ from experiments.core.engine import (
 )
 from experiments.core.memory import keep_freed_memory
 from experiments.core.observe import Progress
-from experiments.core.plan import Plan
+from experiments.core.plan import Plan, share_of
 from experiments.core.rehearsal import is_message
 from experiments.core.report import NothingToReport, Report, reported
 from experiments.core.signals import Interrupted, StopSignal
@@ -374,7 +374,7 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             store.check_writable()
         preset = experiment.presets[options.preset]
         whole = make_plans(experiment, options.settings, preset)
-        plans = [plan.part(runtime.shard) for plan in whole]
+        plans = share_of(whole, runtime.shard)
         get = _Records(store)
         if primary:
             begin(store, plans)

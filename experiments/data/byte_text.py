@@ -312,8 +312,8 @@ def as_bytes(texts: Sequence[bytes], length: int) -> tuple[np.ndarray, np.ndarra
     return np.frombuffer(rows, np.uint8).reshape(-1, length).copy(), lengths
 
 
-def _parts(
-    documents: Documents, sizes: Sequence[int] | None, seed: int
+def parts_of(
+    documents: Documents, sizes: Sequence[int] | None = None, seed: int = 0
 ) -> list[np.ndarray]:
     """Indices of three parts without a common page, each cut to a size."""
     count = int(documents.pages.max()) + 1
@@ -351,7 +351,7 @@ def classified(
     x, lengths = as_bytes(documents.texts, length)
     parts = [
         Fold.of(x[rows], documents.labels[rows], lengths[rows])
-        for rows in _parts(documents, sizes, seed)
+        for rows in parts_of(documents, sizes, seed)
     ]
     return _of(name, documents, length, parts, len(documents.class_names))
 
@@ -399,7 +399,7 @@ def translated(
     lengths = np.stack([of_one, of_two[second]], axis=1)
     parts = [
         Fold.of(x[rows], labels[rows], lengths[rows])
-        for rows in _parts(documents, sizes, seed)
+        for rows in parts_of(documents, sizes, seed)
     ]
     return _of(name, documents, length, parts, 2)
 

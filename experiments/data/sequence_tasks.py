@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from attn_jax import inputs
-from experiments.data import sound, speech, text
+from experiments.data import byte_text, sound, speech, text
 from experiments.data.fetch import kept, seal
 from experiments.data.sequences import Part, SequenceData, crops
 
@@ -70,14 +70,22 @@ def vocabulary_of(corpus: text.Text) -> text.Vocabulary:
     return text.Vocabulary(words, minimum_count=3, buckets=1024)
 
 
-def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
+def tagging(
+    name: str,
+    corpus: text.Text,
+    *,
+    fine: bool,
+    vocabulary: text.Vocabulary | None = None,
+    lengths: tuple[int, ...] = SENTENCE_LENGTHS,
+) -> SequenceData:
     """Part-of-speech tagging: three parts without a common document.
 
     Each word is nine ids: itself where training has it at least three times, hashed
     endings and beginnings, and its shape. All models get the same. Groups of the
     scored parts: words that were ambiguous in the whole training part, and words not
     seen in it.
-    Sentences of more than 64 words are cut into pieces.
+    Sentences longer than the last of ``lengths`` are cut into pieces. Without a
+    ``vocabulary``, it is `vocabulary_of` the corpus.
     """
     simplify = text.strip_suffixes if fine else text.universal
     tags = [tuple(map(simplify, sentence)) for sentence in corpus.tags]
@@ -85,7 +93,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
     number = {tag: i for i, tag in enumerate(names)}
     splits = text.split_by_document(corpus, seed=0)
     train_words = [corpus.words[i] for i in splits[0]]
-    vocabulary = vocabulary_of(corpus)
+    vocabulary = vocabulary or vocabulary_of(corpus)
     ambiguous = text.ambiguous_words(train_words, [tags[i] for i in splits[0]])
     known = {word.lower() for sentence in train_words for word in sentence}
 
@@ -100,7 +108,7 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
                 "unknown": [np.array([w not in known for w in s]) for s in lower],
             },
         )
-        return crops(whole, SENTENCE_LENGTHS[-1])
+        return crops(whole, lengths[-1])
 
     train, validation, test = map(part, splits)
     return SequenceData(
@@ -112,8 +120,60 @@ def tagging(name: str, corpus: text.Text, *, fine: bool) -> SequenceData:
         train=train,
         validation=validation,
         test=test,
-        lengths=SENTENCE_LENGTHS,
+        lengths=lengths,
         has_unknown=True,
+    )
+
+
+def classifying(
+    name: str,
+    documents: byte_text.Documents,
+    vocabulary: text.Vocabulary,
+    lengths: tuple[int, ...],
+    sizes: Sequence[int] | None = None,
+) -> SequenceData:
+    """The class of a text, from ids of its first words as `tagging` has them.
+
+    The parts are those that `byte_text.classified` has. What is in no vocabulary, such
+    as words of most languages, is told by its endings and beginnings.
+
+    Args:
+      name: of the task.
+      documents: with classes.
+      vocabulary: makes the ids.
+      lengths: padded lengths; of a text, as many words as the last one are read.
+      sizes: most texts of each part; by default all there are.
+
+    >>> toy = byte_text.toy_documents(40)
+    >>> data = classifying("toy", toy, text.Vocabulary([("a",)]), (4, 8))
+    >>> data.one_label, len(data.class_names), data.train.inputs[0].shape[1]
+    (True, 3, 9)
+    """
+
+    def part(rows: np.ndarray) -> Part:
+        words = {
+            i: text.words_of(documents.texts[i].decode("utf-8", "replace"))
+            for i in rows.tolist()
+        }
+        known = [(i, found[: lengths[-1]]) for i, found in words.items() if found]
+        return Part(
+            [vocabulary.token_features(found) for _, found in known],
+            [np.full(len(found), documents.labels[i], np.int32) for i, found in known],
+        )
+
+    train, validation, test = map(part, byte_text.parts_of(documents, sizes))
+    return SequenceData(
+        name=name,
+        source=documents.source,
+        sha256=documents.sha256,
+        inputs=tuple(vocabulary.feature_sizes),
+        class_names=documents.class_names,
+        train=train,
+        validation=validation,
+        test=test,
+        lengths=lengths,
+        has_unknown=True,
+        one_label=True,
     )
 
 

@@ -94,6 +94,8 @@ class SequenceData(DataSet):
       has_unknown: whether the first id of a vector is a word, and 1 an unknown one.
       whole_test: the sequences of ``test`` uncut, where that part holds pieces of
         them; else None.
+      one_label: whether a sequence has one label, which then stands at each of its
+        vectors.
     """
 
     inputs: int | tuple[int, ...]
@@ -104,6 +106,7 @@ class SequenceData(DataSet):
     lengths: tuple[int, ...]
     has_unknown: bool = False
     whole_test: Part | None = None
+    one_label: bool = False
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test", "whole_test"):

@@ -337,6 +337,23 @@ def split_by_document(
     return in_three(place, fractions, text.document)
 
 
+# --- Words -------------------------------------------------------------------------
+
+_WORD = re.compile(
+    r"[^\W\d_]+(?:['’-][^\W\d_]+)*"  # letters, with apostrophes and hyphens inside
+    r"|\d+(?:[.,:]\d+)*|[^\w\s]|_"
+)
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Words, numbers and marks of running text, as `load_brown` has them.
+
+    >>> words_of("It's 1,000 well-known words (at most).")
+    ("It's", '1,000', 'well-known', 'words', '(', 'at', 'most', ')', '.')
+    """
+    return tuple(_WORD.findall(text))
+
+
 # --- Features of words -------------------------------------------------------------
 
 _SUFFIXES = (1, 2, 3, 4)
@@ -357,9 +374,10 @@ class Vocabulary:
       sentences: training sentences, and none but these.
       minimum_count: rarer words are unknown, so that training meets unknown words.
       buckets: rows of each hash table; endings that share a bucket are confused.
+      most: how many words it has at most, the most frequent ones; None = all.
 
     Raises:
-      ValueError: `minimum_count` or `buckets` is below 1.
+      ValueError: `minimum_count`, `buckets` or `most` is below 1.
 
     >>> vocabulary = Vocabulary([("The", "cat"), ("the", "dog")], buckets=100)
     >>> vocabulary.words, vocabulary.feature_sizes
@@ -381,8 +399,11 @@ class Vocabulary:
         *,
         minimum_count: int = 2,
         buckets: int = 4096,
+        most: int | None = None,
     ) -> None:
         check_int("minimum_count", minimum_count, 1)
+        if most is not None:
+            check_int("most", most, 1)
         check_int("buckets", buckets, 1)
         exact = collections.Counter(itertools.chain.from_iterable(sentences))
         counts: collections.Counter[str] = collections.Counter()
@@ -390,7 +411,7 @@ class Vocabulary:
             counts[word.lower()] += n
         kept = [(-n, word) for word, n in counts.items() if n >= minimum_count]
         self.words = tuple(
-            word for _, word in sorted(kept)
+            word for _, word in sorted(kept)[:most]
         )  # words[i] has number i + 2
         self.buckets = buckets
         self._number = {word: i + 2 for i, word in enumerate(self.words)}

@@ -1,4 +1,7 @@
-"""Sequence labelling: cells, the loss, scoring."""
+"""Sequence labelling: cells, the loss, scoring.
+
+A sequence has a label for each vector, or one for all of it (`SequenceData.one_label`).
+"""
 
 from __future__ import annotations
 
@@ -142,6 +145,7 @@ class ProgramKey:
     num_classes: int
     max_length: int
     hides: bool
+    one_label: bool = False
 
 
 def program_key(cell: LabelCell, data: SequenceData) -> ProgramKey:
@@ -152,6 +156,7 @@ def program_key(cell: LabelCell, data: SequenceData) -> ProgramKey:
         len(data.class_names),
         data.max_length,
         cell.id_dropout > 0 and data.has_unknown,
+        data.one_label,
     )
 
 
@@ -180,6 +185,7 @@ def build_model(key: ProgramKey, seed: int) -> Labeller:
         body=traits["model"],
         dim=traits["dim"],
         max_length=key.max_length,
+        pool="mean" if key.one_label else None,
         dropout_rate=traits["dropout_rate"],
         dtype=jnp.dtype(traits["dtype"]) if traits["dtype"] != "float32" else None,
         rngs=nnx.Rngs(seed),
@@ -201,7 +207,7 @@ def serves_length(key: ProgramKey, length: int) -> bool:
     return shapes(key) == shapes(dataclasses.replace(key, max_length=length))
 
 
-def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def losses_of(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy at each label, 0 at padding, and which labels are real."""
     real = labels != sequences.IGNORED
     loss = optax.softmax_cross_entropy_with_integer_labels(
@@ -212,7 +218,10 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
 
 @functools.lru_cache(maxsize=32)
 def program_of(key: ProgramKey) -> Program:
-    """What cells of a key compute; "predict" gives labels [B, T] and losses [B, T]."""
+    """What cells of a key compute; "predict" gives labels [B, T] and losses [B, T].
+
+    Of one label a sequence both are [B, 1].
+    """
     apply, _ = optim.split_model(build_model(key, 0))
 
     def loss(
@@ -229,16 +238,23 @@ def program_of(key: ProgramKey) -> Program:
         logits, moved = optim.training_call(
             apply, params, inputs, real, rng=dropout_rng
         )
-        losses, real = _losses(logits, labels)
+        if key.one_label:
+            logits, labels = logits[:, None], labels[:, :1]
+        losses, real = losses_of(logits, labels)
         count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
         hits = ((jnp.argmax(logits, -1) == labels) & real).sum()
         accuracy = hits.astype(jnp.float32) / count
         return losses.sum() / count, {"accuracy": accuracy, optim.MOVED: moved}
 
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = apply(params, batch.inputs, batch.labels != sequences.IGNORED)
-        labels = jnp.argmax(logits, -1).astype(jnp.int32)
-        return labels, _losses(logits, batch.labels)[0]
+        logits, labels = (
+            apply(params, batch.inputs, batch.labels != sequences.IGNORED),
+            batch.labels,
+        )
+        if key.one_label:
+            logits, labels = logits[:, None], labels[:, :1]
+        found = jnp.argmax(logits, -1).astype(jnp.int32)
+        return found, losses_of(logits, labels)[0]
 
     return Program(
         lambda seed: optim.split_model(build_model(key, seed))[1],
@@ -329,7 +345,7 @@ class LabelTask(Task):
         part: Part,
         lengths: tuple[int, ...] | None = None,
     ) -> tuple[list[np.ndarray], float]:
-        """Labels for every sequence of a part, and the mean loss.
+        """Labels for every sequence of a part, or one each, and the mean loss.
 
         Sequences are padded to ``lengths``, by default those of the training batches.
         """
@@ -343,7 +359,7 @@ class LabelTask(Task):
             total += float(losses.sum())
             for row, index in enumerate(indices):
                 found[index] = rows[row, : len(part.labels[index])]
-        return found, total / max(1, int(part.lengths.sum()))
+        return found, total / max(1, sum(map(len, found)))
 
     def trace(self, cell: LabelCell, program: Program) -> None:
         """Traces training and prediction at each padded length."""
@@ -379,7 +395,7 @@ class LabelTask(Task):
         seen = part.take(np.linspace(0, len(part) - 1, count).astype(int))
         predicted, loss = self.predict(cell, params, seen)
         result: dict[str, Any] = {
-            "train_accuracy": scores(seen, predicted)["accuracy"],
+            "train_accuracy": self._scores(seen, predicted)["accuracy"],
             "train_loss": loss,
         }
         tune = cell.phase == "tune"
@@ -389,7 +405,7 @@ class LabelTask(Task):
         if self._knows_less(cell):
             held_out = sequences.known_from(held_out, part)
         predicted, loss = self.predict(cell, params, held_out)
-        found = scores(held_out, predicted)
+        found = self._scores(held_out, predicted)
         result |= {f"{prefix}_{name}": value for name, value in found.items()}
         result[f"{prefix}_loss"] = loss
         whole, lengths = self.data.whole_test, self.data.whole_lengths
@@ -402,6 +418,10 @@ class LabelTask(Task):
             found = scores(whole, predicted)
             result |= {f"test_whole_{name}": value for name, value in found.items()}
         return result
+
+    def _scores(self, part: Part, predicted: list[np.ndarray]) -> dict[str, float]:
+        """`scores`, of one label a sequence where it has one."""
+        return scores(part.cut(1) if self.data.one_label else part, predicted)
 
     def _knows_less(self, cell: LabelCell) -> bool:
         """Whether the vocabulary has words that the cell's training part has not."""

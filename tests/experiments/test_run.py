@@ -17,7 +17,7 @@ import pytest
 
 from experiments.core import engine, run
 from experiments.core.cell import Runtime
-from experiments.core.plan import Job
+from experiments.core.plan import Job, share_of
 from experiments.core.signals import StopSignal
 from experiments.core.store import ResultsStore
 from tests.experiments import lines
@@ -117,6 +117,33 @@ def test_a_grid_grows_while_the_best_lies_at_its_end(tmp_path, errors, tried, ch
         count += 1
     assert (count, study.best(store.get)) == (tried, chosen)
     assert plan.total(store.get) == tried + 3 and plan.done(store.get) == tried
+
+
+def test_a_study_waits_for_what_it_comes_after_on_every_machine(tmp_path):
+    store, plan = ResultsStore(tmp_path), planned()
+    (study,) = plan.studies
+    other = dataclasses.replace(study, name="other", updates=3)
+    later = dataclasses.replace(study, name="later", updates=5, after=study)
+    plans = [
+        dataclasses.replace(plan, studies=some, baselines=())
+        for some in ([study], [other, later])
+    ]
+
+    def ready():
+        return {job.cells[0].updates for job in plans[1].ready(store.get)}
+
+    assert ready() == {3}
+    for cell in study.final(0):
+        put(store, cell, test_error=1.0)
+    assert ready() == {3, 5}
+    shares = {
+        which: [[s.name for s in p.studies] for p in share_of(plans, which)]
+        for which in ("1/2", "2/2")
+    }
+    assert shares == {
+        "1/2": [[study.name], ["other"]],
+        "2/2": [[study.name], ["later"]],  # which needs it
+    }
 
 
 def test_parts_are_disjoint_and_together_the_whole():
