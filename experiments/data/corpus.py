@@ -322,7 +322,7 @@ def build(
         buckets=buckets,
         most=WORDS,
     )
-    numbers: dict[tuple[str, bool], int] = collections.defaultdict()
+    numbers: collections.defaultdict[tuple[str, bool], int] = collections.defaultdict()
     numbers.default_factory = numbers.__len__
     windows = [
         _windows([_tokens(pieces, numbers) for pieces in part], length)

@@ -16,11 +16,18 @@ from experiments.graphs import experiment as graphs
 from experiments.long_range import experiment as arena
 from experiments.offsets import experiment as offsets
 from experiments.positions import experiment as positions
+from experiments.pretraining import experiment as pretraining
 from experiments.seq2seq import experiment as seq2seq
 from experiments.sequence_labelling import experiment as labelling
 
 # The hash of all hashes of a preset's cells, as far as they are known without the data.
 PINNED = {
+    "pretraining smoke": "ca22975e6407d494",
+    "pretraining quick": "098f2e7f9cd190f8",
+    "pretraining cpu": "b1fd6840a07cd1cd",
+    "pretraining variants": "deda4bf5ddf6e90f",
+    "pretraining accelerator": "25b976d46f73ce4f",
+    "pretraining base": "8e4c03f6e97caed5",
     "detection smoke": "71608ec85dde7174",
     "detection quick": "983f4ea623f0077e",
     "detection cpu": "ed92c9044b728b9b",
@@ -109,6 +116,13 @@ def cells(name, config):
         return of_studies(detection.studies_of(config, "t"))
     if name == "seq2seq":
         return of_studies(seq2seq.studies_of(config))
+    if name == "pretraining":
+        before = [pretraining.pretraining(config, a) for a in config.attention]
+        rows = (
+            pretraining.studies_of(config, task, task, 50_000, before)
+            for task in config.tasks
+        )
+        return of_studies([*before, *(study for some in rows for study in some)])
     if name == "attention_vs_rnn":
         sizes = dict(length=784, height=28)
         copies = rnn._studies(config, "copy", config.copy_models)
@@ -138,6 +152,7 @@ MODULES = (
     arena,
     seq2seq,
     detection,
+    pretraining,
 )
 PRESETS = {
     f"{m.EXPERIMENT.name} {name}": (m.EXPERIMENT.name, config)

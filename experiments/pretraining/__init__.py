@@ -1,0 +1,1 @@
+"""What pre-training is worth: BERT, in small."""
