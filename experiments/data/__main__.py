@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from attn_jax._program import program
 from experiments.data import (
     byte_text,
+    corpus,
     graphs,
     images,
     molecules,
@@ -31,6 +32,7 @@ LOADERS: dict[str, Callable[[pathlib.Path], DataSet]] = {
     "verses": byte_text.load_verses,
     "logp": functools.partial(molecules.load_molecules, "logp"),
     "cmudict": pronunciations.load_cmudict,
+    "gcide": corpus.load_gcide,
 }
 NAMES = (*images.NAMES, *LOADERS)
 #: What stands in, where that is allowed, for a set that cannot be had.
