@@ -47,8 +47,12 @@ class Pairs:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Pairs:
         """Some of the sources, with their targets."""
-        columns = (self.texts, self.answers, self.sources, self.targets)
-        return Pairs(*(tuple(column[i] for i in indices) for column in columns))
+        return Pairs(
+            tuple(self.texts[i] for i in indices),
+            tuple(self.answers[i] for i in indices),
+            tuple(self.sources[i] for i in indices),
+            tuple(self.targets[i] for i in indices),
+        )
 
     def some(self, count: int | None) -> Pairs:
         """So many of the sources, evenly from all of them; None = all."""

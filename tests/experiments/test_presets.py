@@ -37,7 +37,7 @@ PINNED = {
     "seq2seq quick": "0444133d2f9ad745",
     "seq2seq cpu": "858c58295faffb2d",
     "seq2seq verses_quick": "7119bb7d5d2a371a",
-    "seq2seq verses": "1d2f2494afb31bee",
+    "seq2seq verses": "618bb1b8c5803a8a",
     "seq2seq table3": "d40a45ccfb546720",
     "seq2seq accelerator": "a3b71b0ccac6e642",
     "seq2seq verses_accelerator": "001e01a02f85ef60",

@@ -200,7 +200,7 @@ def test_the_report_of_verses_tells_more_is_better(tmp_path):
     assert "| translation of the most similar training verse | 12.00 | 24.00 |" in text
     assert "sacreBLEU's signatures: BLEU: `nrefs:1|tok:13a`." in text
     assert "BLEU of Transformer − LSTM with attention: +10.00" in text
-    assert "| 1,000 | 1,225 | 5.50" in text and "| 24,000 | 6,000 | 20.50" in text
+    assert "| 1,000 | 2,041 | 5.50" in text and "| 24,000 | 10,000 | 20.50" in text
     assert "| In the beginning | En el principio | En \\| el |" in text
     assert "| Transformer | .000 | 1.000 | .900 |" in text
     assert (tmp_path / "pairs.png").stat().st_size > 5_000
