@@ -29,7 +29,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data run test test-slow test-newest check lint typecheck bench figures lock clean
+.PHONY: help install data run test test-slow test-newest check lint typecheck bench figures docs lock clean
 
 help: ## Show this list
 	@echo "attn_jax: make <target>"
@@ -80,14 +80,20 @@ bench: install ## Install the peers and measure side by side with them
 figures: install ## Redraw reports and figures of all committed results
 	$(BIN)/python -m experiments --redraw
 
+docs: install ## Make the site, its code run, into docs/_build/html: no network
+	$(BIN)/python docs/_ext/site_pages.py docs/_build/pages docs/_build/extra
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going \
+		-c docs docs/_build/pages docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		uv==$(UV_VERSION)
-	$(BIN)/python -m uv pip compile setup.cfg --extra experiments --extra ode --extra cluster --extra dev \
+	$(BIN)/python -m uv pip compile setup.cfg --extra experiments --extra ode --extra cluster --extra docs --extra dev \
 		--universal --python-version 3.11 --fork-strategy requires-python \
 		--generate-hashes $(if $(UPGRADE),--upgrade) --quiet \
 		--custom-compile-command 'make lock' --output-file requirements.lock
 
 clean: ## Remove .venv and every cache and build output; data and results stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

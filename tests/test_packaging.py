@@ -24,6 +24,7 @@ import attn_jax
 
 ROOT = Path(attn_jax.__file__).resolve().parents[1]
 OWN = {"attn_jax", "experiments", "benchmarks", "tests"}
+OWN |= {path.stem for path in (ROOT / "docs" / "_ext").glob("*.py")}
 
 
 def requirements() -> dict[str, list[Requirement]]:
@@ -91,7 +92,7 @@ def tracked() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-@pytest.mark.parametrize("extra", ["", "experiments", "dev"])
+@pytest.mark.parametrize("extra", ["", "experiments", "docs", "dev"])
 def test_ranges_admit_the_locked_versions(extra: str) -> None:
     lock = locked()
     for requirement in requirements()[extra]:
@@ -146,7 +147,8 @@ def test_every_range_is_bounded_and_has_a_reason() -> None:
         ("attn_jax", ["", "ode"]),
         ("experiments", ["", "cluster", "notebooks", "experiments"]),
         ("benchmarks", ["", "experiments", "bench"]),
-        ("tests", ["", "experiments", "dev", "bench"]),  # skipped where bench is not
+        ("docs", ["", "experiments", "docs"]),
+        ("tests", ["", "experiments", "docs", "dev", "bench"]),  # skipped without bench
     ],
 )
 def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
@@ -215,7 +217,7 @@ def test_make_help_is_the_default_and_lists_every_target() -> None:
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
     targets = set(phony.split())
     wanted = "help install data run test test-slow test-newest check lint typecheck "
-    assert targets == set((wanted + "bench figures lock clean").split())
+    assert targets == set((wanted + "bench figures docs lock clean").split())
     shown = subprocess.run(
         ["make", "--no-print-directory"],
         cwd=ROOT,
