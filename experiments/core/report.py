@@ -393,6 +393,38 @@ class Report(Section):
 # -------------------------------------------------------------------- notes
 
 
+def at_ends(
+    group: Group, name: Callable[[Row], str], besides: Sequence[str] = ()
+) -> list[str]:
+    """Names the rows whose learning rate lies at an end of those tried for them.
+
+    Args:
+      group: whose rows.
+      name: of a row.
+      besides: settings in which what was tried may differ from the row.
+    """
+    loose = {"phase", "updates", "seed", "learning_rate", *besides}
+
+    def rest(config: Mapping[str, Any]) -> str:
+        return repr(sorted((k, v) for k, v in config.items() if k not in loose))
+
+    tried = grouped(
+        (r["config"] for r in group.records if r["config"].get("phase") == "tune"), rest
+    )
+    found = []
+    for row in group.rows:
+        rates = {c["learning_rate"] for c in tried.get(rest(row.config), ())}
+        rate = row.config["learning_rate"]
+        if len(rates) > 1 and rate in (min(rates), max(rates)):
+            found.append(f"{name(row)} ({rate:g})")
+    if not found:
+        return []
+    return [
+        "The chosen learning rate lies at an end of those that were tried, so that a "
+        f"better one may lie beyond: {'; '.join(found)}."
+    ]
+
+
 def sampling(
     metric: str,
     size: Callable[[dict[str, Any]], int | None],

@@ -314,7 +314,7 @@ def _coco_part(
         ]
         listed = sorted(listed, key=lambda x: x["id"])[:limit]
         names = tuple(c["name"] for c in categories)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{files[0]} is not in COCO's format: {error!r}") from error
     pictures = folder / files[0].stem.removeprefix("instances_")
     made = Scenes(

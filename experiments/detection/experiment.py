@@ -1,7 +1,7 @@
 """What is where: a Transformer that gives a set of boxes, beside a convolutional one.
 
 `python -m experiments.detection --preset quick` trains DETR and a map of centres of
-about as many FLOPs and parameters on scenes of Fashion-MNIST items, composed here;
+about as many FLOPs on scenes of Fashion-MNIST items, composed here;
 `--preset cpu` for long enough, for several numbers of scenes N, and without what the
 paper's tables take away. `--attention NAME` or `--attention my.py:fn` adds a row in
 which that variant is the encoder's; `--task coco:DIR` takes pictures in COCO's format.
@@ -255,8 +255,18 @@ def load(config: Config) -> Detection:
 
 
 def plans(config: Config) -> list[Plan]:
-    """Loads the pictures, and plans all cells; raises DataError."""
+    """Loads the pictures, and plans all cells.
+
+    Raises:
+      DataError: the pictures cannot be had.
+      ValueError: there are fewer than the largest N.
+    """
     data = load(config)
+    if max(config.ns) > len(data.train):
+        raise ValueError(
+            f"ns must be at most {len(data.train):,}, the training pictures that "
+            f"{config.task} has, got {max(config.ns):,}."
+        )
     differs = identity.differs(data.name, data_sha256=data.sha256)
     floors = {"mean_boxes": functools.partial(mean_boxes, data)}
     return [

@@ -126,6 +126,9 @@ class Detr(nnx.Module):
         )
         self.encoder = made() if depth else None
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (num_queries, dim)))
+        self.key = nnx.Variable(
+            rngs.params()
+        )  # of random variants; redrawn in training
 
         def crossing() -> CrossAttention:
             return CrossAttention(
@@ -163,6 +166,11 @@ class Detr(nnx.Module):
             tokens = add_positions(tokens, table)
         return tokens
 
+    def _keys(self) -> list[jax.Array]:
+        """A key of random attention for every block of the decoder."""
+        key = self.key[...]
+        return [jax.random.fold_in(key, index) for index in range(len(self.blocks))]
+
     def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = self.norm(x)
         hidden = jax.nn.relu(self.box[0](x))
@@ -184,9 +192,8 @@ class Detr(nnx.Module):
         real = jnp.ones(memory.shape[:2], bool)
         x = jnp.broadcast_to(self.queries[...], (len(images), *self.queries[...].shape))
         told = []
-        for block in self.blocks:
-            heads = block.cross.remember(memory)
-            x = block(x, jax.random.key(0), heads, real, **dropout)
+        for key, block in zip(self._keys(), self.blocks, strict=True):
+            x = block(x, key, block.cross.remember(memory), real, **dropout)
             told.append(self._heads(x))
         return Predictions(*map(jnp.stack, zip(*told, strict=True)))
 
@@ -196,15 +203,15 @@ class Detr(nnx.Module):
         Raises:
           ValueError: if the variant of `cross` cannot say it.
         """
-        memory, rng = self.tokens(images), jax.random.key(0)
+        memory, keys = self.tokens(images), self._keys()
         if self.encoder is not None:
             memory = self.encoder(memory)
         real = jnp.ones(memory.shape[:2], bool)
         x = jnp.broadcast_to(self.queries[...], (len(images), *self.queries[...].shape))
-        for block in self.blocks[:-1]:
-            x = block(x, rng, block.cross.remember(memory), real)
+        for key, block in zip(keys[:-1], self.blocks[:-1], strict=True):
+            x = block(x, key, block.cross.remember(memory), real)
         last = self.blocks[-1]
-        return last.cross_weights(x, rng, last.cross.remember(memory), real)
+        return last.cross_weights(x, keys[-1], last.cross.remember(memory), real)
 
 
 def backbone(

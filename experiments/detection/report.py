@@ -6,6 +6,7 @@ folder that holds results.jsonl.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,11 +105,23 @@ def _styles(group: Group) -> Styles:
     return Styles([name_of(row) for row in group.rows])
 
 
+def _file(group: Group, name: str) -> str:
+    """Name of a figure; it says which section, where there are several."""
+    kinds = {(row.config["task"], row.config["updates"]) for row in group.every}
+    if len(kinds) > 1:
+        name += f"_{group.config['task'].replace(':', '-')}_{group.config['updates']}"
+    return f"{name}.png"
+
+
 def _watched(row: Row) -> Series:
-    """AP50 on some validation scenes, before training and at every point."""
-    curves = [record["curves"] for record in row.records]
-    values = np.array([found["val_ap50"] for found in curves], float)
-    x, y = [0, *curves[0]["step"]], values.mean(axis=0)
+    """AP50 on some validation scenes, before training and at points all seeds have."""
+    curves = [
+        dict(zip([0, *r["curves"]["step"]], r["curves"]["val_ap50"], strict=True))
+        for r in row.records
+    ]
+    x = sorted(set.intersection(*(set(found) for found in curves)))
+    values = np.array([[found[step] for step in x] for found in curves], float)
+    y = values.mean(axis=0)
     if len(values) == 1:
         return Series(name_of(row), x, list(y))
     spread = values.std(axis=0, ddof=1)
@@ -150,8 +163,9 @@ def _curves(group: Group) -> Iterator[str]:
             )
         )
     if found:
-        panels(found, group.folder / "curves.png", _styles(group), columns=1)
-        yield "![AP50 while they learn, and AP over N](curves.png)"
+        file = _file(group, "curves")
+        panels(found, group.folder / file, _styles(group), columns=1)
+        yield f"![AP50 while they learn, and AP over N]({file})"
 
 
 def _first(group: Group, name: str) -> dict[str, Any] | None:
@@ -165,6 +179,7 @@ def _first(group: Group, name: str) -> dict[str, Any] | None:
 def _draw_boxes(
     axes: Any, entries: list[list[float]], side: int, classes: list[str], **look: Any
 ) -> None:
+    """Boxes, and where there are names of classes, what they are told to be."""
     from matplotlib.patches import Rectangle
 
     for score, kind, x, y, w, h, _ in entries:
@@ -173,7 +188,7 @@ def _draw_boxes(
         axes.add_patch(
             Rectangle(corner, w * side, h * side, fill=False, edgecolor=color, **look)
         )
-        if score < 1:
+        if classes:
             axes.text(
                 *corner,
                 f"{classes[int(kind)]} {score:.2f}",
@@ -216,9 +231,10 @@ def _shown(group: Group) -> Iterator[str]:
             _draw_boxes(axes, sure, side, metrics["classes"], linewidth=1.2)
             if column == 0:
                 axes.set_ylabel(name, fontsize=7)
-    save_figure(figure, group.folder / "scenes.png")
+    file = _file(group, "scenes")
+    save_figure(figure, group.folder / file)
     yield (
-        "![test scenes and what is told of them](scenes.png)\n\n"
+        f"![test scenes and what is told of them]({file})\n\n"
         "Solid: what is told, with its class and score; dotted: what is there. The "
         "colour is the class."
     )
@@ -247,10 +263,11 @@ def _queries(group: Group) -> Iterator[str]:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(f"query {query + 1} ({len(mine)})", fontsize=6)
-    save_figure(figure, group.folder / "queries.png")
+    file = _file(group, "queries")
+    save_figure(figure, group.folder / file)
     total = group.config["num_queries"]
     yield (
-        f"![centres of the boxes of each query](queries.png)\n\nCentres of the boxes "
+        f"![centres of the boxes of each query]({file})\n\nCentres of the boxes "
         f"that each query told with a score above {SURE} (how many in brackets; area: "
         f"that of the box), a square is a picture. {len(used)} of {total} queries told "
         "one."
@@ -298,31 +315,50 @@ def _looks(group: Group) -> Iterator[str]:
         axes.set_title(title, fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
-    save_figure(figure, group.folder / "looks.png")
+    file = _file(group, "looks")
+    save_figure(figure, group.folder / file)
     yield (
-        "![what queries and places look at](looks.png)\n\nWeights of the last block, "
+        f"![what queries and places look at]({file})\n\nWeights of the last block, "
         "mean over heads, each picture on a scale of its own: of the decoder's surest "
         "queries (dot: the centre of the told box), and of the encoder's places under "
         "some items (dot)."
     )
 
 
+def _at_ends(group: Group) -> list[str]:
+    most = max(row.config["n"] for row in group.rows)
+    whole = [row for row in group.rows if row.config["n"] == most]
+    return tell.at_ends(dataclasses.replace(group, rows=whole), name_of)
+
+
 def _intro(group: Group) -> str:
-    task = group.config["task"]
-    scenes = (
-        "Scenes of photographed items, **composed here**: their arrangement is "
-        "artificial. "
-        if task.startswith("scenes")
-        else ""
-    )
+    task, rates = group.config["task"], group.rates()
+    if task.startswith("coco"):
+        data = (
+            "Pictures are squeezed to squares; crowds, and pictures with no item or "
+            "with more than the most that are told, are left out, and the test part is "
+            "the first pictures of COCO's validation part: **not comparable with "
+            f"published AP**. Task {task}."
+        )
+    else:
+        data = (
+            "Scenes of photographed items, **composed here**: their arrangement is "
+            f"artificial. Task {task}."
+        )
+    chosen = "one learning rate, which was given"
+    if len(rates) > 1:
+        tried = ", ".join(f"{rate:g}" for rate in rates)
+        chosen = (
+            f"learning rates chosen by AP on validation scenes, of {tried}, at the "
+            "largest N (smaller N take it over)"
+        )
     return (
-        f"{scenes}Task {task}. AP as COCO has it (mean over overlaps from .5 to .95, "
+        f"{data} AP is measured as COCO has it (mean over overlaps from .5 to .95, "
         "and over classes), mean ± standard deviation over seeds; small, medium and "
         "large are items of less than 3 %, 3 to 9 % and more than 9 % of the picture. "
         "DETR tells a set of boxes, with no suppression of near ones; the map of "
         "centres keeps the surest of nine neighbouring places. Both have the same "
-        "backbone and losses of boxes, the same updates, and rates chosen on "
-        "validation scenes."
+        f"backbone and losses of boxes, the same updates, and {chosen}."
     )
 
 
@@ -336,7 +372,7 @@ REPORT = Report(
             order=lambda row: (row.config["n"], name_of(row) != DETR, name_of(row)),
             columns=_COLUMNS,
             floors=_floors,
-            notes=(_gaps, _curves, _shown, _queries, _looks),
+            notes=(_at_ends, _gaps, _curves, _shown, _queries, _looks),
         ),
     ),
 )

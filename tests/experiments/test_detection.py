@@ -126,9 +126,15 @@ def test_pictures_in_the_format_of_coco_are_read(tmp_path):
     with pytest.raises(DataError, match="holds no instances_train"):
         data.load_coco(tmp_path / "no", side=16, most=2, pool=5, held=1)
     path = tmp_path / "annotations" / "instances_val2017.json"
-    path.write_text('{"images": []}')
-    with pytest.raises(DataError, match="is not in COCO's format"):
-        data.load_coco(tmp_path, side=16, most=2, pool=5, held=1)
+    ill = ['{"images": []}', "[]", '{"categories": [{"id": 1}], "annotations": [3]}']
+    ill.append(
+        '{"categories": [{"id": 1, "name": "a"}], "images": [], "annotations": '
+        '[{"image_id": 1, "category_id": 1, "bbox": []}]}'
+    )
+    for text in ill:
+        path.write_text(text)
+        with pytest.raises(DataError, match="is not in COCO's format"):
+            data.load_coco(tmp_path, side=16, most=2, pool=5, held=1)
 
 
 # ------------------------------------------------------------------------ boxes
@@ -382,6 +388,11 @@ def test_rows_are_told_apart_and_a_variant_is_one_flag(toy, tmp_path):
         "DETR without auxiliary losses",
         "DETR with mine.py:attend (queries too)",
     }
+    coco(tmp_path, "train", [[(3, (0, 0, 20, 10))]] * 3)
+    coco(tmp_path, "val", [[(3, (0, 0, 20, 10))]])
+    mine = dataclasses.replace(config, task=f"coco:{tmp_path}", ns=(9,), held=1)
+    with pytest.raises(ValueError, match="ns must be at most 2, the training pictures"):
+        experiment.plans(mine)
     with pytest.raises(ValueError, match="num_queries must be at least most=6"):
         experiment.Config(num_queries=5)
     with pytest.raises(ValueError, match="without must be given with model detr alone"):
@@ -412,3 +423,15 @@ def test_a_report_tells_models_and_floors_apart(tmp_path):
     assert apart in text
     assert "DETR without encoder less DETR −.221 [" in text
     assert (tmp_path / "curves.png").is_file()
+    assert "one learning rate, which was given" in text
+    # Seeds of other points, a second section, and a rate at an end of the grid.
+    records[1]["curves"] = dict(step=[4], val_ap50=[0.0, 0.5])
+    tried = [record("detr", 0, 0.1) for _ in range(2)]
+    for entry, rate in zip(tried, (0.1, 0.2), strict=True):
+        entry["config"] |= dict(phase="tune", updates=1, learning_rate=rate)
+    longer = record("centers", 0, 0.3)
+    longer["config"] |= dict(updates=9)
+    text = REPORT.write([*records, *tried, longer], tmp_path)
+    assert "may lie beyond: DETR (0.1)." in text
+    assert "of 0.1, 0.2, at the largest N" in text
+    assert (tmp_path / "curves_scenes-32px-x_9.png").is_file()
