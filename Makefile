@@ -83,7 +83,7 @@ figures: install ## Redraw reports and figures of all committed results
 docs: install ## Make the site, its code run, into docs/_build/html: no network
 	$(BIN)/python docs/_ext/site_pages.py docs/_build/pages docs/_build/extra
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going \
-		-c docs docs/_build/pages docs/_build/html
+		-c docs -d docs/_build/doctrees docs/_build/pages docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
 lock: install ## Resolve requirements.lock anew (UPGRADE=1: to the newest in range)
