@@ -63,7 +63,8 @@ def choose_hidden(
 
     Of E eligible tokens it is ``share`` · E of them, rounded, at least one. Where
     tokens are pieces of words, ``words`` lets a word be hidden whole or not at all: it
-    then is as many whole words as fit, at least one that M holds.
+    then is as many whole words as fit, at least one; a word of more than M pieces is
+    never hidden.
 
     Args:
       rng: key; the same key draws the same.
@@ -93,7 +94,7 @@ def choose_hidden(
         )
     (length,) = eligible.shape
     most = most_hidden(length, share)
-    drawn = jax.random.uniform(rng, (length,))
+    drawn, may = jax.random.uniform(rng, (length,)), eligible
     if words is not None:
         if words.shape != eligible.shape:
             raise ValueError(
@@ -101,15 +102,17 @@ def choose_hidden(
                 f"{words.shape}."
             )
         drawn = drawn[words]  # the pieces of a word are drawn together
-    drawn = jnp.where(eligible, drawn, 2.0)
+        sizes = jnp.zeros(length, jnp.int32).at[words].add(eligible.astype(jnp.int32))
+        may = eligible & (sizes[words] <= most)
+    drawn = jnp.where(may, drawn, 2.0)
     order = jnp.argsort(drawn)
     drawn = drawn[order]
     # Behind the last piece of each token's word.
     ends = jnp.searchsorted(drawn, drawn, side="right")
-    total = eligible.sum()
-    wanted = jnp.round(share * total.astype(jnp.float32)).astype(ends.dtype)
+    total = eligible.sum().astype(jnp.float32)
+    wanted = jnp.round(share * total).astype(ends.dtype)
     wanted = jnp.minimum(jnp.maximum(wanted, ends[0]), most)
-    asked = (ends <= wanted) & (jnp.arange(length) < total)
+    asked = (ends <= wanted) & (jnp.arange(length) < may.sum())
     return Hidden(order[:most].astype(jnp.int32), asked[:most])
 
 

@@ -238,10 +238,11 @@ def _averaged(state: TrainState) -> PyTree:
         return ()
     count = hyper.more["averaged"]
     apart = jnp.maximum(jnp.floor(hyper.updates / 100), 1.0)
+    count = jnp.minimum(count, jnp.floor((hyper.updates - 1.0) / apart) + 1.0)
     left = hyper.updates - state.step.astype(jnp.float32)
     among = (left < count * apart) & (left % apart == 0)
     return [
-        mean + jnp.where(among, x / jnp.asarray(count, x.dtype), jnp.zeros_like(x))
+        mean + jnp.where(among, x / count.astype(x.dtype), jnp.zeros_like(x))
         for mean, x in zip(state.mean, filter(_is_inexact, params), strict=True)
     ]
 
@@ -251,8 +252,9 @@ def final_params(state: TrainState) -> PyTree:
 
     With ``averaged`` = k among ``hyper.more`` it is the mean of those after the last
     update and at k − 1 points before, a hundredth of all updates apart, as Vaswani et
-    al., 2017, arXiv:1706.03762, average the last checkpoints. What is no real number,
-    such as a random key, is the last.
+    al., 2017, arXiv:1706.03762, average the last checkpoints; where training has fewer
+    such points, about a hundred, it is the mean of those. What is no real number, such
+    as a random key, is the last.
     """
     if "averaged" not in state.hyper.more:
         return state.params

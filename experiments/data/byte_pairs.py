@@ -1,8 +1,9 @@
 """Text as byte pairs: pieces of words that are frequent in training text.
 
 Byte-pair encoding begins with characters and joins, again and again, the two pieces
-that stand side by side most often, never over a blank. Nothing of the text is changed,
-so that what is encoded is decoded to itself, but for characters that training had not.
+that stand side by side most often, never over a blank. What is encoded is decoded to
+itself, but for characters that training had not, and for blanks: a run of them becomes
+one, and those at the ends go.
 
 Reference: Sennrich, Haddow and Birch, 2016, arXiv:1508.07909; trained and applied by
 SentencePiece, Kudo and Richardson, 2018, arXiv:1808.06226.

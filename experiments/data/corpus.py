@@ -12,7 +12,9 @@ words would be for. Words are hidden whole, as they are no pieces.
 
 Nothing of what is held out is in it: Brown's other documents are left out, and so is
 every entry or sentence with a run of `RUN` words that a validation or test part of a
-fine-tuning task has (:func:`held_out`).
+fine-tuning task has (:func:`held_out`). A dictionary says the same in several entries,
+so what of the training part shares such a run with the corpus's own validation and test
+parts is left out as well.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -57,6 +59,7 @@ BLOCK = 50  # neighbouring entries, which have to do with one another, share a p
 SHARES = (0.96, 0.02, 0.02)
 
 Words = tuple[str, ...]
+_Thing = TypeVar("_Thing")
 
 
 class Piece(NamedTuple):
@@ -95,6 +98,8 @@ class Corpus(DataSet):
       sources: names.
       train, validation, test: the parts.
       left_out: how many pieces were left out, as they have a run of what is held out.
+      repeated: how many more of the training part were, as they have a run of the
+        corpus's own validation or test part.
     """
 
     vocabulary: text.Vocabulary
@@ -105,6 +110,7 @@ class Corpus(DataSet):
     validation: Windows
     test: Windows
     left_out: int
+    repeated: int
 
     @property
     def length(self) -> int:
@@ -142,7 +148,7 @@ class Corpus(DataSet):
             f"{counts} words of {' and '.join(self.sources)} in windows of "
             f"{self.length}, a vocabulary of {len(self.vocabulary) - 2:,}, "
             f"{self.left_out:,} pieces left out for a run of {RUN} words that is held "
-            "out"
+            f"out, and {self.repeated:,} of training for one of its own held-out parts"
         )
 
 
@@ -293,7 +299,8 @@ def build(
       held: texts that are held out: a piece that shares a run with them is left out.
       length: T; a window holds pieces of one source and part, one after another.
       run: words of such a run.
-      shares: of the groups of each source, in training, validation and test.
+      shares: of the groups of each source, in training, validation and test; then a
+        piece of training that shares a run with the other two is left out.
       minimum_count: how often the training part has every word of the vocabulary.
       buckets: of the vocabulary's hash tables.
 
@@ -307,8 +314,8 @@ def build(
     runs = Runs(held, run)
     kept: dict[str, list[Piece]] = {}
     for name_of, pieces in sources.items():
-        shared = runs.shared([piece.words for piece in pieces]).tolist()
-        kept[name_of] = [p for p, bad in zip(pieces, shared, strict=True) if not bad]
+        shared = runs.shared([piece.words for piece in pieces])
+        kept[name_of] = _without(pieces, shared)
     left_out = sum(map(len, sources.values())) - sum(map(len, kept.values()))
     parts: list[list[list[Words]]] = [[], [], []]  # part -> source -> pieces
     for at, pieces in enumerate(kept.values()):
@@ -316,6 +323,10 @@ def build(
         keys = random_bits(at, 40).random_raw(int(members.max()) + 1)
         for part, rows in zip(parts, in_three(keys, shares, members), strict=True):
             part.append([pieces[i].words for i in rows.tolist()])
+    own = Runs([words for part in parts[1:] for some in part for words in some], run)
+    found = [_without(some, own.shared(some)) for some in parts[0]]
+    repeated = sum(map(len, parts[0])) - sum(map(len, found))
+    parts[0] = found
     vocabulary = text.Vocabulary(
         itertools.chain.from_iterable(parts[0]),
         minimum_count=minimum_count,
@@ -346,7 +357,12 @@ def build(
         validation=windows[1],
         test=windows[2],
         left_out=left_out,
+        repeated=repeated,
     )
+
+
+def _without(things: Sequence[_Thing], bad: np.ndarray) -> list[_Thing]:
+    return [x for x, is_bad in zip(things, bad.tolist(), strict=True) if not is_bad]
 
 
 def _tokens(

@@ -68,6 +68,8 @@ class MaskedCell(Cell):
         words = f"a multiple of num_heads={self.num_heads}"
         yield "dim", self.dim % self.num_heads == 0, words
         yield "masked", self.masked > 0, "above 0"
+        enough = self.batch_size >= 2 or not self.next_sentence
+        yield "batch_size", enough, "at least 2 with next_sentence"
 
     def traits(self) -> Iterator[str]:
         yield f"attention={self.attention} dim={self.dim} depth={self.depth}"
@@ -274,13 +276,19 @@ def told(
 
 @dataclasses.dataclass(frozen=True)
 class WindowBatches:
-    """Windows of the training part as ids [B, T, K], every one once an epoch."""
+    """Windows of the training part as ids [B, T, K], every one once an epoch.
+
+    A batch is in the order of the sources, so that the window before is of the same
+    source but for the first of each: `swapped` would else tell by what sources are.
+    """
 
     corpus: Corpus
     where: Callable[[int], np.ndarray]
 
     def __getitem__(self, step: int) -> np.ndarray:
-        return self.corpus.ids(self.corpus.train.tokens[self.where(step)])
+        part, rows = self.corpus.train, self.where(step)
+        rows = rows[np.argsort(part.source[rows], kind="stable")]
+        return self.corpus.ids(part.tokens[rows])
 
 
 class MaskedTask(Task):

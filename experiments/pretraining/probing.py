@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,14 @@ def probe(
     return [ridge([(x[layer], y) for x, y in found], classes) for layer in range(depth)]
 
 
+@functools.lru_cache(maxsize=8)
+def _by_row(
+    layers: Callable[[Any, Any], jax.Array],
+) -> Callable[[Any, Any], jax.Array]:
+    """`layers` with the rows of the batch first, compiled once a shape."""
+    return jax.jit(lambda params, batch: jnp.moveaxis(layers(params, batch), 0, 1))
+
+
 def _features(
     layers: Callable[[Any, Any], jax.Array],
     params: Any,
@@ -81,7 +90,7 @@ def _features(
     lengths: tuple[int, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features [L + 1, m, D] of all words of a part, and their tags [m]."""
-    by_row = jax.jit(lambda p, batch: jnp.moveaxis(layers(p, batch), 0, 1))
+    by_row = _by_row(layers)
     xs, ys = [], []
     for _, batch in in_order(part, lengths, TOKENS):
         real = batch.labels != IGNORED

@@ -25,6 +25,7 @@ def test_text_comes_back_and_what_is_no_text_is_left_out():
         assert ids.dtype == "int32" and ids.min() > byte_pairs.UNKNOWN
         assert pairs.decode(ids) == text
         assert pairs.decode([0, *ids, 1, 2]) == text
+    assert pairs.decode(pairs.encode(["  el   cielo "])[0]) == "el cielo"
     (ids,) = pairs.encode(["λ"])
     assert byte_pairs.UNKNOWN in ids and pairs.decode(ids) == ""
 

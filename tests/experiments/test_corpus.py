@@ -113,12 +113,33 @@ def test_ids_are_those_of_tagging():
 
 
 def test_the_vocabulary_is_of_training_alone():
-    found = pieces(20)
+    found = [Piece((f"own{p.group}", *p.words), p.group) for p in pieces(20)]
     data = made({"one": found})
-    train = {w for row in said(data, data.train) for w in row}
+    parts = (data.train, data.validation, data.test)
+    own, *held = (
+        {w for row in said(data, part) for w in row if w.startswith("own")}
+        for part in parts
+    )
     known = set(data.vocabulary.words)
-    assert train <= known  # but for what no whole window holds
-    assert len(known - train) <= 4
+    assert len(own) == 10 and own <= known
+    assert [len(words) for words in held] == [5, 5]
+    assert not known & set.union(*held)
+
+
+def test_what_of_training_is_held_out_elsewhere_is_left_out():
+    once = pieces(20)
+    found = once + [Piece(("So", *p.words), p.group + 20) for p in once]
+    data = made({"one": found})
+    assert 5 <= data.repeated < 20 and data.left_out == 0
+    train, *held = (
+        " ".join(w for row in said(data, part) for w in row)
+        for part in (data.train, data.validation, data.test)
+    )
+    runs = [" ".join(p.words[:5]) for p in once]
+    assert any(run in train for run in runs)
+    assert any(run in text for run in runs for text in held)
+    assert not any(run in train and run in text for run in runs for text in held)
+    assert made({"one": once}).repeated == 0
 
 
 def test_what_shares_a_run_with_what_is_held_out_is_left_out():
@@ -186,7 +207,7 @@ def test_no_text_that_is_held_out_is_in_the_corpus(monkeypatch):
     brown, documents = stand_in(monkeypatch)
     data = corpus.load_corpus.__wrapped__(16)
     assert data.left_out >= 1 and data.sources == ("gcide", "brown")
-    assert data.contents().endswith("run of 13 words that is held out")
+    assert "left out for a run of 13 words that is held out, and" in data.contents()
     check_all(data, brown, documents)
 
 

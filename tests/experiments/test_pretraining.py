@@ -112,7 +112,10 @@ def test_next_sentence_is_told_of_windows_of_which_half_are_of_two(corpus, tags)
     half = ids.shape[1] // 2
     np.testing.assert_array_equal(found[:, :half], ids[:, :half])
     own = np.asarray(found[:, half:] == ids[:, half:]).all(axis=(1, 2))
-    assert (own >= np.asarray(follows)).all() and 8 <= follows.sum() <= 32
+    np.testing.assert_array_equal(own, np.asarray(follows) == 1)
+    before = jnp.roll(ids[:, half:], 1, axis=0)
+    np.testing.assert_array_equal(found[~own, half:], before[~own])
+    assert 8 <= follows.sum() <= 32
     task = cells.MaskedTask(corpus, tags)
     cell = cell_of(next_sentence=True)
     batch = task.batches(cell)[0]
@@ -369,3 +372,9 @@ def test_batches_are_windows_of_training(corpus, tags):
     batch = cells.MaskedTask(corpus, tags).batches(cell_of())[3]
     assert batch.shape == (SMOKE.batch_size, 16, 9) and batch.min() >= 0
     assert (batch != IGNORED).all()
+    windows = corpus.ids(corpus.train.tokens)
+    of = {x.tobytes(): s for x, s in zip(windows, corpus.train.source, strict=True)}
+    sources = [of[row.tobytes()] for row in batch]
+    assert sources == sorted(sources) and set(sources) == {0, 1}
+    with pytest.raises(ValueError, match="batch_size must be at least 2"):
+        cell_of(next_sentence=True, batch_size=1)

@@ -143,6 +143,13 @@ def test_the_last_parameters_are_averaged_where_that_is_asked_for(problem):
     kernels = [passed[at - 1]["kernel"] for at in (246, 248, 250)]
     found = optim.final_params(state)
     np.testing.assert_allclose(found["kernel"], np.mean(kernels, axis=0), atol=1e-6)
+    # Where fewer points are passed than are asked for, they are the mean.
+    state, every = optim.init_state(params, hyper(updates=9, averaged=150)), []
+    for _ in range(9):
+        state, _ = step(state, batch, jax.random.key(0))
+        every.append(state.params["kernel"])
+    kernel = optim.final_params(state)["kernel"]
+    np.testing.assert_allclose(kernel, np.mean(every, axis=0), atol=1e-6)
     plain = optim.init_state(params, hyper())
     assert plain.mean == () and optim.final_params(plain) is plain.params
 

@@ -61,6 +61,16 @@ def test_words_are_hidden_whole_or_not_at_all():
     assert min(counts) >= 1 and max(counts) == most_hidden(32, 0.15) == 5
 
 
+def test_a_word_of_more_pieces_than_are_hidden_never_is():
+    words = jnp.asarray([0] * 6 + [1] * 2 + [2] * 6 + [3] * 6)  # 3 of 20 are hidden
+    draw = jax.jit(jax.vmap(lambda k: choose_hidden(k, words >= 0, words=words)))
+    found = jax.tree.map(np.asarray, draw(KEYS[:50]))
+    assert found.asked.tolist() == [[True, True, False]] * 50
+    assert {tuple(sorted(row[:2])) for row in found.where.tolist()} == {(6, 7)}
+    none = choose_hidden(KEYS[0], words != 1, words=words)
+    assert not none.asked.any()
+
+
 def test_of_ten_hidden_eight_are_the_mask_one_another_word_and_one_itself():
     length = 4_000
     ids = jnp.stack([jnp.full(length, 50), jnp.full(length, 5)], axis=-1)
