@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import attn_jax
+from attn_jax import __main__ as command_line
 from experiments.core.report import difference, rows_of
 from experiments.core.store import read_jsonl
 
@@ -39,7 +40,10 @@ def test_the_example_variant_runs_as_written(tmp_path, monkeypatch):
     assert isinstance(layer, nnx.MultiHeadAttention)
     assert layer(jnp.ones((2, 3, 64))).shape == (2, 3, 64)
     record = attn_jax.resolve("cosine.py:cosine")
-    assert record.mask and record.bias and record.key_mask and record.causal
+    assert record.bias and record.key_mask and record.causal and not record.mask
+    # It is what it claims to be: padding that holds NaN has no gradient.
+    wanted = "check cosine.py:cosine --only shape,key_mask,causal".split()
+    assert command_line.main(wanted) == 0
 
 
 def _kind(task: str) -> str:
