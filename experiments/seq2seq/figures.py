@@ -22,6 +22,12 @@ from experiments.seq2seq.rows import by_pairs, models, name_of
 from experiments.seq2seq.telling import Score, telling_of
 
 
+def file_of(group: Group, name: str) -> str:
+    """The file of a figure: with the task, where the folder holds several."""
+    several = len({row.config["task"] for row in group.every}) > 1
+    return f"{group.config['task']}_{name}.png" if several else f"{name}.png"
+
+
 def board(group: Group) -> list[str]:
     """Who stands where, by each score."""
     rows, telling = [row for row in models(group) if row.records], telling_of(group)
@@ -40,8 +46,9 @@ def board(group: Group) -> list[str]:
         return Board(score.name, title, found, telling.less)
 
     styles = Styles([name_of(row) for row in rows])
-    standings(list(map(of, telling.scores)), group.folder / "scores.png", styles)
-    return ["![scores of the models](scores.png)"]
+    file = file_of(group, "scores")
+    standings(list(map(of, telling.scores)), group.folder / file, styles)
+    return [f"![scores of the models]({file})"]
 
 
 def _lengths_of(row: Row) -> np.ndarray:
@@ -87,7 +94,7 @@ def lengths(group: Group) -> list[str]:
                 [*series, diagonal],
             )
         ],
-        group.folder / "lengths.png",
+        group.folder / file_of(group, "lengths"),
         Styles([name_of(row) for row in rows], ["as long as it is"]),
     )
     _histograms(rows, group)
@@ -98,8 +105,9 @@ def lengths(group: Group) -> list[str]:
         f"is right, where source and target are of at most {limit} symbols as in "
         "training, and where one of them is longer:",
         tell.pivot("model", told, "{}"),
-        "![written length against the right one](lengths.png)",
-        "![histogram of written and right lengths](length_histograms.png)",
+        f"![written length against the right one]({file_of(group, 'lengths')})",
+        "![histogram of written and right lengths]"
+        f"({file_of(group, 'length_histograms')})",
     ]
 
 
@@ -123,7 +131,7 @@ def _histograms(rows: list[Row], group: Group) -> None:
         axes.set_xlabel(f"{telling.target} that are right", fontsize=8)
         axes.set_ylabel(f"{telling.target} written", fontsize=8)
         axes.tick_params(labelsize=7)
-    save_figure(figure, group.folder / "length_histograms.png")
+    save_figure(figure, group.folder / file_of(group, "length_histograms"))
 
 
 def alignments(group: Group) -> list[str]:
@@ -152,7 +160,7 @@ def alignments(group: Group) -> list[str]:
         scale = figure.colorbar(drawn, ax=list(grid.flat), shrink=0.6, aspect=30)
         scale.set_label("weight, mean over heads and layers", fontsize=8)
         scale.ax.tick_params(labelsize=7)
-        file = f"alignments_{row.config['model'].rpartition(':')[2]}.png"
+        file = file_of(group, f"alignments_{row.config['model'].rpartition(':')[2]}")
         save_figure(figure, group.folder / file)
         found.append(f"![what {telling.target} look at, {name_of(row)}]({file})")
     if found:
@@ -163,18 +171,19 @@ def alignments(group: Group) -> list[str]:
 def of_pairs(group: Group) -> list[str]:
     """The first score against the number of training pairs."""
     telling = telling_of(group)
-    score, best = telling.scores[0], None
+    score, file = telling.scores[0], file_of(group, "pairs")
     best = group.best(score.key, less=telling.less, task=group.config["task"])
     points = [(row.first("n"), score.of(row)) for row in by_pairs(group)]
     level = None
     if best is not None:
-        level = score.scale * best[1], telling.floors[best[0]]
+        # Floors are measured with all pairs, whatever N a row has.
+        level = score.scale * best[1], f"{telling.floors[best[0]]}, from all pairs"
     curve(
         [Series.of("Transformer", points)],
-        group.folder / "pairs.png",
+        group.folder / file,
         title=f"{score.name} of test {telling.items}",
         ylabel=f"{score.name}{score.unit}",
         xlabel="number of training pairs N (log scale)",
         level=level,
     )
-    return ["![score against the number of training pairs](pairs.png)"]
+    return [f"![score against the number of training pairs]({file})"]

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import pickle
+import types
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from experiments.core.store import config_hash
 from experiments.data import pronunciations
 from experiments.data.pairs import END, START
 from experiments.data.pronunciations import in_parts, read_dictionary
-from experiments.seq2seq import baselines, cells, experiment
+from experiments.seq2seq import baselines, cells, experiment, figures
 from experiments.seq2seq.errors import nearest, rates
 from experiments.seq2seq.report import REPORT
 from experiments.seq2seq.rows import base_of, changes_of
@@ -217,7 +218,24 @@ def test_settings_that_do_not_fit_are_named():
             experiment.Config(models=("lstm",), **{name: value})
 
 
+def test_one_thing_is_varied_at_a_time():
+    for name, rows in experiment.TABLE_3.items():
+        keys = {"dim", "mlp_dim"} if name == "width" else set(rows[0])
+        assert all(set(changes) == keys for changes in rows), name
+        assert len(keys) == 1 or name == "width"
+
+
 # ---------------------------------------------------------------------- report
+
+
+def test_figures_of_several_tasks_in_a_folder_have_files_of_their_own():
+    rows = [types.SimpleNamespace(config=dict(task=x)) for x in ("cmudict", "verses")]
+    one, two = (
+        types.SimpleNamespace(config=rows[0].config, every=some)
+        for some in (rows[:1], rows)
+    )
+    assert figures.file_of(one, "pairs") == "pairs.png"
+    assert figures.file_of(two, "pairs") == "cmudict_pairs.png"
 
 
 def _record(cell, **metrics):
