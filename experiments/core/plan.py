@@ -33,7 +33,8 @@ class Study:
         where the best lies at an end of what was tried and the grid goes on there, the
         next is tried too. None: all of it.
       after: another study, of this plan or another, that must be done before: cells of
-        this one begin with what its cells have learnt, see `Task.first_params`.
+        this one begin with what its cells have learnt, see `Task.first_params`. That is
+        in the folder's params/, which records alone do not have.
     """
 
     name: str
@@ -262,14 +263,23 @@ class Plan:
         return " ".join(map(config_hash, configs))
 
 
+def _up_to(study: Study | None) -> Iterator[Study]:
+    """A study, what it comes after, what that comes after …"""
+    while study is not None:
+        yield study
+        study = study.after
+
+
 def share_of(plans: Sequence[Plan], which: str) -> list[Plan]:
-    """The share of one machine of all plans, "i/n", and what that comes after."""
+    """The share of one machine of all plans, "i/n", and all that it comes after.
+
+    Machines whose shares come after one study need a folder that they share: then one
+    of them runs it. In folders of their own each does, and what they learn is equal to
+    rounding only.
+    """
     found = [plan.part(which) for plan in plans]
     names = {
-        id(study)
-        for plan in found
-        for mine in plan.studies
-        for study in (mine, mine.after)
+        id(study) for plan in found for mine in plan.studies for study in _up_to(mine)
     }
     return [
         dataclasses.replace(part, studies=[s for s in plan.studies if id(s) in names])

@@ -31,6 +31,7 @@ from experiments.core.engine import (
     leave_memory,
     make_engine,
 )
+from experiments.core.loop import params_file
 from experiments.core.memory import keep_freed_memory
 from experiments.core.observe import Progress
 from experiments.core.plan import Plan, share_of
@@ -255,6 +256,42 @@ def begin(store: ResultsStore, plans: Sequence[Plan]) -> None:
     for plan in plans:
         for config in plan.possible():
             store.retry(config)
+    while _set_lost_aside(store, plans):
+        pass  # these may come after others
+
+
+def _set_lost_aside(store: ResultsStore, plans: Sequence[Plan]) -> bool:
+    """Lets cells run again whose parameters others need, and the folder has not.
+
+    Such as where their records are from a results.jsonl.
+    """
+    get, found = _Records(store), False
+    needed = {
+        id(study.after)
+        for plan in plans
+        for study in plan.studies
+        if study.after is not None and study.done(get) < study.total(get)
+    }
+    for plan in plans:
+        for study in plan.studies if needed else ():
+            if id(study) not in needed:
+                continue
+            lost = [
+                cell
+                for cell in study.final(study.best(get))
+                if (get(cell.config()) or {}).get("status") == "done"
+                and plan.task.keeps_params(cell)
+                and not params_file(store, cell).is_file()
+            ]
+            for cell in lost:
+                found |= store.retry(cell.config(), anyway=True)
+            if lost:
+                print(
+                    f"{len(lost)} cells of {study.name} run again: others begin with "
+                    "their parameters, which their records do not hold. Where they "
+                    f"were run, copy params/ to {store.folder / 'params'} instead."
+                )
+    return found
 
 
 def work(plans: Sequence[Plan], store: ResultsStore, runtime: Runtime) -> None:

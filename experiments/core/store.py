@@ -215,8 +215,12 @@ class ResultsStore:
             raise _store_error(self.folder, error) from error
         return record
 
-    def retry(self, config: Mapping[str, Any]) -> bool:
+    def retry(self, config: Mapping[str, Any], *, anyway: bool = False) -> bool:
         """Set the record of a cell that failed aside, so that it is tried again.
+
+        Args:
+            config: The cell.
+            anyway: Whether to do so with any record.
 
         Returns:
             Whether there was one.
@@ -225,9 +229,10 @@ class ResultsStore:
             StoreError: The folder cannot be written.
         """
         record, path = self.get(config), self.path(config)
-        if record is None or record["status"] != "failed":
+        if record is None or not (anyway or record["status"] == "failed"):
             return False
-        target = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.failed")
+        status = record["status"]
+        target = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.{status}")
         try:
             os.rename(path, target)
         except FileNotFoundError:

@@ -22,6 +22,7 @@ from experiments.core.loop import Program, Task, in_epochs, load_params
 from experiments.core.plan import Study
 from experiments.core.store import ResultsStore, config_hash
 from experiments.data.corpus import Corpus, Windows
+from experiments.data.fetch import seal
 from experiments.data.sequences import IGNORED, SequenceData
 from experiments.pretraining import probing
 from experiments.tasks.labelling import LabelCell, LabelTask, losses_of
@@ -429,6 +430,7 @@ class TuneTask(LabelTask):
         super().__init__(data)
         self.before = before
         self.studies: Mapping[str, Study] = {digest_of(s): s for s in studies}
+        self._encoders: dict[TuneCell, str] = {}  # digests of what cells began with
 
     def first_params(self, cell: TuneCell, store: ResultsStore) -> Any:
         params = self.initial_params(cell)
@@ -438,7 +440,17 @@ class TuneTask(LabelTask):
         cells = study.final(study.best(store.get))
         known = cells[cell.seed % len(cells)]
         like = self.before.program(known).initial_params(known.seed)
-        return with_encoder(params, load_params(store, known, like))
+        kept = load_params(store, known, like)
+        self._encoders[cell] = seal(*map(np.ascontiguousarray, jax.tree.leaves(kept)))
+        return with_encoder(params, kept)
+
+    def costs(self, cell: LabelCell) -> dict[str, Any]:
+        """As of a labeller, with the digest of the parameters that it began with.
+
+        In folders that are merged, it tells whether the same seed began with the same.
+        """
+        found = self._encoders.get(cell) if isinstance(cell, TuneCell) else None
+        return super().costs(cell) | ({"encoder_sha256": found} if found else {})
 
     def _knows_less(self, cell: LabelCell) -> bool:
         # Of words that it has not met in training, who was pre-trained knows something.

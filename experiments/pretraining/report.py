@@ -199,6 +199,18 @@ def _pairs(group: Group) -> Iterator[tuple[str, int, Row, Row]]:
                 yield variant, n, one[n], two[n]
 
 
+def _encoders(group: Group, row: Row) -> int:
+    """How many encoders the seeds of a row began with."""
+    told = {r["metrics"].get("encoder_sha256") for r in row.records} - {None}
+    before = [
+        len(other.records)
+        for other in group.every
+        if other.config["model"] == MODEL
+        and other.config["attention"] == row.config["attention"]
+    ]
+    return len(told) or max(before, default=0)
+
+
 def _gaps(group: Group) -> list[str]:
     rows: dict[str, dict[int, str]] = {}
     said = []
@@ -215,6 +227,10 @@ def _gaps(group: Group) -> list[str]:
             verdict = "its interval holds zero: not shown"
         else:
             verdict = "it helps" if found.mean > 0 else "it harms"
+            encoders = _encoders(group, one)
+            if encoders < len(one.records):
+                these = "these encoders" if encoders > 1 else "this encoder"
+                verdict = f"with {these} {verdict}"
         said.append(
             f"Does pre-training help at N = {n:,} ({variant})? {text}: {verdict}."
         )
@@ -312,14 +328,17 @@ def _tuned_text(group: Group) -> str:
 
 
 def _seeds(group: Group) -> list[str]:
-    """How many encoders the seeds of fine-tuning began with."""
-    rows = [row for row in group.every if row.config["model"] == MODEL]
-    most = max((len(row.records) for row in rows), default=0)
-    if most != 1:
+    """Whether seeds of fine-tuning share encoders."""
+    tuned = (row for row in group.rows if row.config["pretrained"] is not None)
+    counts = [(_encoders(group, row), len(row.records)) for row in tuned]
+    shared = [encoders for encoders, seeds in counts if encoders < seeds]
+    if not shared:
         return []
+    fewest = max(1, min(shared))
+    begin = "begin with one encoder" if fewest == 1 else f"share {fewest} encoders"
     return [
-        "All seeds begin with one encoder, pre-trained with one seed: intervals are of "
-        "fine-tuning, of the labels that were given and of their order."
+        f"Seeds {begin}, so they are not independent: intervals are of fine-tuning, of "
+        "the labels that were given and of their order, not of pre-training anew."
     ]
 
 

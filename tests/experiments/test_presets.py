@@ -26,8 +26,8 @@ PINNED = {
     "pretraining quick": "098f2e7f9cd190f8",
     "pretraining cpu": "b1fd6840a07cd1cd",
     "pretraining variants": "deda4bf5ddf6e90f",
-    "pretraining accelerator": "25b976d46f73ce4f",
-    "pretraining base": "8e4c03f6e97caed5",
+    "pretraining accelerator": "3b47eca67df80ee8",
+    "pretraining base": "863989afe06e01ce",
     "detection smoke": "71608ec85dde7174",
     "detection quick": "983f4ea623f0077e",
     "detection cpu": "ed92c9044b728b9b",
@@ -38,9 +38,9 @@ PINNED = {
     "seq2seq cpu": "858c58295faffb2d",
     "seq2seq verses_quick": "7119bb7d5d2a371a",
     "seq2seq verses": "618bb1b8c5803a8a",
-    "seq2seq table3": "d40a45ccfb546720",
+    "seq2seq table3": "2ef6eba277230b72",
     "seq2seq accelerator": "a3b71b0ccac6e642",
-    "seq2seq verses_accelerator": "001e01a02f85ef60",
+    "seq2seq verses_accelerator": "c0408b9d6a912ab9",
     "long_range smoke": "098174bd2e052fe0",
     "long_range quick": "85242285567b1eb6",
     "long_range cpu": "c8013fa5851d5d17",
@@ -117,7 +117,7 @@ def cells(name, config):
     if name == "seq2seq":
         return of_studies(seq2seq.studies_of(config))
     if name == "pretraining":
-        before = [pretraining.pretraining(config, a) for a in config.attention]
+        before = [pretraining.pretraining(config, a) for a in config.rows]
         rows = (
             pretraining.studies_of(config, task, task, 50_000, before)
             for task in config.tasks

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from experiments.core import optim
 from experiments.core.loop import load_params, params_file
 from experiments.core.report import rows_of
-from experiments.core.run import run
+from experiments.core.run import begin, run
 from experiments.core.store import ResultsStore
 from experiments.data import byte_text, text
 from experiments.data.corpus import toy_corpus
+from experiments.data.fetch import seal
 from experiments.data.sequence_tasks import classifying
 from experiments.data.sequences import IGNORED
 from experiments.pretraining import baselines, cells, experiment, probing
@@ -292,10 +293,21 @@ def test_a_run_pretrains_then_fine_tunes_and_reports(tmp_path, monkeypatch):
     assert jax.tree.all(
         jax.tree.map(np.array_equal, anew, tuned.task.initial_params(scratch))
     )
+    metrics = store.get(later.config())["metrics"]
+    arrays = map(np.ascontiguousarray, jax.tree.leaves(kept))
+    assert metrics["encoder_sha256"] == seal(*arrays)
     # Without what it begins with, a cell says so.
     params_file(store, known).unlink()
     with pytest.raises(FileNotFoundError, match="were not kept"):
         tuned.task.first_params(later, store)
+    # Where nothing is left to begin with it, its record stands; else it runs again.
+    begin(store, [before, tuned])
+    assert store.get(known.config()) is not None
+    (tmp_path / "results.jsonl").unlink()
+    store.retry(later.config(), anyway=True)
+    assert not tuned.studies[1].waits(store.get)
+    begin(store, [before, tuned])
+    assert store.get(known.config()) is None and tuned.studies[1].waits(store.get)
 
 
 def test_who_was_pretrained_knows_words_that_training_has_not(corpus, tags):
@@ -331,7 +343,8 @@ def test_fine_tuning_waits_for_pretraining_and_names_it():
         (dict(num_heads=3), "num_heads must be a divisor of dim=8"),
         (dict(length=4), "length must be at least 8"),
         (dict(pretrain_rates=(2e-3, 1e-3)), "pretrain_rates must be ascending"),
-        (dict(attention=("linear", "linear")), "each once"),
+        (dict(attentions=("linear", "linear")), "each once"),
+        (dict(attentions=("linear",), attention="linear"), "none of dot_product and"),
         (dict(masked=1.0), "above 0 and below 1"),
     ],
 )
@@ -357,9 +370,19 @@ def test_the_report_says_whether_pretraining_helps(tmp_path, monkeypatch):
         config = dict(task="toy_pos", model="majority", n=n, seed=0, phase="baseline")
         records.append(_record(config, test_accuracy=0.3))
     assert len(rows_of(records)) == 4
-    REPORT.write(records, tmp_path)
-    said = (tmp_path / "report.md").read_text("utf-8")
-    assert "at N = 20 (softmax)? +.200 [+.200, +.200]: it helps." in said
+    for begun, verdict in (
+        (1, "with this encoder it helps."),
+        (2, "with these encoders it helps."),
+        (3, "it helps."),
+    ):
+        for record in records:
+            if record["config"].get("pretrained"):
+                encoder = str(record["config"]["seed"] % begun)
+                record["metrics"]["encoder_sha256"] = encoder
+        REPORT.write(records, tmp_path)
+        said = (tmp_path / "report.md").read_text("utf-8")
+        assert f"at N = 20 (softmax)? +.200 [+.200, +.200]: {verdict}" in said
+        assert ("so they are not independent" in said) == (begun < 3)
     assert "| difference | N = 20 | N = 40 |" in said
     assert "| most frequent label | .300 (1 seed) | .300 (1 seed) |" in said
 

@@ -144,6 +144,10 @@ def test_a_study_waits_for_what_it_comes_after_on_every_machine(tmp_path):
         "1/2": [[study.name], ["other"]],
         "2/2": [[study.name], ["later"]],  # which needs it
     }
+    last = dataclasses.replace(later, name="last", updates=7, after=later)
+    plans[1] = dataclasses.replace(plans[1], studies=[other, later, last])
+    shares = [[s.name for s in p.studies] for p in share_of(plans, "3/3")]
+    assert shares == [[study.name], ["later", "last"]]
 
 
 def test_parts_are_disjoint_and_together_the_whole():
