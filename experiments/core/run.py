@@ -287,7 +287,7 @@ def _set_lost_aside(store: ResultsStore, plans: Sequence[Plan]) -> bool:
                 found |= store.retry(cell.config(), anyway=True)
             if lost:
                 print(
-                    f"{len(lost)} cells of {study.name} run again: others begin with "
+                    f"Of {study.name}, {len(lost)} run again: others begin with "
                     "their parameters, which their records do not hold. Where they "
                     f"were run, copy params/ to {store.folder / 'params'} instead."
                 )
