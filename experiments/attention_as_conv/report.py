@@ -437,7 +437,8 @@ def _starts(group: Group) -> list[str]:
             sizes,
         )
     ]
-    if series := [line for line in series if line.x]:
+    series = [line for line in series if line.x]
+    if series and len(sizes) > 1:  # of one N the table says it all
         styles = Styles(lines, [line.label for line in series if line.baseline])
         board = Panel(
             "Started as a convolution, and anywhere",
