@@ -15,6 +15,7 @@ from flax import nnx
 import attn_jax
 from attn_jax import __main__ as command_line
 from experiments.core.report import difference, rows_of
+from experiments.core.stats import summarize
 from experiments.core.store import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -149,10 +150,12 @@ def _said(folder: pathlib.Path) -> set[str]:
                     groups.setdefault((config["task"], name, metric), []).append(value)
     for values in groups.values():
         if len(values) > 1:
-            mean, spread = statistics.mean(values), statistics.stdev(values)
-            for digits in (2, 3, 4):
-                text = f"{mean:.{digits}f} ± {spread:.{digits}f}"
-                found.add(re.sub(r"\b0\.", ".", text))
+            spread = statistics.stdev(values)
+            # Half of a last digit goes either way, by how the sum is rounded.
+            for mean in (statistics.mean(values), summarize(values).mean):
+                for digits in (2, 3, 4):
+                    text = f"{mean:.{digits}f} ± {spread:.{digits}f}"
+                    found.add(re.sub(r"\b0\.", ".", text))
     return found
 
 

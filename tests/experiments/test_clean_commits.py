@@ -15,10 +15,6 @@ GRANDFATHERED: dict[str, dict[str | None, int]] = {
     "experiments/attention_vs_rnn/results/results.jsonl": {
         "e1f62138643d882b053e9d659dda15f7421cc347": 13,
     },
-    "experiments/graphs/results/results.jsonl": {
-        "1764bdebd0b16ddea51ca7546e73319e79690682": 6,
-        "e716bf6b587364d6f1522d109b8959a16f2121fa": 3,
-    },
     "experiments/sequence_labelling/results/phones/maps.json": {
         "8262c2daa17dd26da91d71f1854b234c00eedbab": 1,
     },
