@@ -76,6 +76,29 @@ def evenly(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.lax.with_sharding_constraint(batch, split)
 
 
+def apart(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, axis: int = 0
+) -> jax.Array:
+    """Inside a program: ``function(x)``, each device on rows of its own.
+
+    For what has loops whose length depends on the data: else devices agree on each
+    turn. Rows that devices cannot share evenly are computed together.
+
+    Args:
+      function: of an array; it treats each row by itself and keeps the axes before.
+      x: with the rows of a batch along ``axis``.
+      axis: of the batch.
+    """
+    mesh = data_mesh()
+    if mesh.size == 1 or rows(x, axis) % mesh.size:
+        return function(x)
+    split = PartitionSpec(*(None,) * axis, "data")
+    # Carries of loops begin the same on all devices, which its check does not allow.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+    )(x)
+
+
 @functools.lru_cache(maxsize=64)
 def _split(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.jit(lambda params, batch: function(params, evenly(batch, mesh)))

@@ -12,6 +12,19 @@ from experiments.core.identity import Differs, with_differs
 from experiments.core.loop import Task
 from experiments.core.store import Record, config_hash, shard
 
+
+def beside(count: int, at: int | None = None) -> tuple[int, int]:
+    """An index of so many, by default the middle one, and those beside it.
+
+    As `Study.first` takes them: (first, last).
+
+    >>> beside(5), beside(4), beside(4, 3), beside(1)
+    ((1, 3), (0, 2), (2, 3), (0, 0))
+    """
+    at = (count - 1) // 2 if at is None else at
+    return max(0, at - 1), min(at + 1, count - 1)
+
+
 # Looks a record up by its config.
 Get = Callable[[Mapping[str, Any]], Record | None]
 

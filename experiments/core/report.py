@@ -393,35 +393,49 @@ class Report(Section):
 # -------------------------------------------------------------------- notes
 
 
+def tried(group: Group, row: Row, besides: Sequence[str] = ()) -> list[float]:
+    """Learning rates that were tried for a row, ascending.
+
+    Args:
+      group: of the row.
+      row: whose.
+      besides: settings in which a cell that tried one may differ from the row.
+    """
+    loose = {"phase", "updates", "seed", "learning_rate", *besides}
+
+    def rest(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in config.items() if k not in loose}
+
+    configs = (r["config"] for r in group.records)
+    found = (c for c in configs if c.get("phase") == "tune")
+    wanted = rest(row.config)
+    return sorted({c["learning_rate"] for c in found if rest(c) == wanted})
+
+
 def at_ends(
-    group: Group, name: Callable[[Row], str], besides: Sequence[str] = ()
+    group: Group,
+    name: Callable[[Row], str],
+    rows: Iterable[Row] | None = None,
+    besides: Sequence[str] = (),
 ) -> list[str]:
     """Names the rows whose learning rate lies at an end of those tried for them.
 
     Args:
-      group: whose rows.
+      group: whose rows, if ``rows`` are not given.
       name: of a row.
-      besides: settings in which what was tried may differ from the row.
+      rows: which of them.
+      besides: as of `tried`.
     """
-    loose = {"phase", "updates", "seed", "learning_rate", *besides}
-
-    def rest(config: Mapping[str, Any]) -> str:
-        return repr(sorted((k, v) for k, v in config.items() if k not in loose))
-
-    tried = grouped(
-        (r["config"] for r in group.records if r["config"].get("phase") == "tune"), rest
-    )
     found = []
-    for row in group.rows:
-        rates = {c["learning_rate"] for c in tried.get(rest(row.config), ())}
-        rate = row.config["learning_rate"]
-        if len(rates) > 1 and rate in (min(rates), max(rates)):
-            found.append(f"{name(row)} ({rate:g})")
+    for row in group.rows if rows is None else rows:
+        rates = tried(group, row, besides)
+        if len(rates) > 1 and row.config["learning_rate"] in (rates[0], rates[-1]):
+            found.append(name(row))
     if not found:
         return []
     return [
-        "The chosen learning rate lies at an end of those that were tried, so that a "
-        f"better one may lie beyond: {'; '.join(found)}."
+        "The chosen rate lies at an end of those that were tried, so that a better one "
+        f"may lie beyond: {'; '.join(found)}."
     ]
 
 

@@ -29,7 +29,7 @@ from experiments.core.cell import (
     at_least,
     attention_digest,
 )
-from experiments.core.plan import Baseline, Plan, Study
+from experiments.core.plan import Baseline, Plan, Study, beside
 from experiments.data import sequence_tasks
 from experiments.data.sequences import Part, SequenceData, crops
 from experiments.tasks.labelling import LabelCell, LabelTask, scores, subset
@@ -137,7 +137,7 @@ def studies_of(config: Any, task: str, differs: identity.Differs = ()) -> list[S
     labels, studies = config.labels, []
     rates = labels.learning_rates
     near = min(range(len(rates)), key=lambda i: abs(math.log(rates[i] / NEAR)))
-    first = max(0, near - 1), min(near + 1, len(rates) - 1)
+    first = beside(len(rates), near)
     for n in sorted(config.ns, reverse=True):
         for name in config.models:
             traits = traits_of(name, labels)

@@ -129,4 +129,4 @@ def assign(cost: jax.Array) -> jax.Array:
 
     for _ in range(cost.ndim - 2):
         one = jax.vmap(one)
-    return one(jax.lax.stop_gradient(finite))
+    return one(finite)

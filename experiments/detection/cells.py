@@ -212,7 +212,8 @@ def set_loss(
     layers, _, queries, classes = found.logits.shape
     labels = jnp.broadcast_to(labels[None], (layers, *labels.shape))
     there = jnp.broadcast_to(there[None], (layers, *there.shape))
-    chosen = geometry.assign(geometry.costs(found.logits, found.boxes, labels, there))
+    cost = geometry.costs(found.logits, found.boxes, labels, there)
+    chosen = devices.apart(geometry.assign, jax.lax.stop_gradient(cost), axis=1)
     real = labels >= 0
     # Sums over a 0-1 matrix: on several devices no row leaves its own, as it would in
     # a scatter.

@@ -31,7 +31,7 @@ from experiments.core.cell import (
     attention_digest,
     some_of,
 )
-from experiments.core.plan import Plan, Study, baselines_of
+from experiments.core.plan import Plan, Study, baselines_of, beside
 from experiments.core.run import Experiment
 from experiments.data.detection import SIZES, Detection, load_detection
 from experiments.detection.cells import (
@@ -221,8 +221,6 @@ def studies_of(
         own |= dict(cross="same") if config.same_cross else {}
         rows.append((f"detr of {name}", "detr", own))
     rates = config.learning_rates
-    middle = (len(rates) - 1) // 2
-    first = max(0, middle - 1), min(middle + 1, len(rates) - 1)
     found: dict[str, Study] = {}
     for name, model, own in rows:
         for n in sorted(config.ns, reverse=True):
@@ -236,7 +234,7 @@ def studies_of(
                 config.seeds,
                 None if n == most else found[f"{name} n={most}"],
                 "val_ap",
-                first=first,
+                first=beside(len(rates)),
             )
     return list(found.values())
 

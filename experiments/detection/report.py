@@ -6,7 +6,6 @@ folder that holds results.jsonl.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -328,7 +327,7 @@ def _looks(group: Group) -> Iterator[str]:
 def _at_ends(group: Group) -> list[str]:
     most = max(row.config["n"] for row in group.rows)
     whole = [row for row in group.rows if row.config["n"] == most]
-    return tell.at_ends(dataclasses.replace(group, rows=whole), name_of)
+    return tell.at_ends(group, name_of, whole)
 
 
 def _intro(group: Group) -> str:

@@ -30,7 +30,7 @@ from experiments.core.cell import (
     attention_digest,
     some_of,
 )
-from experiments.core.plan import Baseline, Plan, Study, baselines_of
+from experiments.core.plan import Baseline, Plan, Study, baselines_of, beside
 from experiments.core.run import Experiment
 from experiments.data.symbols import SymbolData
 from experiments.long_range import baselines
@@ -254,7 +254,7 @@ def study_of(
       scratch: the row from scratch, of which this is the one with pretraining.
     """
     first_updates = config.self_pretrain if scratch else 0
-    rates, middle = config.learning_rates, (len(config.learning_rates) - 1) // 2
+    rates = config.learning_rates
     grid = tuple(
         LongCell(
             task=task,
@@ -276,7 +276,7 @@ def study_of(
         )
         for rate in rates
     )
-    first = max(0, middle - 1), min(middle + 1, len(rates) - 1)
+    first = beside(len(rates))
     name = f"{task} {model} width={width}{' pretrained' * bool(scratch)}"
     updates = config.updates + first_updates
     # By the loss: where a task is learnt, many rates are right in all.

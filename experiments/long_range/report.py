@@ -169,24 +169,11 @@ def _text(group: Group) -> str:
 
 
 def _ends(group: Group) -> list[str]:
-    """Rows whose learning rate lies at an end of those that were tried."""
-    found = []
-    for row in group.rows:
-        keys = ("task", "model", "dim")
-        tried = sorted(
-            r["config"]["learning_rate"]
-            for r in group.records
-            if r["config"]["phase"] == "tune"
-            and all(r["config"][k] == row.config[k] for k in keys)
-        )
-        if len(tried) > 1 and row.config["learning_rate"] in (tried[0], tried[-1]):
-            found.append(f"{name_of(row)}, width {_width(row)}")
-    if not found:
-        return []
-    return [
-        "The chosen rate lies at an end of those that were tried, so that a better one "
-        f"may lie beyond: {'; '.join(found)}."
-    ]
+    return tell.at_ends(
+        group,
+        lambda row: f"{name_of(row)}, width {_width(row)}",
+        besides=("pretrain_updates", "masked"),  # tried from scratch
+    )
 
 
 def _attends(group: Group) -> dict:

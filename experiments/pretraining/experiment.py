@@ -32,7 +32,7 @@ from experiments.core.cell import (
     attention_digest,
     some_of,
 )
-from experiments.core.plan import Baseline, Plan, Study, baselines_of
+from experiments.core.plan import Baseline, Plan, Study, baselines_of, beside
 from experiments.core.run import Experiment
 from experiments.data import byte_text, text
 from experiments.data.corpus import Corpus, load_corpus, toy_corpus
@@ -274,12 +274,6 @@ def _model(config: Config, attention: str) -> dict[str, Any]:
     return found | dict(attention=attention, attention_sha256=digest)
 
 
-def _middle(rates: tuple[float, ...]) -> tuple[int, int]:
-    """Which rates are tried first."""
-    middle = (len(rates) - 1) // 2
-    return max(0, middle - 1), min(middle + 1, len(rates) - 1)
-
-
 def pretraining(
     config: Config, attention: str, differs: identity.Differs = ()
 ) -> Study:
@@ -307,7 +301,7 @@ def pretraining(
         config.pretrain_seeds,
         metric="val_loss",
         minimise=True,
-        first=_middle(config.pretrain_rates),
+        first=beside(len(config.pretrain_rates)),
     )
 
 
@@ -343,7 +337,7 @@ def fine_tuning(
     name = f"{task} n={n} {attention}{' from scratch' * scratch}"
     after = None if scratch else before
     return Study(
-        name, grid, config.updates, config.seeds, first=_middle(rates), after=after
+        name, grid, config.updates, config.seeds, first=beside(len(rates)), after=after
     )
 
 

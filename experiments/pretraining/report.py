@@ -7,7 +7,6 @@ a folder that holds results.jsonl.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, Styles, curve, panels
@@ -52,35 +51,6 @@ def _masked(group: Group) -> list[Row]:
 
 def _tuned(group: Group) -> list[Row]:
     return [row for row in group.rows if row.config["model"] != MODEL]
-
-
-def _tried(group: Group, row: Row) -> list[float]:
-    """Learning rates that were tried for a row."""
-    less = {"learning_rate", "updates", "seed", "phase"}
-
-    def same(config: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in config.items() if k not in less}
-
-    return sorted(
-        r["config"]["learning_rate"]
-        for r in group.records
-        if r["config"]["phase"] == "tune" and same(r["config"]) == same(row.config)
-    )
-
-
-def _at_ends(group: Group, rows: Sequence[Row], name: Any) -> list[str]:
-    """Rows whose learning rate lies at an end of those that were tried."""
-    found = []
-    for row in rows:
-        tried = _tried(group, row)
-        if len(tried) > 1 and row.config["learning_rate"] in (tried[0], tried[-1]):
-            found.append(f"{name(row)} ({row.config['learning_rate']:g})")
-    if not found:
-        return []
-    return [
-        "The chosen rate lies at an end of those that were tried, so that a better one "
-        f"may lie beyond: {'; '.join(found)}."
-    ]
 
 
 # ---------------------------------------------------------------- hidden words
@@ -145,7 +115,7 @@ MASKED = Section(
     text=(_masked_text,),
     columns=_masked_columns,
     floors=_masked_floors,
-    notes=(lambda group: _at_ends(group, group.rows, attention_of),),
+    notes=(lambda group: tell.at_ends(group, attention_of),),
 )
 
 
@@ -312,7 +282,7 @@ def _figures(group: Group) -> list[str]:
 
 def _tuned_text(group: Group) -> str:
     config = group.config
-    rates = sorted({rate for row in group.rows for rate in _tried(group, row)})
+    rates = sorted({rate for row in group.rows for rate in tell.tried(group, row)})
     how = "Learning rates were given, not chosen."
     if rates:
         how = (
@@ -343,9 +313,7 @@ def _seeds(group: Group) -> list[str]:
 
 
 def _tuned_ends(group: Group) -> list[str]:
-    return _at_ends(
-        group, group.rows, lambda row: f"{name_of(row)}, N = {row.config['n']:,}"
-    )
+    return tell.at_ends(group, lambda row: f"{name_of(row)}, N = {row.config['n']:,}")
 
 
 def _title(group: Group) -> str:

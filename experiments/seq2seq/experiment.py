@@ -30,7 +30,7 @@ from experiments.core.cell import (
     attention_digest,
     some_of,
 )
-from experiments.core.plan import Plan, Study, baselines_of
+from experiments.core.plan import Plan, Study, baselines_of, beside
 from experiments.core.run import Experiment
 from experiments.seq2seq.cells import (
     MODELS,
@@ -314,8 +314,7 @@ def study_of(
         differs=differs,
     ) | dict(changes)
     grid = tuple(PairCell(learning_rate=rate, **traits) for rate in rates)
-    middle = (len(rates) - 1) // 2
-    first = max(0, middle - 1), min(middle + 1, len(rates) - 1)
+    first = beside(len(rates))
     pairs = traits.get("pairs")
     updates = config.updates if pairs is None else updates_for(config, pairs)
     return Study(name, grid, updates, config.seeds, base, "val_loss", True, first)

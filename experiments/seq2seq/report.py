@@ -87,23 +87,7 @@ def _signatures(group: Group) -> list[str]:
 
 
 def _ends(group: Group) -> list[str]:
-    """Models whose learning rate lies at an end of those that were tried."""
-    found = []
-    for row in models(group):
-        tried = sorted(
-            r["config"]["learning_rate"]
-            for r in group.records
-            if r["config"]["phase"] == "tune"
-            and r["config"]["model"] == row.config["model"]
-        )
-        if len(tried) > 1 and row.config["learning_rate"] in (tried[0], tried[-1]):
-            found.append(name_of(row))
-    if not found:
-        return []
-    return [
-        "The chosen rate lies at an end of those that were tried, so that a better one "
-        f"may lie beyond: {'; '.join(found)}."
-    ]
+    return tell.at_ends(group, name_of, models(group))
 
 
 def _points(one: Row, two: Row, score: Score) -> tuple[Gap, str]:

@@ -122,7 +122,7 @@ for step in steps(presets):
     fn = jax.jit(optim.make_step(step.program.loss))
     given = shaped(state), shaped(batch, "data"), shaped(rng)
     text = fn.lower(*given).compile().as_text()
-    bodies = set(re.findall(r"body=%?([\\w.-]+)", text))
+    bodies = set(re.findall(r"(?:body|condition)=%?([\\w.-]+)", text))
     parts = {p.split(" ")[0].lstrip("%"): p for p in re.split(r"\\n(?=[%\\w])", text)}
     loops = "".join(parts[name] for name in bodies if name in parts)
     found[step.name] = [re.findall(COLLECTIVE, text), re.findall(COLLECTIVE, loops)]
@@ -151,3 +151,33 @@ def test_no_step_gathers_its_batch_nor_sums_over_devices_in_a_loop():
     for name, (anywhere, in_loops) in found.items():
         assert set(anywhere) == {"all-reduce"}, (name, anywhere)
         assert not in_loops, (name, in_loops)
+
+
+APART = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from experiments.core import devices
+from experiments.detection.boxes import assign
+
+cost = np.random.default_rng(0).normal(size=(2, 16, 3, 5)).astype(np.float32)
+given = devices.put(cost, devices.data_mesh(), None, "data")
+fn = jax.jit(lambda x: devices.apart(assign, x, axis=1))
+found = fn(given)
+assert jax.device_count() == 8 and len(found.sharding.device_set) == 8
+assert found.sharding.spec[1] == "data", found.sharding
+assert (np.asarray(found) == np.asarray(assign(cost))).all()
+uneven = jax.jit(lambda x: devices.apart(assign, x, axis=1))(cost[:, :3])
+assert (np.asarray(uneven) == np.asarray(found[:, :3])).all()
+"""
+
+
+@pytest.mark.slow
+def test_sets_are_matched_on_each_device_as_on_one():
+    done = subprocess.run(
+        [sys.executable, "-c", APART],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

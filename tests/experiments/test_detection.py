@@ -356,6 +356,39 @@ def test_what_is_scored_and_shown_of_a_model(toy):
         task.batches(small(toy, "detr", n=9))
 
 
+def test_choices_see_validation_scenes_and_the_test_part_is_for_final_cells(toy):
+    task, seen = DetectTask(toy), []
+    task.precision = lambda cell, params, part: (
+        seen.append(part) or dict(ap=0.5, ap50=0.5)
+    )
+    cell = small(toy, "centers", seed=1, n=5)
+    for phase, held in (("tune", toy.validation), ("final", toy.test)):
+        seen.clear()
+        found = task.score(dataclasses.replace(cell, phase=phase), None)
+        assert seen[0] is held and found["train_ap"] == 0.5
+        assert (seen[1].images == toy.train.images[:4]).all()
+    seen.clear()
+    assert task.observe(cell, None) == dict(val_ap50=0.5)
+    assert (seen[0].images == toy.validation.images).all()
+    # Of n scenes the first are trained on, and no others.
+    rows = {tuple(b.boxes[0, 0]) for b in map(task.batches(cell).__getitem__, range(9))}
+    assert rows <= {tuple(b[0]) for b in toy.train.boxes[:5]}
+
+
+def test_mean_boxes_are_of_training_scenes():
+    def part(box):
+        boxes = np.tile(np.float32(box), (3, 1, 1))
+        return data.Scenes(
+            np.zeros((3, 8, 8, 1), np.uint8), boxes, np.zeros((3, 1), np.int32)
+        )
+
+    here, there = part([0.3, 0.3, 0.2, 0.2]), part([0.7, 0.7, 0.2, 0.2])
+    given = dict(name="t", source="", sha256="", class_names=("a", "b"))
+    for train, test, ap in ((here, here, 1.0), (here, there, 0.0)):
+        found = data.Detection(train=train, validation=there, test=test, **given)
+        assert cells.mean_boxes(found)["test_ap"] == pytest.approx(ap)
+
+
 def test_rows_are_told_apart_and_a_variant_is_one_flag(toy, tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("from attn_jax.attention import dot_product as attend\n")
@@ -432,6 +465,6 @@ def test_a_report_tells_models_and_floors_apart(tmp_path):
     longer = record("centers", 0, 0.3)
     longer["config"] |= dict(updates=9)
     text = REPORT.write([*records, *tried, longer], tmp_path)
-    assert "may lie beyond: DETR (0.1)." in text
+    assert "may lie beyond: DETR." in text
     assert "of 0.1, 0.2, at the largest N" in text
     assert (tmp_path / "curves_scenes-32px-x_9.png").is_file()
