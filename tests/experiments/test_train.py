@@ -134,7 +134,8 @@ def test_the_last_parameters_are_averaged_where_that_is_asked_for(problem):
         ).mean(), {}
 
     step, passed = jax.jit(optim.make_step(loss)), []
-    numbers = hyper(updates=250, averaged=3)
+    # The last updates have the highest rate, so that they still move.
+    numbers = hyper(learning_rate=0.01, updates=250, warmup=250, averaged=3, noam=1.0)
     state = optim.init_state(params, numbers)
     for _ in range(250):
         state, _ = step(state, batch, jax.random.key(0))
@@ -142,6 +143,7 @@ def test_the_last_parameters_are_averaged_where_that_is_asked_for(problem):
     # A hundredth of 250 updates is two.
     kernels = [passed[at - 1]["kernel"] for at in (246, 248, 250)]
     found = optim.final_params(state)
+    assert np.abs(kernels[2] - passed[248]["kernel"]).max() > 1e-4
     np.testing.assert_allclose(found["kernel"], np.mean(kernels, axis=0), atol=1e-6)
     # Where fewer points are passed than are asked for, they are the mean.
     state, every = optim.init_state(params, hyper(updates=9, averaged=150)), []

@@ -40,6 +40,11 @@ def test_a_chapter_is_in_one_part_only_and_every_verse_in_one():
     assert [len(x) for x in chapters] == [16, 2, 2]
     for one, two in itertools.combinations(chapters, 2):
         assert not one & two
+    data = verses.in_parts(documents, 60)
+    for part, there in zip(
+        (data.train, data.validation, data.test), chapters, strict=True
+    ):
+        assert {int(text.split()[3]) for text in part.texts} == there
     again = verses.by_chapter(_documents(changed="!"))
     assert all(map(np.array_equal, parts, again))
 
@@ -100,12 +105,19 @@ def test_scores_are_of_the_corpus_and_say_how():
         translation.quality(right, right[:1])
 
 
-def test_floors_are_the_source_and_the_nearest_training_verse():
+def test_floors_are_the_source_and_the_nearest_training_verse(monkeypatch):
     data = verses.toy_verses()
     found = {k: f() for k, f in floors("toy_verses", data, None).items()}
     assert list(found) == ["copy", "nearest"]
     assert found["copy"]["test_chrf"] < found["nearest"]["test_chrf"] < 100
     assert found["copy"]["test_bleu"] < found["nearest"]["test_bleu"] < 100
+    asked = []
+    with monkeypatch.context() as patch:
+        near = lambda texts, known: asked.append((texts, known)) or [0] * len(texts)  # noqa: E731
+        patch.setattr(translation, "most_similar", near)
+        translation.nearest(data, 5)
+    # Sources alone are compared: answers of the test part are not seen.
+    assert asked == [(data.test.some(5).texts, data.train.texts)]
     known = ["the king saw the sea", "a lamp", "the sea saw the king"]
     assert translation.most_similar(["the sea saw a king"], known) == [2]
 
