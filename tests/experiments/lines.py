@@ -61,6 +61,7 @@ class LineTask(Task):
       splits: as of `Task`.
       fails: (phase, seed) of cells that cannot be scored.
       dies: file that says whether a worker has been killed in seed 0; "" kills none.
+      waits: file without which no cell gets its twentieth batch; "" waits for none.
     """
 
     unit = "points"
@@ -72,8 +73,10 @@ class LineTask(Task):
         splits: bool = True,
         fails: tuple[tuple[str, int], ...] = (),
         dies: str = "",
+        waits: str = "",
     ):
         self.indexed, self.splits, self.fails, self.dies = indexed, splits, fails, dies
+        self.waits = waits
         x = np.random.default_rng(0).standard_normal(40).astype(np.float32)
         self.points = x, 3 * x
 
@@ -88,9 +91,9 @@ class LineTask(Task):
     def batches(self, cell: LineCell) -> Any:
         rows = in_epochs(cell, len(self.points[0]))
         found = Indexed(self.points, rows)
-        if self.indexed and cell.broken_at is None:
+        if self.indexed and cell.broken_at is None and not self.waits:
             return found
-        return _Made(found, cell.broken_at)
+        return _Made(found, cell.broken_at, self.waits)
 
     def costs(self, cell: LineCell) -> dict[str, Any]:
         return {"params": 1}
@@ -112,12 +115,14 @@ class LineTask(Task):
 
 
 class _Made:
-    """Batches made for every update; from one on, no numbers."""
+    """Batches made for every update; from one on, no numbers, or not yet."""
 
-    def __init__(self, found: Indexed, broken_at: int | None):
-        self.found, self.broken_at = found, broken_at
+    def __init__(self, found: Indexed, broken_at: int | None, waits: str):
+        self.found, self.broken_at, self.waits = found, broken_at, waits
 
     def __getitem__(self, step: int) -> Any:
+        while self.waits and step >= 20 and not pathlib.Path(self.waits).exists():
+            time.sleep(0.01)
         x, y = self.found[step]
         broken = self.broken_at is not None and step >= self.broken_at
         return x, np.full_like(y, np.nan) if broken else y
@@ -162,6 +167,8 @@ class Config(Settings):
     """Seed that cannot be scored."""
     dies: str = ""
     """File that says whether the worker has died yet."""
+    waits: str = ""
+    """File without which no cell gets its twentieth batch."""
     slow: bool = False
     """Whether the floor takes for ever."""
 
@@ -174,7 +181,8 @@ def plans(config: Config) -> list[Plan]:
         for rate in config.rates
     )
     study = Study("line", grid, config.updates, config.seeds, None, "val_error", True)
-    task = LineTask(fails=(("final", config.fails),), dies=config.dies)
+    fails = (("final", config.fails),)
+    task = LineTask(fails=fails, dies=config.dies, waits=config.waits)
     floors = baselines_of("lines", {"zero": slow if config.slow else floor})
     return [Plan(task, "lines: two points", [study], floors)]
 

@@ -54,7 +54,7 @@ PINNED = {
     "data_scaling cpu": "1a5f152d0114219a",
     "data_scaling scenes": "0696e0ecb4ce10a8",
     "data_scaling accelerator": "e4d3389250115bfc",
-    "data_scaling scenes_matched": "8fd28fb6d5f30f7b",
+    "data_scaling scenes_matched": "908db66d369ecc58",
     "data_scaling smoke_sequences": "1ccd7de827ba4f8d",
     "data_scaling phones": "30ae2c8dc7acc668",
     "data_scaling pos": "ff7c9802f8922928",

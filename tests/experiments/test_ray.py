@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from experiments.core.run import run
 from tests.experiments.lines import EXPERIMENT
 
-out = pathlib.Path(sys.argv[1])
+out, lost = map(pathlib.Path, sys.argv[1:])
 head = dict(num_cpus=0, include_dashboard=False)
 cluster = Cluster(initialize_head=True, head_node_args=head)
 nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -42,11 +42,12 @@ def lose_one():
         time.sleep(0.01)
     print("one node is killed", flush=True)
     cluster.remove_node(nodes[0], allow_graceful=False)
+    lost.touch()  # until here no cell could end
 
 
 threading.Thread(target=lose_one, daemon=True).start()
-more = "--engine ray --log-every 2 --checkpoint-seconds 0 --updates 100 --seeds 2"
-status = run(EXPERIMENT, ["--out", str(out), *more.split()])
+more = "--engine ray --log-every 2 --checkpoint-seconds 0 --updates 40 --seeds 2"
+status = run(EXPERIMENT, ["--out", str(out), "--waits", str(lost), *more.split()])
 print("status", status, flush=True)
 ray.shutdown()
 cluster.shutdown()
@@ -66,8 +67,9 @@ def alone(command):
 def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[cluster]'")
     sockets = tempfile.mkdtemp(prefix="ray")
+    lost = tmp_path / "lost"
     process = subprocess.Popen(
-        alone([sys.executable, "-c", PROGRAM, str(tmp_path / "ray")]),
+        alone([sys.executable, "-c", PROGRAM, str(tmp_path / "ray"), str(lost)]),
         cwd=ROOT,
         env=os.environ
         | {
@@ -81,19 +83,19 @@ def test_cells_of_a_lost_node_go_on_elsewhere(tmp_path):
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=240)
+        said, _ = process.communicate(timeout=480)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"it did not end: {process.communicate()[0]}")
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
     assert "status 0" in said, said
-    assert "one node is killed" in said
+    assert "one node is killed" in said, said
     assert "a node or an actor was lost" in said
     assert "REPORT of 3 records" in said
-    (plan,) = lines.plans(lines.Config(seeds=2, updates=100))
+    (plan,) = lines.plans(lines.Config(seeds=2, updates=40, waits=str(lost)))
     there = ResultsStore(tmp_path / "ray")
-    here = "--engine inline --log-every 2 --updates 100 --seeds 2"
+    here = f"--engine inline --log-every 2 --updates 40 --seeds 2 --waits {lost}"
     assert lines.run_here(tmp_path / "here", here.split()) == 0
     for cell in plan.studies[0].final(0):
         one, other = (
