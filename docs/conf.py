@@ -31,9 +31,10 @@ html_title = f"attn_jax {release}"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["tables.js", "explorer.js"]
+html_js_files = ["access.js", "tables.js", "explorer.js"]
 html_extra_path = ["_build/extra"]
 html_show_sourcelink = False
+html_show_copyright = False  # the licence says it
 html_copy_source = False
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -74,8 +75,16 @@ def _skipped(app: Any, what: str, name: str, value: Any, *others: Any) -> bool |
     return True if type(value).__name__ == "_tuplegetter" else None
 
 
+def _source(app: Any, page: str, template: str, context: Any, tree: Any) -> None:
+    """A page of source leads back to where its names are described."""
+    if page.startswith("_modules/"):
+        known = app.env.get_domain("py").objects
+        context["body"] = site_api.described(context["body"], known)
+
+
 def setup(app: Any) -> None:
     """Docstrings are mended before napoleon reads them."""
     app.connect("autodoc-process-docstring", _docstring, priority=100)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skipped)
+    app.connect("html-page-context", _source)

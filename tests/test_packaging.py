@@ -127,7 +127,7 @@ def test_lock_pins_with_hashes_and_no_peers() -> None:
     for entry in entries:
         assert re.match(r"\S+==[\w.]+", entry), entry
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
-    for peer in requirements()["bench"]:
+    for peer in requirements()["bench"] + requirements()["browser"]:
         assert canonicalize_name(peer.name) not in locked()
 
 
@@ -148,7 +148,7 @@ def test_every_range_is_bounded_and_has_a_reason() -> None:
         ("experiments", ["", "cluster", "notebooks", "experiments"]),
         ("benchmarks", ["", "experiments", "bench"]),
         ("docs", ["", "experiments", "docs"]),
-        ("tests", ["", "experiments", "docs", "dev", "bench"]),  # skipped without bench
+        ("tests", ["", "experiments", "docs", "dev", "bench", "browser"]),  # or skipped
     ],
 )
 def test_every_import_is_declared(folder: str, extras: list[str]) -> None:

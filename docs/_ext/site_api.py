@@ -15,7 +15,7 @@ import itertools
 import pkgutil
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import attn_jax
@@ -252,3 +252,32 @@ The examples are run by `make test`.
     )
     for name in names:
         yield f"reference/{name}.md", _page(name)
+
+
+def described(body: str, known: Container[str]) -> str:
+    """Links of a source page, by the names under which its things are described.
+
+    viewcode knows a thing by the module or by a package that gives it out, and the
+    reference describes it by one of these.
+
+    Args:
+      body: a page's HTML.
+      known: the names that are described.
+
+    >>> known = {"a.b.Thing.run", "a.b.c.f"}
+    >>> described('href="../reference/a.b.c.html#a.b.c.Thing.run"', known)
+    'href="../reference/a.b.c.html#a.b.Thing.run"'
+    >>> described('href="../reference/a.b.c.html#a.b.f"', known)
+    'href="../reference/a.b.c.html#a.b.c.f"'
+    """
+
+    def mended(link: re.Match[str]) -> str:
+        page, module, name = link.groups()
+        parts, said = module.split("."), name.split(".")
+        same = [one == other for one, other in zip(parts, said, strict=False)]
+        rest = said[([*same, False]).index(False) :]
+        homes = [parts[:n] for n in range(len(parts), 0, -1)]
+        names = [name, *(".".join([*home, *rest]) for home in homes)]
+        return f"{page}#{next((n for n in names if n in known), name)}"
+
+    return re.sub(r"(reference/([\w.]+)\.html)#([\w.]+)", mended, body)

@@ -433,6 +433,8 @@ def _variant_page(name: str, variant: Variant) -> str:
 
 ## What it computes
 
+<span id="{path}"></span>
+
 ```{{eval-rst}}
 .. autofunction:: {path}
    :no-index:
@@ -537,6 +539,7 @@ def repository() -> Pages:
     """What the repository's own files say."""
     readme = (ROOT / "README.md").read_text("utf-8")
     about = (ROOT / "experiments/README.md").read_text("utf-8")
+    contributing = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     yield "claims.md", claims()
     limits = _section(about, "What these results do not show")
     yield "limits.md", f"# What the results do not show\n\n{_unlink(limits)}\n"
@@ -549,7 +552,7 @@ def repository() -> Pages:
 
 ## Where what is
 
-{_unlink(_section(readme, "Layout"))}
+{_unlink(_section(contributing, "Where what is"))}
 
 ## What makes a number count
 
@@ -560,7 +563,6 @@ def repository() -> Pages:
 {_unlink(_section(about, "Running"))}
 """,
     )
-    contributing = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     yield "contributing.md", _unlink(contributing)
     yield "changelog.md", _unlink((ROOT / "CHANGELOG.md").read_text("utf-8"))
 

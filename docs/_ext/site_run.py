@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -86,13 +87,15 @@ def _shell(code: str) -> None:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[None]:
-    """A folder of its own as the working one."""
+    """A folder of its own as the working one, from which blocks import their files."""
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        sys.path.insert(0, folder)
         try:
             yield
         finally:
+            sys.path.remove(folder)
             os.chdir(before)
 
 
@@ -121,19 +124,32 @@ def outputs(page: str, where: str) -> list[str]:
                     f"{where}, line {line + 1}: {type(error).__name__}: {error}\n"
                     f"{printed.getvalue()[-2000:]}"
                 ) from error
-            found.append(printed.getvalue())
+            found.append(printed.getvalue().replace(f"{os.getcwd()}{os.sep}", ""))
     return found
 
 
 def _stamp(page: str) -> str:
-    """Of the page's blocks, of what runs them, and of the package that they use."""
+    """Of the page's blocks, of what runs them, and of the packages that they use."""
     seen = hashlib.sha256(jax.__version__.encode())
     seen.update(pathlib.Path(__file__).read_bytes())
     for block in BLOCK.finditer(page):
         seen.update(block[0].encode())
-    for path in sorted((ROOT / "attn_jax").rglob("*.py")):
-        seen.update(path.read_bytes())
+    for package in ("attn_jax", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            seen.update(path.read_bytes())
     return seen.hexdigest()
+
+
+def printed(page: str, where: str, kept: pathlib.Path | None = None) -> list[str]:
+    """`outputs`, from a file of them where neither blocks nor packages have changed."""
+    known = json.loads(kept.read_text("utf-8")) if kept and kept.is_file() else {}
+    stamp = _stamp(page)
+    if stamp not in known:
+        known[stamp] = outputs(page, where)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(known), "utf-8")
+    return known[stamp]
 
 
 def run(page: str, where: str, kept: pathlib.Path | None = None) -> str:
@@ -142,28 +158,21 @@ def run(page: str, where: str, kept: pathlib.Path | None = None) -> str:
     Args:
       page: its Markdown.
       where: what it is called in messages.
-      kept: a file of outputs; a page whose blocks have not changed, nor the package, is
-        taken from there.
+      kept: a file of outputs; what neither blocks nor packages have changed is taken
+        from there.
 
     Raises:
       CellError: a block fails.
     """
-    known = json.loads(kept.read_text("utf-8")) if kept and kept.is_file() else {}
-    stamp = _stamp(page)
-    if stamp not in known:
-        known[stamp] = outputs(page, where)
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(known), "utf-8")
-    told = iter(known[stamp])
+    told = iter(printed(page, where, kept))
 
     def shown(block: re.Match[str]) -> str:
         language = "sh" if block["kind"] == "sh run" else "python"
         head = f"```{language}\n"
         if block["file"]:
             head = f"```{{code-block}} {language}\n:caption: {block['file']}\n"
-        printed = next(told).rstrip()
-        below = f"\n\n```text\n{printed}\n```" if printed else ""
+        output = next(told).rstrip()
+        below = f"\n\n```text\n{output}\n```" if output else ""
         return f"{head}{block['code']}```{below}"
 
     return BLOCK.sub(shown, page)

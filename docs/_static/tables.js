@@ -57,6 +57,8 @@ document.addEventListener("DOMContentLoaded", () => {
         if (event.key === "Enter") sortBy(table, heading);
       });
     }
-    if (table.tBodies[0].rows.length > 8) filtered(table);
+    const navigates = [...table.tBodies[0].rows].every(
+      (row) => row.cells[row.cells.length - 1].querySelector("a.internal:not(.number)"));
+    if (table.tBodies[0].rows.length > 8 && !navigates) filtered(table);
   }
 });

@@ -1,4 +1,4 @@
-"""The experiment of CONTRIBUTING.md, as it stands there, in one file."""
+"""The experiment of the tutorial, as it stands there, in one file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_an_experiment_is_one_file(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n# experiments/marked.py\n(.*?)```", text, re.S)
+    text = (ROOT / "docs/tutorials/experiment.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python file=marked.py\n(.*?)```", text, re.S)
     file = tmp_path / "marked.py"
     file.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("experiments.marked", file)
