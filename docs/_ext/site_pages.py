@@ -470,9 +470,9 @@ def variants() -> Pages:
         yes = [c for c in CAPABILITIES if getattr(variant, c)]
         has = ", ".join([*yes, *["step"] * (variant.step is not None)])
         lines.append(
-            [f"{{doc}}`{name}`", variant.summary, has, variant.time, fast, small]
+            [f"{{doc}}`{name}`", fast, small, variant.time, variant.summary, has]
         )
-    header = ["variant", "what", "honours", "time", "speed at 4K", "memory at 4K"]
+    header = ["variant", "speed at 4K", "memory at 4K", "time", "what", "honours"]
     toc = "\n".join(VARIANTS)
     yield (
         "variants/index.md",
