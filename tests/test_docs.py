@@ -220,6 +220,25 @@ def test_the_explorer_has_the_stored_weights():
             assert len(head) == len(head[0]) == len(entry["ticks"])
 
 
+def test_points_of_a_figure_say_their_values():
+    pytest.importorskip("matplotlib")
+    from experiments.core import plots
+
+    figures = module("figures")
+    figure, ((axes,),) = plots.subplots((4, 3))
+    axes.plot([10, 1_000], [0.25, 0.5], label="a <b>", marker="o")
+    axes.errorbar([1_000], [0.5], yerr=[[0.1], [0.1]], fmt="none")
+    axes.plot(range(500), range(500), label="a curve")
+    drawn = figures.svg(figure, "mine")
+    said = re.findall(r"<title>(.*?)</title>", drawn)
+    assert said == ["a &lt;b&gt;: 0.25 at 10", "a &lt;b&gt;: 0.5 ± 0.1 at 1000"]
+    ids = re.findall(r' id="([^"]*)"', drawn)
+    assert len(ids) == len(set(ids)) and all(i.startswith("mine-") for i in ids)
+    assert set(re.findall(r'(?:url\(|href=")#([^")]*)', drawn)) <= set(ids)
+    page = figures.placed("a ![what it is](x.png) b ![c](y.png)", {"x.png": drawn})
+    assert 'aria-label="what it is"' in page and "![c](y.png)" in page
+
+
 def test_claims_have_a_section_each_and_repository_links_are_gone():
     made = dict(module("pages").repository())
     table = (ROOT / "experiments/README.md").read_text("utf-8")

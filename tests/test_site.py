@@ -233,6 +233,18 @@ def test_pages_can_be_read_by_everyone(browser, site, scheme):
     assert not found, found
 
 
+def test_a_point_of_a_figure_is_under_the_pointer_and_says_its_value(page, site):
+    page.goto((site / "results/offsets-k_back.html").as_uri())
+    marks = page.locator(".drawn g:has(> title)")
+    assert marks.count() > 20
+    for at in (0, marks.count() - 1):
+        mark = marks.nth(at)
+        mark.scroll_into_view_if_needed()
+        mark.locator("use").hover()  # fails where something else lies above it
+        words = mark.locator("title").text_content()
+        assert re.match(r".+: [\d.]+( ± [\d.e-]+)? at [\d,.]+$", words)
+
+
 def test_a_number_leads_to_its_record(page, site):
     page.goto((site / "index.html").as_uri())
     number = page.locator("a.number").first

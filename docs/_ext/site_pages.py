@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import site_api
+import site_figures
 import site_numbers
 import site_run
 from site_lecture import lecture
@@ -142,8 +143,8 @@ def commands(experiment: run.Experiment) -> list[tuple[str, str]]:
     return [(name, experiment.minutes.get(name, "")) for name in experiment.presets]
 
 
-def results() -> Pages:
-    """Reports, their records, and an index by experiment."""
+def results(kept: pathlib.Path | None = None) -> Pages:
+    """Reports, their records, an index by experiment; figures as SVG where kept."""
     parts = [
         """# Results
 
@@ -176,6 +177,8 @@ was claimed, {doc}`../limits` says what they do not show.
         name = key.split("/")[0]
         text = (folder / "report.md").read_text("utf-8")
         title, _, rest = text.partition("\n")
+        figures = site_figures.drawn(key, folder, kept) if kept else {}
+        rest = site_figures.placed(rest, figures)
         image = r"(!\[[^\]]*\]\()(?=[^)/]+\.(?:png|gif|svg)\))"
         rest = re.sub(image, rf"\1{slug(key)}/", rest)
         head = (
@@ -586,7 +589,7 @@ def pages(kept: pathlib.Path | None = None) -> Pages:
     yield from written(kept)
     yield from site_api.pages()
     yield from variants()
-    yield from results()
+    yield from results(kept and kept.with_name("figures"))
     yield from explorer()
     yield from repository()
 

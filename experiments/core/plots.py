@@ -12,7 +12,7 @@ import os
 import pathlib
 import textwrap
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -570,14 +570,22 @@ def subplots(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _png(figure: Figure, file: pathlib.Path) -> None:
+    # No date and no version inside: the same results give the same bytes.
+    figure.savefig(file, format="png", metadata={"Software": None})
+
+
+#: What puts a figure into a file; the site puts SVG in its place.
+write_to: Callable[[Figure, pathlib.Path], None] = _png
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
     """Write a figure as PNG, whole or not at all; the same figure, the same bytes."""
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        # No date and no version inside: the same results give the same bytes.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        write_to(figure, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
