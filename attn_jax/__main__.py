@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from attn_jax import VARIANTS, __version__, resolve
+from attn_jax import VARIANTS, Variant, __version__, resolve
 from attn_jax._program import program
 from attn_jax.tools import text
 
@@ -43,7 +43,36 @@ def _list(arguments: argparse.Namespace) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> str:
-    return "\n\n".join(text.show(resolve(name)) for name in arguments.variants)
+    variants = [resolve(name) for name in arguments.variants]
+    if arguments.sentence is None and arguments.arrays is None:
+        for name in ("png", "causal"):
+            if getattr(arguments, name):
+                raise ValueError(
+                    f"--{name} is of weights: give --sentence or --arrays."
+                )
+        return "\n\n".join(map(text.show, variants))
+    return _weights(variants, arguments)
+
+
+def _weights(variants: Sequence[Variant], arguments: argparse.Namespace) -> str:
+    """Heat maps of what variants give each query of each value."""
+    from attn_jax.tools import weights
+
+    if arguments.png and len(variants) > 1:
+        raise ValueError(f"--png takes one variant, got {len(variants)}.")
+    words = None if arguments.sentence is None else arguments.sentence.split()
+    if words is not None:
+        query = key = value = weights.vectors_of(words)
+    else:
+        query, key, value = weights.arrays_of(arguments.arrays)
+    shown = []
+    for variant in variants:
+        found = weights.weights(variant, query, key, value, is_causal=arguments.causal)
+        shown.append(f"{variant.name}\n{weights.heat_map(found, words, words)}")
+        if arguments.png:
+            weights.save_png(found, arguments.png, words, words, variant.name)
+            shown.append(f"-> {arguments.png}")
+    return "\n\n".join(shown)
 
 
 def _models(arguments: argparse.Namespace) -> str:
@@ -304,9 +333,28 @@ def _parser() -> argparse.ArgumentParser:
     showing = commands.add_parser(
         "show",
         help="show a variant in full: options, parameters, equation, paper",
-        description="Show all there is to tell of variants, with their docstrings.",
+        description="Show all there is to tell of variants, with their docstrings; or "
+        "what each query gives each value, as a heat map.",
     )
     showing.add_argument("variants", nargs="+", metavar="VARIANT", help="as for `list`")
+    inputs = showing.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--sentence",
+        metavar="WORDS",
+        help="weights on a sentence: a random vector a word, sinusoids of the places",
+    )
+    inputs.add_argument(
+        "--arrays",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="weights on query [T, H], key [S, H], value [S, V] of an .npz file",
+    )
+    showing.add_argument(
+        "--causal", action="store_true", help="see nothing after oneself"
+    )
+    showing.add_argument(
+        "--png", metavar="FILE", type=pathlib.Path, help="a picture too"
+    )
     showing.set_defaults(run=_show)
     sizes = commands.add_parser(
         "models",
