@@ -114,8 +114,8 @@ def arrays_of(path: pathlib.Path) -> tuple[jax.Array, jax.Array, jax.Array]:
     for name, array in made.items():
         if array.ndim != 2:
             raise ValueError(f"{path}: {name} must have two axes, got {array.shape}.")
-    query, key, value = (jnp.asarray(x, jnp.float32) for x in made.values())
-    return query, key, value
+    one, two, three = (jnp.asarray(x, jnp.float32) for x in made.values())
+    return one, two, three
 
 
 def heat_map(
