@@ -144,7 +144,7 @@ def test_every_range_is_bounded_and_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("attn_jax", ["", "ode"]),
+        ("attn_jax", ["", "ode", "experiments"]),  # `show --png` draws
         ("experiments", ["", "cluster", "notebooks", "experiments"]),
         ("benchmarks", ["", "experiments", "bench"]),
         ("docs", ["", "experiments", "docs"]),

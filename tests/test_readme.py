@@ -49,8 +49,7 @@ def test_the_example_variant_runs_as_written(tmp_path, monkeypatch):
 
 def _kind(task: str) -> str:
     """What N of a task counts, as it is quoted."""
-    matched = "matched " * ("-pool256000" in task)
-    return f"{matched}scenes" if task.startswith("scenes") else "images"
+    return "scenes" if task.startswith("scenes") else "images"
 
 
 @pytest.mark.parametrize("file", ["README.md", "experiments/README.md"])
@@ -62,7 +61,7 @@ def test_every_quoted_accuracy_is_in_the_results(file):
     assert quotes
     for quote in quotes:
         family, size, mean, std = quote.groups()
-        kinds = r"at N = ([\d,]+)(?: (matched scenes|scenes|images))?"
+        kinds = r"at N = ([\d,]+)(?: (scenes|images))?"
         at = re.search(kinds, text[quote.end() :])
         assert at is not None, f"{quote[0]}: no N follows"
         n, kind = int(at[1].replace(",", "")), at[2] or "images"

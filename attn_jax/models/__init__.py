@@ -63,8 +63,7 @@ _ENCODER = {
 # 1.34 times those of the cheapest for `mu`, 1.15 times for the others: `sizes_table` of
 # `attn_jax.tools.cost`.
 # `ti`, `s` and `b` of ViT are the published ones; `s` of the ResNet is ResNet-50, `b`
-# is ResNet-50 of double width. `mu_local` costs what `mu` of the ResNet does, but sees
-# 11 pixels where `mu` sees 47. `mu_item` and `mu_grid` have the FLOPs and parameters of
+# is ResNet-50 of double width. `mu_item` and `mu_grid` have the FLOPs and parameters of
 # the ViT `mu` with patch 10 at 30 x 30 pixels; the convolutions of the one see 11
 # pixels, those of the other all. `mu_cell` is `mu_item` without the group norms,
 # through which an output depends on the whole image: it sees its 11 pixels, no more.
@@ -75,7 +74,6 @@ SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     | {"mu": dict(patch=7, positions="learned", **_ENCODER["mu"])},
     "resnet": {
         "mu": dict(widths=(20, 40, 80), depths=(1, 1, 1), stem_stride=2),
-        "mu_local": dict(widths=(34,), depths=(1,), stem_stride=2),
         "mu_item": dict(
             widths=(128,), depths=(5,), kernel=1, stem_kernel=11, stem_stride=10
         ),

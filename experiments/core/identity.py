@@ -26,9 +26,6 @@ COMMITTED: Mapping[str, Mapping[str, Any]] = {
         data_sha256="5f06bd0df99ad3dc904134efe2e620e96a51dc83af7575151eb993b975560d7a",
         image_test=1_000,
     ),
-    "scenes-pointer-3x3-4cells-10classes-10px": dict(
-        data_sha256="6e7c6f17ab05cb61c6e07900f5402e25e526f3fe64490f387a291546011d5a0a"
-    ),
     "pos": dict(
         data_sha256="f45c69b4fdf49821677a98137f099e51f5d757fabfb6380f8d75ec9ed69f5e2f"
     ),

@@ -95,8 +95,8 @@ class Grid:
 def family_size(name: str, default: str) -> tuple[str, str]:
     """Splits "family" or "family:size".
 
-    >>> family_size("resnet:mu_local", "mu"), family_size("vit", "mu")
-    (('resnet', 'mu_local'), ('vit', 'mu'))
+    >>> family_size("resnet:mu_item", "mu"), family_size("vit", "mu")
+    (('resnet', 'mu_item'), ('vit', 'mu'))
     """
     family, _, size = name.partition(":")
     return family, size or default
@@ -249,19 +249,6 @@ PRESETS: Mapping[str, Config] = {
         hybrid=Grid((1e-3, 3e-3), label_smoothings=_SMOOTHED),
     ),
     "scenes": Config(
-        task="scenes",
-        scenes=Scenes(rule="pointer", grid=3, item=10, cells=4),
-        patch=10,
-        ns=(4_000, 16_000, 64_000),
-        updates=3_000,
-        max_epochs=None,
-        models=("vit", "resnet", "resnet:mu_local"),
-        baselines=("majority",),
-        flip=False,
-        vit=Grid(learning_rates=(1e-3,)),
-        resnet=Grid(learning_rates=(1e-2,)),
-    ),
-    "scenes_matched": Config(
         task="scenes",
         scenes=Scenes(rule="pointer", grid=3, item=10, cells=4, pool=256_000),
         patch=10,
@@ -610,8 +597,7 @@ EXPERIMENT = Experiment(
         "phones": "hours, two cores; recorded speech",
         "pos": "hours, two cores; text",
         "cpu": "hours, two cores",
-        "scenes": "hours; composed scenes",
-        "scenes_matched": "hours; the same, equal FLOPs and parameters",
+        "scenes": "hours; composed scenes, equal FLOPs and parameters",
         "accelerator": "CIFAR-10 on GPU or TPU",
     },
     plans=plans,

@@ -152,7 +152,7 @@ def test_an_explicit_patch_is_kept_or_refused():
 
 
 def test_models_of_matched_scenes_cost_the_same_and_see_what_is_said():
-    preset = PRESETS["scenes_matched"]
+    preset = PRESETS["scenes"]
     preset = dataclasses.replace(preset, models=(*preset.models, "resnet:mu_item"))
     shapes = {
         s.name.split()[0]: s.grid[0] for s in studies_of(preset, "t", (30, 30, 1))

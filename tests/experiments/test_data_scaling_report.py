@@ -234,10 +234,10 @@ def test_two_cnns_are_told_apart_by_their_receptive_field(tmp_path):
     records += curves("resnet", CNN, m_receptive_field=47, **more)
     one = text(records, tmp_path)
     assert "(field" not in one
-    records += curves("resnet", CNN, size="mu_local", m_receptive_field=15, **more)
+    records += curves("resnet", CNN, size="mu_item", m_receptive_field=15, **more)
     written = text(records, tmp_path)
     assert "### Gap: ViT-mu − ResNet-mu (field 47 px and group norms)" in written
-    assert "### Gap: ViT-mu − ResNet-mu_local (field 15 px and group norms)" in written
+    assert "### Gap: ViT-mu − ResNet-mu_item (field 15 px and group norms)" in written
     spans = [x for x in written.splitlines() if x.startswith("A relation spans 20")]
     assert "is 47 pixels, which covers it" in spans[0]
     assert "is 15 pixels, which is narrower" in spans[1]
@@ -353,7 +353,7 @@ def test_a_name_has_one_style_in_all_sections(tmp_path):
     records += [baseline("majority", n, 0.6, task=SCENES) for n in SIZES]
     more = {"task": SCENES, "m_receptive_field": 47}
     records += curves("resnet", CNN, **more)  # first of its section, and told apart
-    records += curves("resnet", CNN, size="mu_local", **more)
+    records += curves("resnet", CNN, size="mu_item", **more)
     records += curves("hybrid", VIT, **more)
     text(records, tmp_path, drawn)
     assert len(drawn) == 4
@@ -362,7 +362,7 @@ def test_a_name_has_one_style_in_all_sections(tmp_path):
         for line in figure["series"]:
             style = figure["styles"][line.style]
             assert merged.setdefault(line.style, style) == style, line.style
-    assert set(merged) >= {"ViT-mu", "ResNet-mu", "ResNet-mu_local", "Hybrid-mu"}
+    assert set(merged) >= {"ViT-mu", "ResNet-mu", "ResNet-mu_item", "Hybrid-mu"}
     assert len(set(map(repr, merged.values()))) == len(merged)
 
 

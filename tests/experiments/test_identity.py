@@ -144,12 +144,8 @@ def test_image_experiments_plan_the_cells_that_are_committed(monkeypatch):
     assert not missing("attention_as_conv/results", planned(plans))
     plans = rnn.plans(rnn.PRESETS["cpu"])
     assert not missing("attention_vs_rnn/results", planned(plans))
-    scenes = images("scenes-pointer-3x3-4cells-10classes-10px", 64_000, side=30)
-    assert not identity.of_images(scenes)[1]
     plans = scaling.plans(scaling.PRESETS["cpu"])
-    monkeypatch.setattr(scaling, "load_task", lambda *_, **__: scenes)
-    plans += scaling.plans(scaling.PRESETS["scenes"])
-    preset = scaling.PRESETS["scenes_matched"]
+    preset = scaling.PRESETS["scenes"]
     name = task_name("scenes", preset.scenes)
     # Their records name their content.
     (content,) = {
