@@ -242,7 +242,7 @@ def test_a_point_of_a_figure_is_under_the_pointer_and_says_its_value(page, site)
         mark.scroll_into_view_if_needed()
         mark.locator("use").hover()  # fails where something else lies above it
         words = mark.locator("title").text_content()
-        assert re.match(r".+: [\d.]+( ± [\d.e-]+)? at [\d,.]+$", words)
+        assert re.match(r".+: [\d.,]+( ± [\d.e-]+)? at [\d,.]+$", words)
 
 
 def test_a_number_leads_to_its_record(page, site):
