@@ -286,9 +286,11 @@ def test_mask_of_as_many_examples_as_queries_is_not_guessed():
     x, real = _inputs(shape=(LENGTH, LENGTH, FEATURES)), np.tri(LENGTH, dtype=bool)
     with pytest.raises(ValueError, match=r"may be \[T, S\] or \[B, S\], .* `key_mask`"):
         layer(x, mask=real)
-    np.testing.assert_array_equal(
-        layer(x[:2], mask=real), layer(x, mask=real[None, None])[:2]
-    )
+    # The same program twice: one of another batch may round differently.
+    seen = layer(x[:2], mask=real)
+    np.testing.assert_array_equal(seen, layer(x[:2], mask=real[None, None]))
+    whole = layer(x, mask=real[None, None])[:2]
+    np.testing.assert_allclose(seen, whole, rtol=1e-5, atol=1e-6)
 
 
 # Dropout

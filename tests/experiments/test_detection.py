@@ -323,7 +323,7 @@ def small(toy, kind, **more):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["detr", "centers"])
 def test_one_batch_is_learnt_by_heart(toy, kind):
-    task, cell = DetectTask(toy), small(toy, kind, updates=400)
+    task, cell = DetectTask(toy), small(toy, kind, updates=600)
     program = task.program(cell)
     state = optim.init_state(program.initial_params(0), task.hyper(cell))
     step = jax.jit(optim.make_step(program.loss), donate_argnums=0)
