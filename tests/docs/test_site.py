@@ -44,8 +44,8 @@ MAIN = (
     "variants/performer.html",
     "reference/attn_jax.attention.local.html",
     "results/index.html",
-    "results/data_scaling.html",
-    "results/graphs-records.html",
+    "results/offsets-k_back.html",
+    "results/long_range-quick-records.html",
     "explorer.html",
     "claims.html",
 )
@@ -218,11 +218,13 @@ def test_tables_sort_and_filter(page, site):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_can_be_read_by_everyone(browser, site, scheme):
     context = browser.new_context(color_scheme=scheme)
+    # Nothing but colours depends on the scheme.
+    asked = None if scheme == "light" else {"runOnly": ["color-contrast"]}
     found = []
     for name in MAIN:
         page = context.new_page()
         page.goto((site / name).as_uri())
-        for trouble in axe.Axe().run(page).response["violations"]:
+        for trouble in axe.Axe().run(page, options=asked).response["violations"]:
             if trouble["id"] == "definition-list":
                 continue  # Sphinx writes a long signature's parameters so
             if trouble["impact"] in ("serious", "critical"):
