@@ -27,7 +27,7 @@ from experiments.attention_vs_rnn.logistic_mixture import (
 from experiments.core import devices
 from experiments.core.cell import Amount, Cell, Count, Rule, variant_of
 from experiments.core.loop import Batches, Indexed, Program, Task, in_epochs
-from experiments.data.images import Dataset
+from experiments.data.images import Dataset, pack
 
 MODELS: Mapping[str, str] = {
     "softmax": "blockwise",
@@ -352,7 +352,7 @@ class PixelTask(_DecoderTask):
         prompt = np.concatenate([np.full((len(truth), 1), START), known], axis=1)
         rest = draw(prompt, cell.length - known.shape[1])
         return dict(
-            samples=data.pack(drawn),
-            completions=data.pack(np.concatenate([known, rest], axis=1)),
-            completed=data.pack(truth),
+            samples=pack(drawn),
+            completions=pack(np.concatenate([known, rest], axis=1)),
+            completed=pack(truth),
         )

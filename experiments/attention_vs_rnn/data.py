@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -80,23 +78,6 @@ def image_parts(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         fraction=min(0.5, VALIDATION / count),
         seed=0,
     )
-
-
-def pack(images: np.ndarray) -> str:
-    """Images uint8 [n, T] as a text that a record holds; `unpack` reads it.
-
-    >>> unpack(pack(np.zeros((2, 3), np.uint8)), 3).shape
-    (2, 3)
-    """
-    return base64.b64encode(
-        zlib.compress(images.astype(np.uint8).tobytes(), 9)
-    ).decode()
-
-
-def unpack(text: str, length: int) -> np.ndarray:
-    """What `pack` was given: uint8 [n, T]."""
-    found = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    return found.reshape(-1, length)
 
 
 # ---------------------------------------------------------------- baselines

@@ -12,12 +12,12 @@ import math
 
 import numpy as np
 
-from experiments.attention_vs_rnn.data import unpack
 from experiments.attention_vs_rnn.names import NAMES, model, styles, with_heads
 from experiments.attention_vs_rnn.speed import in_parallel, timed
 from experiments.core import report as tell
 from experiments.core.plots import Panel, Series, panels, save_figure, subplots
 from experiments.core.report import Column, Group, Part, Report, Section
+from experiments.data.images import unpack
 
 # arXiv:2006.16236, table 1: bits a dimension.
 PAPER_BITS = {"softmax": 0.621, "linear": 0.644}
@@ -119,9 +119,9 @@ def _pictures(name: str, caption: str) -> Part:
         for row in group.rows:
             metrics = row.records[0]["metrics"] if row.records else {}
             if metrics.get(name):
-                shown[model(row)] = unpack(metrics[name], config["length"])
+                shown[model(row)] = unpack(metrics[name], (-1, config["length"]))
             if name == "completions" and metrics.get("completed"):
-                truth = unpack(metrics["completed"], config["length"])
+                truth = unpack(metrics["completed"], (-1, config["length"]))
         if not shown:
             return []
         if truth is not None:

@@ -152,15 +152,21 @@ class Series:
     def training(
         cls, label: str, records: Iterable[Mapping[str, Any]], curve: str
     ) -> list[Series]:
-        """The mean of a training curve over seeds, with a band of one deviation.
+        """The mean of a curve over seeds, with a band of one deviation.
 
-        Nothing where no record has the curve.
+        Of training, or of what was observed, which begins at no update. At points that
+        all seeds have; nothing where no record has the curve.
         """
-        curves = [r["curves"] for r in records if curve in r["curves"]]
-        if not curves:
+        seeds = []
+        for curves in (r["curves"] for r in records if curve in r["curves"]):
+            at, observed = curves["step"], curves.get("observed_at", ())
+            at = observed if len(curves[curve]) == len(observed) else at
+            seeds.append(dict(zip(at, curves[curve], strict=True)))
+        if not seeds:
             return []
-        values = np.array([found[curve] for found in curves], float)
-        x, y = curves[0]["step"], values.mean(axis=0)
+        x = sorted(set.intersection(*map(set, seeds)))
+        values = np.array([[found[step] for step in x] for found in seeds], float)
+        y = values.mean(axis=0)
         if len(values) == 1:
             return [cls(label, x, list(y))]
         spread = values.std(axis=0, ddof=1)

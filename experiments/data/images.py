@@ -7,6 +7,7 @@ looked for. All images are uint8 ``[n, H, W, C]``, all labels int32 ``[n]`` in
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import gzip
 import os
@@ -542,3 +543,20 @@ def pixels(dataset: Dataset, sizes: Sequence[int], *, seed: int = 0) -> SymbolDa
         test,
         grid=(height, width),
     )
+
+
+def pack(images: np.ndarray) -> str:
+    """Images, 0 to 255 of any shape, as a text that a record holds, for `unpack`.
+
+    >>> unpack(pack(np.arange(12).reshape(3, 2, 2)), (-1, 2, 2))[2].tolist()
+    [[8, 9], [10, 11]]
+    """
+    return base64.b64encode(
+        zlib.compress(images.astype(np.uint8).tobytes(), 9)
+    ).decode()
+
+
+def unpack(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The images uint8 that `pack` was given; one side of the shape may be −1."""
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return flat.reshape(shape)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
-import zlib
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
@@ -28,6 +26,7 @@ from experiments.core.cell import (
 )
 from experiments.core.loop import Indexed, Program, Task, in_epochs
 from experiments.data.detection import Detection, Scenes
+from experiments.data.images import pack
 from experiments.detection import boxes as geometry
 from experiments.detection.boxes import DISTANCE, OVERLAP
 from experiments.detection.model import Centers, Detr, Heat, Predictions, map_size
@@ -422,7 +421,7 @@ class DetectTask(Task):
         found = self.detections(cell, params, test.images)
         shown = [
             dict(
-                image=packed(image),
+                image=pack(image),
                 truth=_listed(np.ones(len(labels)) * (labels >= 0), labels, boxes),
                 found=_listed(*(x[i] for x in found)),
             )
@@ -473,22 +472,6 @@ def _listed(scores: Any, labels: Any, boxes: Any) -> list[list[float]]:
         for i, box in enumerate(rounded)
         if scores[i] >= 0.05
     ]
-
-
-def packed(image: np.ndarray) -> str:
-    """A picture as text, for `unpacked`."""
-    return base64.b64encode(zlib.compress(image.tobytes(), 9)).decode()
-
-
-def unpacked(text: str, side: int) -> np.ndarray:
-    """The picture [side, side, C] of a text.
-
-    >>> x = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    >>> bool((unpacked(packed(x), 2) == x).all())
-    True
-    """
-    flat = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    return flat.reshape(side, side, -1)
 
 
 def mean_boxes(data: Detection) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from experiments.core.plots import (
     subplots,
 )
 from experiments.core.report import Column, Group, Report, Row, Section
-from experiments.detection.cells import SURE, unpacked
+from experiments.data.images import unpack
+from experiments.detection.cells import SURE
 
 AP = "test_ap"
 DETR, CENTERS = "DETR", "map of centres (convolutions)"
@@ -112,26 +113,14 @@ def _file(group: Group, name: str) -> str:
     return f"{name}.png"
 
 
-def _watched(row: Row) -> Series:
-    """AP50 on some validation scenes, before training and at points all seeds have."""
-    curves = [
-        dict(zip([0, *r["curves"]["step"]], r["curves"]["val_ap50"], strict=True))
-        for r in row.records
-    ]
-    x = sorted(set.intersection(*(set(found) for found in curves)))
-    values = np.array([[found[step] for step in x] for found in curves], float)
-    y = values.mean(axis=0)
-    if len(values) == 1:
-        return Series(name_of(row), x, list(y))
-    spread = values.std(axis=0, ddof=1)
-    return Series(name_of(row), x, list(y), list(y - spread), list(y + spread))
-
-
 def _curves(group: Group) -> Iterator[str]:
     """How fast they learn, and what more scenes are worth."""
     most = max(row.config["n"] for row in group.rows)
     learning = [
-        _watched(row) for row in group.rows if row.config["n"] == most and row.records
+        line
+        for row in group.rows
+        if row.config["n"] == most
+        for line in Series.training(name_of(row), row.records, "val_ap50")
     ]
     found = []
     if learning:
@@ -198,7 +187,7 @@ def _draw_boxes(
 
 
 def _picture(axes: Any, scene: dict[str, Any], side: int, **look: Any) -> None:
-    pixels = unpacked(scene["image"], side)
+    pixels = unpack(scene["image"], (side, side, -1))
     grey = pixels.shape[-1] == 1
     axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray", **look)
     axes.set_xticks([])

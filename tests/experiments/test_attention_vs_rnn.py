@@ -16,6 +16,7 @@ from experiments.attention_vs_rnn.experiment import EXPERIMENT, PRESETS, cell_of
 from experiments.attention_vs_rnn.logistic_mixture import logistic_mixture_log_prob
 from experiments.core import optim, run
 from experiments.core.store import ResultsStore
+from experiments.data.images import unpack
 
 OWN = pathlib.Path(__file__).parents[1] / "right_variants" / "decayed.py"
 TINY = {
@@ -129,12 +130,12 @@ def test_a_file_of_ones_own_learns_images_and_draws_them(toy, tmp_path):
     metrics = record["metrics"]
     assert 0 < metrics["test_bits"] < 12
     assert 0 < metrics["val_bits"] < 12
-    truth = data.unpack(metrics["completed"], 64)
-    completed = data.unpack(metrics["completions"], 64)
+    truth = unpack(metrics["completed"], (-1, 64))
+    completed = unpack(metrics["completions"], (-1, 64))
     np.testing.assert_array_equal(truth, data.flat_images(toy.test_images[:2]))
     np.testing.assert_array_equal(truth[:, :32], completed[:, :32])
     assert (truth[:, 32:] != completed[:, 32:]).any()
-    assert data.unpack(metrics["samples"], 64).shape == (1, 64)
+    assert unpack(metrics["samples"], (-1, 64)).shape == (1, 64)
     assert "| decayed.py:attend " in (tmp_path / "report.md").read_text()
 
 

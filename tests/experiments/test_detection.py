@@ -16,7 +16,7 @@ from experiments.core import optim
 from experiments.core.report import rows_of
 from experiments.data import detection as data
 from experiments.data.fetch import DataError
-from experiments.data.images import load
+from experiments.data.images import load, unpack
 from experiments.detection import boxes, cells, experiment
 from experiments.detection.cells import CentersCell, DetectTask, DetrCell
 from experiments.detection.model import Heat, Predictions
@@ -347,7 +347,7 @@ def test_what_is_scored_and_shown_of_a_model(toy):
     np.testing.assert_allclose(looks.sum(axis=1), 1, atol=0.01)
     for place, weights in found["place_looks"]:
         assert 0 <= place < 64 and sum(weights) == pytest.approx(1, abs=0.01)
-    picture = cells.unpacked(found["shown"][0]["image"], 32)
+    picture = unpack(found["shown"][0]["image"], (32, 32, 1))
     assert (picture == toy.test.images[0]).all()
     told = task.detections(cell, params, toy.test.images)
     alone = task.detections(cell, params, toy.test.images[2:3])
@@ -441,7 +441,7 @@ def test_a_report_tells_models_and_floors_apart(tmp_path):
             config |= dict(attention="dot_product", cross="dot_product", depth=1)
             config |= dict(positions=True, auxiliary=True) | more
         metrics = dict(test_ap=ap, test_ap50=ap, params=3, flops=4e6)
-        curves = dict(step=[2, 4], val_ap50=[0.0, ap / 2, ap])
+        curves = dict(step=[2, 4], observed_at=[0, 2, 4], val_ap50=[0.0, ap / 2, ap])
         return dict(config=config, status="done", metrics=metrics, curves=curves)
 
     floor = dict(task="scenes-32px-x", model="mean_boxes", phase="baseline", seed=0)
@@ -459,7 +459,7 @@ def test_a_report_tells_models_and_floors_apart(tmp_path):
     assert (tmp_path / "curves.png").is_file()
     assert "one learning rate, which was given" in text
     # Seeds of other points, a second section, and a rate at an end of the grid.
-    records[1]["curves"] = dict(step=[4], val_ap50=[0.0, 0.5])
+    records[1]["curves"] = dict(step=[4], observed_at=[0, 4], val_ap50=[0.0, 0.5])
     tried = [record("detr", 0, 0.1) for _ in range(2)]
     for entry, rate in zip(tried, (0.1, 0.2), strict=True):
         entry["config"] |= dict(phase="tune", updates=1, learning_rate=rate)
