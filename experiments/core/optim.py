@@ -73,6 +73,8 @@ def recipe(**numbers: Any) -> Hyper:
 
 
 Apply = Callable[..., Any]
+# What learns without a gradient: of attention, and statistics that layers of Flax keep.
+MOVING = (AttentionState, nnx.BatchStat)
 MOVED = "moved"  # the metric in which a loss hands on the state that its model moved
 
 
@@ -80,18 +82,18 @@ def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
     """Splits a module once into a pure ``apply(params, *inputs, rng=None)`` and params.
 
     ``params`` are nested dictionaries of arrays, by the names of the module's parts.
-    What learns without a gradient, an `AttentionState`, stands among them, so that
-    checkpoints, seeds and scores take it along.
+    What learns without a gradient (`MOVING`) stands among them, so that checkpoints,
+    seeds and scores take it along.
 
     With ``rng`` the model runs in training mode: dropout is on, and a random
     attention variant draws anew from it. Without, in evaluation mode: all state other
     than parameters, random keys too, is as it was first.
 
-    With ``mutable`` it returns ``(output, moved)``, the new `AttentionState` by the
-    same names, for `move`; in evaluation mode, and without such state, ``moved`` is
-    empty. ``apply.has_state`` says whether there is any.
+    With ``mutable`` it returns ``(output, moved)``, the new state that learns without a
+    gradient by the same names, for `move`; in evaluation mode, and without such state,
+    ``moved`` is empty. ``apply.has_state`` says whether there is any.
     """
-    graphdef, *states = nnx.split(model, (nnx.Param, AttentionState), ...)
+    graphdef, *states = nnx.split(model, (nnx.Param, *MOVING), ...)
     variables, rest = states
     treedef = jax.tree.structure(variables)
     # Plain dictionaries: jit takes them apart in C++ at every step, Flax's variables
@@ -113,10 +115,10 @@ def split_model(model: nnx.Module) -> tuple[Apply, PyTree]:
         else:
             module = nnx.merge(graphdef, params, redraw(rest, rng))
             out = module(*inputs, deterministic=False, rngs=nnx.Rngs(dropout=rng))
-            moved = nnx.to_pure_dict(nnx.state(module, AttentionState))
+            moved = nnx.to_pure_dict(nnx.state(module, MOVING))
         return (out, moved) if mutable else out
 
-    apply.has_state = bool(nnx.to_pure_dict(nnx.state(model, AttentionState)))  # type: ignore[attr-defined]
+    apply.has_state = bool(nnx.to_pure_dict(nnx.state(model, MOVING)))  # type: ignore[attr-defined]
     return apply, params
 
 
@@ -137,7 +139,7 @@ def with_params(model: nnx.Module, params: PyTree) -> Any:
     >>> bool((taken.kernel[...] == new.kernel[...]).all())
     True
     """
-    graphdef, *states = nnx.split(model, (nnx.Param, AttentionState), ...)
+    graphdef, *states = nnx.split(model, (nnx.Param, *MOVING), ...)
     variables, rest = states
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]  # kept as numpy
     variables = jax.tree.unflatten(jax.tree.structure(variables), leaves)
@@ -206,7 +208,27 @@ def optimizer(hyper: Any) -> optax.GradientTransformation:
 
     What has two axes or more decays. Gains and biases do not, but for the biases of
     queries, keys and values, which Flax keeps as [heads, head size].
+
+    With ``two_scales`` among ``hyper.more`` it is Adam without momentum, clipping and
+    decay, for two players: what stands under "generator" in the parameters has that
+    share of the learning rate (Heusel et al., 2017, arXiv:1706.08500).
     """
+    if "two_scales" in hyper.more:
+        share = hyper.more["two_scales"]
+        return optax.chain(
+            optax.scale_by_adam(b1=0.0, b2=0.9),
+            optax.stateless(
+                lambda updates, _: (
+                    updates
+                    | {
+                        "generator": jax.tree.map(
+                            lambda u: u * share, updates["generator"]
+                        )
+                    }
+                )
+            ),
+            optax.scale_by_learning_rate(functools.partial(learning_rate, hyper=hyper)),
+        )
     return optax.chain(
         optax.clip_by_global_norm(hyper.clip_norm),
         optax.adamw(

@@ -11,9 +11,9 @@ import pytest
 from experiments.attention_as_conv import report as conv
 from experiments.attention_vs_rnn import report as rnn
 from experiments.attention_vs_rnn import speed
-from experiments.data.images import pack
 from experiments.core import plots
 from experiments.core.report import rows_of
+from experiments.data.images import pack
 from experiments.graphs import report as graphs
 from experiments.positions import report as positions
 from experiments.sequence_labelling import report as labelling

@@ -1,0 +1,1 @@
+"""Pictures drawn by two players with self-attention, or with convolutions alone."""
