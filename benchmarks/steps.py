@@ -18,6 +18,7 @@ PRESETS: Presets = {
     "attention_as_conv": ("quick",),
     "attention_vs_rnn": ("cpu",),
     "detection": ("quick",),
+    "gan": ("quick",),
     "graphs": ("cpu",),
     "long_range": ("quick",),
     "offsets": ("relations",),

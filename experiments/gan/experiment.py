@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from experiments.core import identity
 from experiments.core.cell import (
+    Above,
     Count,
     Counts,
     Limit,
@@ -48,7 +49,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
 class Config(Settings):
     """What is run."""
 
-    data: str = "fashion_mnist"
+    task: str = "fashion_mnist"
     """fashion_mnist, cifar10, digits, or npz:PATH; of square pictures, sides a multiple
     of 4."""
     rows: Annotated[tuple[str, ...], some_of(ROWS)] = ("convolution", "attention")
@@ -72,7 +73,7 @@ class Config(Settings):
     """Steps of both players in a final cell."""
     tune_updates: Count = 2_000
     """Steps of a tuning cell."""
-    learning_rates: Rates = (5e-4, 1e-3, 2e-3, 4e-3)
+    learning_rates: Rates = (2e-3, 4e-3, 8e-3, 1.6e-2)
     """Peaks of the discriminator's schedule, ascending; for each row the FID to
     validation pictures chooses. Those in the middle are tried first, and further ones
     while the best lies at an end."""
@@ -84,6 +85,8 @@ class Config(Settings):
     """Channels of the classifier's stages."""
     judge_updates: Count = 2_000
     """Its optimiser steps."""
+    judge_rate: Above = 4e-3
+    """Peak of its schedule."""
 
     def rules(self) -> Iterator[Rule]:
         rates = self.learning_rates
@@ -92,7 +95,7 @@ class Config(Settings):
 
 PRESETS: Mapping[str, Config] = {
     "smoke": Config(
-        data="digits",
+        task="digits",
         held=20,
         samples=40,
         width=4,
@@ -106,14 +109,16 @@ PRESETS: Mapping[str, Config] = {
     ),
     "quick": Config(
         samples=2_000,
+        width=8,
         seeds=1,
-        updates=500,
-        learning_rates=(2e-3,),
+        updates=800,
+        learning_rates=(8e-3,),
+        batch_size=32,
         judge_updates=300,
     ),
     "cpu": Config(rows=tuple(ROWS)),
     "accelerator": Config(
-        data="cifar10",
+        task="cifar10",
         rows=tuple(ROWS),
         width=64,
         latent=128,
@@ -136,6 +141,7 @@ def judge_of(config: Config, task: str, n: int, differs: identity.Differs) -> Ju
         phase="final",
         updates=config.judge_updates,
         n=n,
+        learning_rate=config.judge_rate,
         widths=config.judge_widths,
         samples=config.samples,
         differs=differs,
@@ -193,12 +199,12 @@ def plans(config: Config) -> list[Plan]:
       DataError: the pictures cannot be had.
       ValueError: they have other sides than the players can draw, or there are fewer.
     """
-    dataset = load(config.data)
+    dataset = load(config.task)
     rows, columns, _ = dataset.image_shape
     if rows != columns or rows % 4:
         raise ValueError(
-            f"data must be square pictures with a side that is a multiple of 4, got "
-            f"{rows} x {columns} of {config.data!r}."
+            f"task must be of square pictures with a side that is a multiple of 4, got "
+            f"{rows} x {columns} of {config.task!r}."
         )
     have = len(dataset.train_labels) - config.held
     n = have if config.n is None else config.n

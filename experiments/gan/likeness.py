@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
+from scipy.spatial.distance import cdist
 
 NEIGHBOURS = 3  # to whose distance a picture's surroundings reach
 
@@ -49,14 +49,9 @@ def frechet_distance(one: Moments, two: Moments) -> float:
 
 def _covered(of: np.ndarray, by: np.ndarray) -> float:
     """Share of points that lie within the surroundings of some point of another set."""
-    near = NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(by)
-    radius = near.kneighbors(by)[0][:, -1]  # the nearest is the point itself
-    inside = 0
-    for begin in range(0, len(of), 500):
-        some = of[begin : begin + 500, None]
-        squares = np.square(some - by[None]).sum(axis=-1)
-        inside += int((squares <= np.square(radius)[None]).any(axis=1).sum())
-    return inside / len(of)
+    among = np.partition(cdist(by, by), NEIGHBOURS, axis=1)
+    radius = among[:, NEIGHBOURS]  # the nearest of all is the point itself
+    return float((cdist(of, by) <= radius[None]).any(axis=1).mean())
 
 
 def precision_recall(real: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:

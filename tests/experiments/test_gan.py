@@ -387,7 +387,7 @@ def test_data_that_cannot_be_drawn_are_refused(npz):
         (dict(held=90), "n must be at most 0"),
     ):
         with pytest.raises(ValueError, match=said):
-            experiment.plans(dataclasses.replace(SMOKE, data=f"npz:{npz}", **wrong))
+            experiment.plans(dataclasses.replace(SMOKE, task=f"npz:{npz}", **wrong))
 
 
 def test_a_run_judges_draws_and_reports_also_a_variant_of_a_file(tmp_path, capfd):

@@ -12,6 +12,7 @@ from experiments.attention_vs_rnn import experiment as rnn
 from experiments.core.store import config_hash
 from experiments.data_scaling import experiment as scaling
 from experiments.detection import experiment as detection
+from experiments.gan import experiment as gan
 from experiments.graphs import experiment as graphs
 from experiments.long_range import experiment as arena
 from experiments.offsets import experiment as offsets
@@ -113,6 +114,8 @@ def cells(name, config):
         return of_studies(arena.studies_of(config, dict(tasks)))
     if name == "detection":
         return of_studies(detection.studies_of(config, "t"))
+    if name == "gan":
+        return of_studies(gan.studies_of(config, "t", 9))
     if name == "seq2seq":
         return of_studies(seq2seq.studies_of(config))
     if name == "pretraining":
@@ -151,6 +154,7 @@ MODULES = (
     arena,
     seq2seq,
     detection,
+    gan,
     pretraining,
 )
 PRESETS = {
