@@ -299,6 +299,14 @@ def _bits(model: str) -> Mean:
     return Mean("attention_vs_rnn", "test_bits", where, 3)
 
 
+def _spelling(model: str) -> Mean:
+    return Mean("seq2seq/quick", "test_per", {"model": model, "updates": 1500}, 3)
+
+
+def _boxes(model: str) -> Mean:
+    return Mean("detection/quick", "test_ap", {"model": model, "updates": 1500}, 3)
+
+
 def _dictionary(model: str, keys: int = 20) -> Mean:
     where = {"task": "dictionary", "model": model, "keys": keys}
     return Mean("graphs", "train_accuracy", where)
@@ -398,6 +406,16 @@ NUMBERS: dict[str, Number] = {
     "chain_softmax_2048": _chain("softmax", 2048),
     "chain_lstm_32": _chain("lstm", 32),
     "chain_lstm_2048": _chain("lstm", 2048),
+    # The model decides how long its answer is; errors a phone.
+    "spelling_transformer": _spelling("transformer"),
+    "spelling_lstm_attention": _spelling("lstm_attention"),
+    "spelling_lstm": _spelling("lstm"),
+    "spelling_transformer_less_lstm": Less("spelling_transformer", "spelling_lstm"),
+    "spelling_rules": Floor("seq2seq/quick", "test_per", {"model": "context"}, 3),
+    # What is where.
+    "boxes_detr": _boxes("detr"),
+    "boxes_centers": _boxes("centers"),
+    "boxes_detr_less_centers": Less("boxes_detr", "boxes_centers"),
     # Graphs.
     "dictionary_gat": _dictionary("gat"),
     "dictionary_gatv2": _dictionary("gatv2"),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.core import report, run
 from experiments.core.store import read_jsonl
+from experiments.data.images import unpack
 from experiments.positions.figures import WORDS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -331,6 +332,96 @@ def check_long_range(name, figure, records, folder):
         else:
             (y,) = line.get_ydata()
             assert known.min() <= y <= known.max()
+
+
+def of_model(record):
+    return record["config"]["model"]
+
+
+def pictured(images, figure):
+    """Each of these pictures is one that the figure shows."""
+    shown = [np.asarray(i.get_array(), float) for a in figure.axes for i in a.images]
+    for image in images:
+        image = np.asarray(image, float)
+        assert any(x.shape == image.shape and np.allclose(x, image) for x in shown)
+
+
+def check_seq2seq(name, figure, records, folder):
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    first = {of_model(r): r for r in final if r["config"]["seed"] == 0}
+    if name == "scores":
+        for axes, score in zip(figure.axes, ("test_per", "test_wer"), strict=True):
+            found = means(records, of_model, metric(score))
+            known = 100 * np.array(list(found.values()))
+            for line in axes.get_lines():
+                if line.get_label()[0] != "_":
+                    (x,) = line.get_xdata()
+                    assert np.abs(known - x).min() < 1e-9, line.get_label()
+        return
+    if name.startswith("alignments"):
+        shown = first[name.removeprefix("alignments_")]["metrics"]["alignments"]
+        pictured((np.mean(one["weights"], axis=0) for one in shown), figure)
+        return
+    lengths = {
+        model: np.concatenate([r["metrics"]["lengths"] for r in some])
+        for model, some in report.grouped(final, of_model).items()
+    }
+    if name == "length_histograms":
+        drawn = sorted(a.collections[0].get_array().sum() for a in figure.axes)
+        assert drawn == sorted(rows[:, 3].sum() for rows in lengths.values())
+        return
+    known = [*range(100)]  # the diagonal
+    for rows in lengths.values():
+        for right in np.unique(rows[:, 1]):
+            some = rows[rows[:, 1] == right]
+            known.append(np.average(some[:, 2], weights=some[:, 3]))
+    all_in(figure.axes[0], known)
+
+
+def check_detection(name, figure, records, folder):
+    final = [r for r in records if r["config"]["phase"] == "final"]
+    first = {of_model(r): r["metrics"] for r in final if r["config"]["seed"] == 0}
+    side = int(final[0]["config"]["task"].split("-")[1].removesuffix("px"))
+    if name == "curves":
+        all_in(figure.axes[0], curves(final, "val_ap50"))
+    elif name == "scenes":
+        for metrics in first.values():
+            shown = (unpack(one["image"], (side, side)) for one in metrics["shown"])
+            pictured(shown, figure)
+            sure = sum(e[0] > 0.5 for one in metrics["shown"] for e in one["found"])
+            assert sum(len(a.texts) for a in figure.axes) >= sure
+    elif name == "queries":
+        points = sum(len(c.get_offsets()) for a in figure.axes for c in a.collections)
+        assert points == len(first["detr"]["queries"])
+    else:
+        size = first["detr"]["map_size"]
+        weights = [np.reshape(w, size) for _, w in first["detr"]["place_looks"]]
+        pictured(weights, figure)
+
+
+def check_gan(name, figure, records, folder):
+    final = [r for r in records if r["config"]["model"] == "gan"]
+    first = [r["metrics"] for r in final if r["config"]["seed"] == 0]
+    if name == "curves":
+        for axes, curve in zip(
+            figure.axes,
+            ("val_fid", "generator_gamma", "discriminator_gamma"),
+            strict=True,
+        ):
+            all_in(axes, curves(final, curve))
+        return
+    side = first[0]["image_shape"][0]
+    if name == "looks":
+        (seen,) = (m for m in first if "looks" in m)
+        pictured(unpack(seen["looked"], (-1, side, side)), figure)
+        places = int(np.sqrt(len(seen["looks"][0][0])))
+        looks = np.reshape(seen["looks"], (-1, places, places))
+        pictured(looks, figure)
+        return
+    key = {"samples": "shown", "between": "between"}[name]
+    for metrics in first:
+        grid = unpack(metrics[key], (-1, len(metrics["classes"]), side, side))
+        pictured([np.concatenate([np.hstack(row) for row in grid])], figure)
 
 
 # --- the tests ---------------------------------------------------------------------
