@@ -152,8 +152,8 @@ def _said(folder: pathlib.Path) -> set[str]:
             spread = statistics.stdev(values)
             # Half of a last digit goes either way, by how the sum is rounded.
             for mean in (statistics.mean(values), summarize(values).mean):
-                for digits in (2, 3, 4):
-                    text = f"{mean:.{digits}f} ± {spread:.{digits}f}"
+                for scale, digits in ((1, 2), (1, 3), (1, 4), (100, 2)):  # 100: in %
+                    text = f"{scale * mean:.{digits}f} ± {scale * spread:.{digits}f}"
                     found.add(re.sub(r"\b0\.", ".", text))
     return found
 

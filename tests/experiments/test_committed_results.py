@@ -447,7 +447,8 @@ def test_a_report_and_its_figures_are_what_the_results_give(
     records = read(folder)
     for figure in drawn:
         globals()[f"check_{experiment.name}"](figure, drawn[figure], records, folder)
-        assert any(a.get_lines() or a.images for a in drawn[figure].axes), figure
+        axes = drawn[figure].axes
+        assert any(a.get_lines() or a.images or a.collections for a in axes), figure
 
 
 def test_every_value_that_is_quoted_stands_in_a_report():
