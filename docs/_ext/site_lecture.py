@@ -37,7 +37,6 @@ VERDICTS = {
     "against": ("not so here", "在此不成立"),
     "open": ("not settled", "尚無定論"),
     "exact": ("true by construction, computed", "由定義成立，並經計算驗證"),
-    "unrun": ("built, not run at its full size", "已實作，尚未完整執行"),
 }
 ONE_LANGUAGE = re.compile(r"^:::(en|zh)\n(.*?)^:::$\n?", re.M | re.S)
 EVIDENCE = re.compile(r"^```evidence\n(.*?)^```$", re.M | re.S)

@@ -307,6 +307,10 @@ def _boxes(model: str) -> Mean:
     return Mean("detection/quick", "test_ap", {"model": model, "updates": 1500}, 3)
 
 
+def _drawn(kind: str) -> Mean:
+    return Mean("gan/quick", "test_fid", {"kind": kind, "updates": 800}, 2)
+
+
 def _dictionary(model: str, keys: int = 20) -> Mean:
     where = {"task": "dictionary", "model": model, "keys": keys}
     return Mean("graphs", "train_accuracy", where)
@@ -416,6 +420,10 @@ NUMBERS: dict[str, Number] = {
     "boxes_detr": _boxes("detr"),
     "boxes_centers": _boxes("centers"),
     "boxes_detr_less_centers": Less("boxes_detr", "boxes_centers"),
+    # Drawing.
+    "gan_attention": _drawn("attention"),
+    "gan_convolution": _drawn("convolution"),
+    "gan_attention_less_convolution": Less("gan_attention", "gan_convolution"),
     # Graphs.
     "dictionary_gat": _dictionary("gat"),
     "dictionary_gatv2": _dictionary("gatv2"),
