@@ -155,13 +155,13 @@ def _curves(group: Group) -> Iterator[str]:
     drawn = []
     for title, label, metric in (
         ("While they learn", "FID to 1,000 validation pictures", "val_fid"),
-        ("Generator: what is let in", "γ", "generator_gamma"),
-        ("Discriminator: what is let in", "γ", "discriminator_gamma"),
+        ("Generator: what is let in", "|γ|", "generator_gamma"),
+        ("Discriminator: what is let in", "|γ|", "discriminator_gamma"),
     ):
         lines = [
             line
             for row in group.rows
-            for line in Series.training(name_of(row), row.records, metric)
+            for line in Series.training(name_of(row), _sizes(row, metric), metric)
         ]
         if metric == "val_fid":  # what is drawn before training is off any scale
             lines = [
@@ -181,9 +181,18 @@ def _curves(group: Group) -> Iterator[str]:
         panels(drawn, group.folder / file, styles, columns=1)
         yield (
             f"![FID and γ over updates]({file})\n\nBands: one deviation over seeds. γ "
-            "begins at 0; its sign is free. FID of fewer pictures than in the table is "
-            "larger by itself."
+            "begins at 0; its sign is free, so its size is drawn. FID of fewer "
+            "pictures than in the table is larger by itself."
         )
+
+
+def _sizes(row: Row, curve: str) -> list[dict[str, Any]]:
+    """The curves of a row without the signs of their numbers."""
+    return [
+        dict(r, curves=dict(r["curves"], **{curve: np.abs(r["curves"][curve])}))
+        for r in row.records
+        if curve in r["curves"]
+    ]
 
 
 def _show(axes: Any, picture: np.ndarray) -> None:

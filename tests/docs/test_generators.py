@@ -122,7 +122,7 @@ def test_both_languages_have_the_same_sections_code_and_numbers():
     lecture = module("lecture")
     source = (DOCS / "lecture.md").read_text("utf-8")
     sections = re.split(r"^(?=## )", source, flags=re.M)[1:]
-    assert len(sections) == 15
+    assert len(sections) == 16
     for section in sections:
         assert lecture.HEADING.match(section), section[:60]
         assert section.count("\n:::en\n") == section.count("\n:::zh\n") == 1
@@ -252,7 +252,7 @@ def test_equations_are_mathml():
     pytest.importorskip("sphinx", reason="needs Sphinx: make install")
     tex = re.findall(r"\$\$\n(.*?)\$\$", (DOCS / "lecture.md").read_text("utf-8"), re.S)
     convert = module("math").tex2mathml
-    assert len(tex) == 15
+    assert len(tex) == 16
     for equation in tex:
         assert "<math" in convert(equation, as_block=True)
 

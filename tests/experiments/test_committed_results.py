@@ -408,7 +408,8 @@ def check_gan(name, figure, records, folder):
             ("val_fid", "generator_gamma", "discriminator_gamma"),
             strict=True,
         ):
-            all_in(axes, curves(final, curve))
+            sized = [r | {"curves": {curve: np.abs(r["curves"][curve])}} for r in final]
+            all_in(axes, curves(sized, curve))
         return
     side = first[0]["image_shape"][0]
     if name == "looks":
